@@ -1,0 +1,120 @@
+"""A model: an ordered list of named parts, any span of which can be run as a pure function."""
+
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jft import tree
+from jft.errors import UserError, near
+
+
+@dataclass(frozen=True)
+class Model:
+    """Named Linen modules in depth order, run one after another.
+
+    A part's module is called as `module(x, train=…, use_running_average=…)`. A parameter's name is its part's name, a
+    slash, and its path in that module: `stage1/block0` + `conv1/kernel`.
+
+    >>> y, stats = model.apply(params, stats, x)                       # the whole model, as in evaluation
+    >>> h, stats = model.apply(params, stats, x, stop="head")          # features: everything before the head
+    >>> y, stats = model.apply(params, stats, h, start="head")         # and on from there
+    """
+
+    name: str
+    parts: Mapping[str, nn.Module]
+    input_shape: tuple[int, ...]  # of one example, e.g. (224, 224, 3)
+    num_classes: int
+    input: str = "image"  # what the model takes from a batch
+    remat: bool = False  # recompute a part's activations in the backward pass instead of keeping them
+
+    def span(self, start: str | None = None, stop: str | None = None) -> list[str]:
+        """The parts from `start` up to and without `stop`. Raises UserError for a name that is no part."""
+        names = list(self.parts)
+        for name in (start, stop):
+            if name is not None and name not in self.parts:
+                raise UserError(f"{self.name} has no part {name!r}.{near(name, names)} Its parts: {', '.join(names)}.")
+        first = names.index(start) if start else 0
+        last = names.index(stop) if stop else len(names)
+        return names[first:last]
+
+    def apply(
+        self,
+        params: Mapping[str, Array],
+        batch_stats: Mapping[str, Array],
+        x: Float[Array, "..."],
+        *,
+        start: str | None = None,
+        stop: str | None = None,
+        train: Collection[str] = (),
+        update_stats: Collection[str] = (),
+        key: Array | None = None,
+    ) -> tuple[Float[Array, "..."], dict[str, Array]]:
+        """Run the parts from `start` up to and without `stop`; returns the output and the batch statistics after it.
+
+        Dropout and stochastic depth are active in the parts named in `train` (they need `key`); BatchNorms normalise
+        by the batch, and move their running statistics, in the parts named in `update_stats`.
+        """
+        stats = dict(batch_stats)
+        for name in self.span(start, stop):
+            x, new = self._apply_part(name, params, stats, x, name in train, name in update_stats, key)
+            stats |= new
+        return x, stats
+
+    def _apply_part(
+        self,
+        name: str,
+        params: Mapping[str, Array],
+        stats: Mapping[str, Array],
+        x: Array,
+        train: bool,
+        update: bool,
+        key: Array | None,
+    ) -> tuple[Array, dict[str, Array]]:
+        # Keys depend on the part's name, not its position, so a model run in spans draws what the whole would draw.
+        rngs = {"dropout": jax.random.fold_in(key, zlib.crc32(name.encode()))} if train and key is not None else {}
+
+        def run(params: Any, stats: Any, x: Array) -> tuple[Array, Any]:
+            y, new = self.parts[name].apply(
+                {"params": params, "batch_stats": stats},
+                x,
+                train=train,
+                use_running_average=not update,
+                rngs=rngs,
+                mutable=["batch_stats"] if update else [],
+            )
+            return y, new
+
+        call: Callable[..., Any] = jax.checkpoint(run) if self.remat and (train or update) else run
+        y, new = call(tree.nest(tree.under(params, name)), tree.nest(tree.under(stats, name)), x)
+        return y, tree.flatten(new.get("batch_stats", {}), f"{name}/")
+
+    def init(
+        self, key: Array, parts: Collection[str] | None = None
+    ) -> tuple[dict[str, Float[Array, "..."]], dict[str, Float[Array, "..."]]]:
+        """Fresh parameters and batch statistics of all parts, or of those in `parts`, from a key per part name."""
+
+        # Under jit the forward pass that Linen's init makes is dead code: only the random numbers are computed.
+        @jax.jit
+        def make(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+            x = jnp.zeros((1, *self.input_shape), jnp.float32)
+            params: dict[str, Array] = {}
+            stats: dict[str, Array] = {}
+            for name, module in self.parts.items():
+                part_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+                x, variables = module.init_with_output(part_key, x, train=False, use_running_average=True)
+                if parts is None or name in parts:
+                    params |= tree.flatten(variables.get("params", {}), f"{name}/")
+                    stats |= tree.flatten(variables.get("batch_stats", {}), f"{name}/")
+            return params, stats
+
+        return make(key)
+
+    def shapes(self) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax.ShapeDtypeStruct]]:
+        """Shape and dtype of every parameter and batch statistic, without computing any."""
+        return jax.eval_shape(self.init, jax.random.key(0))

@@ -1,0 +1,26 @@
+"""What was done to a picture before it met these weights: size, crop, interpolation, mean and standard deviation."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The evaluation transform bound to a set of weights.
+
+    The shorter side is resized to `resize` pixels, the centre of `size` cut out, values divided by 255, the mean taken
+    off and the result divided by the standard deviation. With `squash` the picture is resized to `size` whole, its
+    aspect ratio lost, as CLIP-like and vit_jax pipelines do.
+    """
+
+    size: tuple[int, int] = (224, 224)  # height, width in pixels
+    crop_pct: float = 0.875
+    interpolation: str = "bilinear"  # bilinear | bicubic | lanczos | nearest | box
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    squash: bool = False
+
+    @property
+    def resize(self) -> int:
+        """The shorter side after resizing, in pixels: `floor(size / crop_pct)`, as timm does for square sizes."""
+        return math.floor(min(self.size) / self.crop_pct)

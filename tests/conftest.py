@@ -1,0 +1,35 @@
+"""Strictness for every test: eight CPU devices, no silent promotion, shapes and dtypes of signatures checked."""
+
+import os
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook  # noqa: E402  (the flags above must be set before jax starts)
+
+install_import_hook("jft", "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real weights and images; the test is skipped, with the reason, where there is none."""
+    folder = os.environ.get("JFT_ASSETS")
+    if not folder:
+        pytest.skip("JFT_ASSETS is unset: it names the folder of real weights and images")
+    if not Path(folder).is_dir():
+        pytest.fail(f"JFT_ASSETS={folder} is no folder")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Every test gets a cache of its own, so that none reads what another wrote."""
+    monkeypatch.setenv("JFT_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -1,0 +1,57 @@
+"""The table of models by name, and `make_model`."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jft.errors import UserError, near
+from jft.models.base import Model
+from jft.models.resnet import resnet
+from jft.models.vit import vit
+
+_RESNETS: dict[str, dict[str, Any]] = {
+    "resnet18": dict(depths=(2, 2, 2, 2), bottleneck=False),
+    "resnet34": dict(depths=(3, 4, 6, 3), bottleneck=False),
+    "resnet50": dict(depths=(3, 4, 6, 3), bottleneck=True),
+    "resnet101": dict(depths=(3, 4, 23, 3), bottleneck=True),
+    "resnet152": dict(depths=(3, 8, 36, 3), bottleneck=True),
+    "tiny_resnet": dict(depths=(2, 1, 1, 1), bottleneck=True, width=4, num_classes=10, default_size=32),
+}
+_VIT_SIZES: dict[str, dict[str, int]] = {
+    "tiny": dict(dim=192, depth=12, heads=3),
+    "small": dict(dim=384, depth=12, heads=6),
+    "base": dict(dim=768, depth=12, heads=12),
+    "large": dict(dim=1024, depth=24, heads=16),
+    "huge": dict(dim=1280, depth=32, heads=16),
+}
+_VITS: dict[str, dict[str, Any]] = {
+    f"vit_{size}_patch{patch}_224": dict(**shape, patch=patch)
+    for size, shape in _VIT_SIZES.items()
+    for patch in (8, 14, 16, 32)
+} | {"tiny_vit": dict(dim=32, depth=3, heads=2, patch=8, num_classes=10, default_size=32)}
+
+MODELS: dict[str, Callable[..., Model]] = {name: partial(resnet, name, **options) for name, options in _RESNETS.items()}
+MODELS |= {name: partial(vit, name, **options) for name, options in _VITS.items()}
+
+
+def make_model(name: str, **options: Any) -> Model:
+    """The model of this name in `MODELS`.
+
+    Options of every family: `num_classes` (1000), `image_size` (the model's own; one side, or height and width),
+    `dtype` of the computation ("float32"), `dropout` before the head (0), `drop_path` (0), `axis_name` of pmap (None),
+    `remat` (False). Raises UserError, with near names, for an unknown model or option.
+
+    >>> make_model("resnet50", num_classes=2).input_shape
+    (224, 224, 3)
+    """
+    if name not in MODELS:
+        raise UserError(f"There is no model {name!r}.{near(name, MODELS)} `jft models` prints them all.")
+    make = MODELS[name]
+    known = [o for o, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            raise UserError(f"{name} has no option {option!r}.{near(option, known)} Its options: {', '.join(known)}.")
+    if not options.get("num_classes", 1) >= 1:
+        raise UserError(f"{name}: num_classes is {options['num_classes']}; a classifier has at least one class.")
+    return make(**options)

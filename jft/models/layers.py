@@ -1,0 +1,175 @@
+"""The layers the model families share. Parameters are float32; `dtype` is what a layer computes in and gives back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Initializer = Callable[..., Any]
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's for convolutions before a ReLU
+small_normal = nn.initializers.truncated_normal(0.02)  # timm's for transformers
+
+
+def along_last(v: Float[Array, " c"], ndim: int) -> Float[Array, "..."]:
+    """A vector over channels as an array of rank `ndim`, ready to broadcast."""
+    return v.reshape((1,) * (ndim - 1) + (-1,))
+
+
+class Linear(nn.Module):
+    """x @ kernel + bias over the last axis; kernel [in, out]."""
+
+    features: int
+    dtype: Any = jnp.float32
+    kernel_init: Initializer = small_normal
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y + along_last(bias.astype(self.dtype), y.ndim)
+
+
+class Conv(nn.Module):
+    """A convolution padded by `size // 2` on every side, as torch models pad; kernel [size, size, in / groups, out]."""
+
+    features: int
+    size: int
+    stride: int = 1
+    groups: int = 1
+    bias: bool = False
+    dtype: Any = jnp.float32
+    kernel_init: Initializer = he_normal
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.size == 1 and self.groups == 1:
+            # A matrix product: the same numbers, twice as fast as XLA's convolution on a CPU.
+            y = jnp.dot(x[:, :: self.stride, :: self.stride], kernel[0, 0])
+        else:
+            y = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=((self.size // 2, self.size // 2),) * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=self.groups,
+            )
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + along_last(bias.astype(self.dtype), 4)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, as torch's: parameters `scale`, `bias`, statistics `mean`, `var`.
+
+    `momentum` is the share of the running statistic that is kept (torch's 0.1 is 0.9 here). `axis_name` is pmap's: the
+    batch is then that of all devices. Statistics are computed in float32 whatever `dtype` is.
+    """
+
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"], use_running_average: bool) -> Float[Array, "*b c"]:
+        c, axes = x.shape[-1], tuple(range(x.ndim - 1))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
+        x = x.astype(jnp.float32)
+        if use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            # E[x²] − E[x]² needs one pass over x, but cancels where the mean is large: take the running mean off first.
+            origin = running_mean.value
+            d = x - along_last(origin, x.ndim)
+            moments = jnp.stack([d.mean(axes), jnp.square(d).mean(axes)])
+            count = x.size // c
+            if self.axis_name is not None and not self.is_initializing():
+                moments = jax.lax.pmean(moments, self.axis_name)
+                count *= jax.lax.axis_size(self.axis_name)
+            var = jnp.maximum(moments[1] - jnp.square(moments[0]), 0.0)
+            mean = moments[0] + origin
+            if not self.is_initializing():
+                # torch normalises by the biased variance and keeps the unbiased one for evaluation. flax keeps the
+                # biased; at the few positions per channel of a last stage and a small batch they differ by percents,
+                # and the statistics of imported weights were gathered in torch's way, so that is the one moved here.
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+        y = (x - along_last(mean, x.ndim)) * along_last(scale * jax.lax.rsqrt(var + self.epsilon), x.ndim)
+        return (y + along_last(bias, x.ndim)).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, in float32; usable as a part of a model."""
+
+    dtype: Any = jnp.float32
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*b c"], train: bool = False, use_running_average: bool = True
+    ) -> Float[Array, "*b c"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        d = x.astype(jnp.float32)
+        d = d - d.mean(-1, keepdims=True)
+        y = d * jax.lax.rsqrt(jnp.square(d).mean(-1, keepdims=True) + self.epsilon)
+        return (y * along_last(scale, x.ndim) + along_last(bias, x.ndim)).astype(self.dtype)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training the whole branch is dropped, per example, and scaled up where it stays.
+
+    Huang et al., Deep networks with stochastic depth, 2016.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b *d"], train: bool) -> Float[Array, "b *d"]:
+        if not train or self.rate == 0.0:
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros((), x.dtype))
+
+
+class Identity(nn.Module):
+    """A part that does nothing."""
+
+    def __call__(self, x: Float[Array, "..."], train: bool, use_running_average: bool) -> Float[Array, "..."]:
+        return x
+
+
+class Head(nn.Module):
+    """Dropout and the linear classifier, in float32: features [b, d] to logits [b, classes].
+
+    A fresh head is zero, as vit_jax and big_vision have it for transfer: the first loss is exactly ln(classes), and the
+    first gradients into a pretrained body are not those of a random classifier.
+    """
+
+    num_classes: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b d"], train: bool, use_running_average: bool) -> Float[Array, "b k"]:
+        kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], self.num_classes), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), jnp.float32)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x.astype(jnp.float32))
+        return jnp.dot(x, kernel) + along_last(bias, 2)
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """The rate of each of `depth` blocks, rising linearly from 0 at the first to `rate` at the last."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]

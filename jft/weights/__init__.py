@@ -1,0 +1,16 @@
+"""Pretrained weights: read without executing anything, matched by rules, written again under the same names."""
+
+from jft.weights.formats import FORMATS, Loaded, Receipt, default_source, export, load, scratch
+from jft.weights.readers import WeightFile, open_weights
+
+__all__ = [
+    "FORMATS",
+    "Loaded",
+    "Receipt",
+    "WeightFile",
+    "default_source",
+    "export",
+    "load",
+    "open_weights",
+    "scratch",
+]

@@ -1,0 +1,316 @@
+"""Pretrained weights into a model and out of it again, by the format whose rules explain every tensor."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, runtime_checkable
+
+import ml_dtypes
+import numpy as np
+
+from jft.errors import UserError, near
+from jft.preprocess import Preprocess
+from jft.weights import native, timm, torchvision
+from jft.weights.hub import Located, locate
+from jft.weights.readers import WeightFile, open_weights
+from jft.weights.resample import resample_pos_embed
+from jft.weights.rules import HEAD, Match, Rule, Source, match, shown, to_theirs
+from jft.weights.writers import write_npz, write_safetensors
+
+# Where two formats mean the same by the same names, the first is the one that is named.
+FORMATS: dict[str, ModuleType] = {"torchvision": torchvision, "timm": timm, "jft": native}
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What is asked of a model: `jft.models.base.Model` has it."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+    def shapes(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Shapes of parameters and of batch statistics, by name."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was done with every tensor of a file, and with every array of the model that the file did not fill."""
+
+    model: str
+    source: str
+    format: str
+    sha256: str
+    prefix: str = ""
+    used: dict[str, str] = field(default_factory=dict)  # their name → ours
+    dropped: dict[str, str] = field(default_factory=dict)  # their name → why
+    replaced: dict[str, str] = field(default_factory=dict)  # our name → why
+    resized: dict[str, str] = field(default_factory=dict)  # our name → from what to what
+    missing: tuple[str, ...] = ()  # our names, freshly initialised
+    not_finite: tuple[str, ...] = ()  # their names
+    preprocess: str = ""  # where the preprocessing was found
+    notes: tuple[str, ...] = ()
+
+    def json(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    def __str__(self) -> str:
+        if not self.source:
+            return f"{self.model}: {len(self.missing)} tensors freshly initialised, no pretrained weights"
+        lines = [f"{self.model} from {self.source} ({self.format}, sha256 {self.sha256[:12]}…)"]
+        counts = [f"{len(self.used)} tensors used"]
+        for what, why in _grouped(self.dropped):
+            counts.append(f"{what} dropped ({why})")
+        lines.append("  " + "; ".join(counts))
+        for what, why in _grouped(self.replaced):
+            lines.append(f"  replaced: {what} ({why})")
+        lines += [f"  resized: {name} ({how})" for name, how in self.resized.items()]
+        fresh = [name for name in self.missing if name not in self.replaced]
+        if fresh:
+            lines.append(f"  not in the file, freshly initialised: {_some(fresh)}")
+        if self.prefix:
+            lines.append(f"  the prefix {self.prefix!r} of every name was taken off")
+        lines += [f"  {note}" for note in (self.preprocess, *self.notes) if note]
+        if self.not_finite:
+            lines.append(f"  warning: NaN or infinity in {_some(list(self.not_finite))}")
+        return "\n".join(lines)
+
+
+def _grouped(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    by_reason: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        by_reason.setdefault(why, []).append(name)
+    return [(_some(names), why) for why, names in by_reason.items()]
+
+
+def _some(names: list[str], limit: int = 4) -> str:
+    """A few names and how many more; names alike but for their place are told by their endings."""
+    endings = {name.rpartition(".")[2] for name in names}
+    if len(names) > limit and len(endings) == 1:
+        return f"{len(names)} × …{names[0][-len(endings.pop()) - 1 :]}"
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Weights as NumPy arrays under a model's names, with what belongs to them."""
+
+    params: dict[str, np.ndarray]
+    batch_stats: dict[str, np.ndarray]
+    missing: tuple[str, ...]  # names to be freshly initialised, such as a new head's
+    receipt: Receipt
+    preprocess: Preprocess
+    classes: tuple[str, ...] | None  # of the head, where it was kept and they are known
+    sha256: str | None
+    path: Path | None
+
+
+def default_source(name: str) -> Source:
+    """The source a model of this name has without anybody naming one. Raises UserError where there is none."""
+    for module in FORMATS.values():
+        if name in module.SOURCES:
+            return module.SOURCES[name]
+    known = sorted({name for module in FORMATS.values() for name in module.SOURCES})
+    raise UserError(
+        f"{name} has no default weights; pass a file, hf:ORG/REPO, or `none` to start from scratch. "
+        f"Models with default weights: {', '.join(known)}."
+    )
+
+
+def load(
+    model: Model,
+    source: str | Path | None = None,
+    *,
+    format: str | None = None,
+    keep_head: bool = True,
+    skip: Collection[str] = (),
+) -> Loaded:
+    """Pretrained weights for a model, as float32 arrays under its names.
+
+    `source` is a file, a folder, `hf:ORG/REPO[@REVISION][:FILE]`, `https://…#sha256=HEX`, or None for the model's
+    default. The format is the one whose rules explain every tensor of the file and fill every name of the model; the
+    head may be absent, and is left to fresh initialisation (`missing`) where its classes are of another number or
+    `keep_head` is false. `skip` holds patterns of their or our names to leave out on purpose. Raises UserError with the
+    differences where no format fits.
+
+    >>> loaded = load(make_model("resnet50", num_classes=2), "resnet50.safetensors")
+    >>> print(loaded.receipt)
+    """
+    uri = default_source(model.name).uri if source is None else source
+    located = locate(uri)
+    param_shapes, stat_shapes = model.shapes()
+    ours = {name: tuple(leaf.shape) for name, leaf in (param_shapes | stat_shapes).items()}
+    with open_weights(located.path) as file:
+        chosen, found = _choose(model, ours, file, format, keep_head, skip)
+        arrays: dict[str, np.ndarray] = {}
+        resized: dict[str, str] = {}
+        not_finite: list[str] = []
+        for rule in (*found.use, *found.resize):
+            assert rule.ours is not None
+            array, finite = _converted(rule, file)
+            if not finite:
+                not_finite.extend(rule.names)
+            if rule in found.resize:
+                array, resized[rule.ours] = _resize(array, model, ours, f"{file.path}: {rule.names[0]!r}")
+            arrays[rule.ours] = array
+        notes = [*file.notes, *_cast_note(file, found)]
+        sha256 = file.sha256
+    preprocess, told = _preprocess(model, chosen, located)
+    receipt = Receipt(
+        model=model.name,
+        source=located.origin,
+        format=chosen,
+        sha256=sha256,
+        prefix=file.prefix,
+        used={name: rule.ours or "" for rule in (*found.use, *found.resize) for name in rule.names},
+        dropped=found.drop,
+        replaced=found.replace,
+        resized=resized,
+        missing=tuple(sorted(found.missing)),
+        not_finite=tuple(not_finite),
+        preprocess=told,
+        notes=tuple(notes),
+    )
+    headless = any(name.startswith(HEAD + "/") for name in found.missing)
+    classes = None if headless else located.classes
+    return Loaded(
+        params={name: array for name, array in arrays.items() if name in param_shapes},
+        batch_stats={name: array for name, array in arrays.items() if name in stat_shapes},
+        missing=receipt.missing,
+        receipt=receipt,
+        preprocess=preprocess,
+        classes=classes if classes and len(classes) == model.num_classes else None,
+        sha256=sha256,
+        path=located.path,
+    )
+
+
+def scratch(model: Model) -> Loaded:
+    """No weights: every name of the model is missing."""
+    names = tuple(sorted({**model.shapes()[0], **model.shapes()[1]}))
+    receipt = Receipt(model.name, "", "", "", missing=names)
+    pre = replace(Preprocess(), size=tuple(model.input_shape[:2]))
+    return Loaded({}, {}, names, receipt, pre, None, None, None)
+
+
+def _choose(
+    model: Model,
+    ours: Mapping[str, tuple[int, ...]],
+    file: WeightFile,
+    format: str | None,
+    keep_head: bool,
+    skip: Collection[str],
+) -> tuple[str, Match]:
+    if format is not None and format not in FORMATS:
+        raise UserError(f"There is no weight format {format!r}.{near(format, FORMATS)} Known: {', '.join(FORMATS)}.")
+    theirs = {name: (file.shape(name), file.dtype(name)) for name in file.names}
+    tried: dict[str, tuple[tuple[Rule, ...], Match]] = {}
+    for name in (format,) if format else FORMATS:
+        if rules := FORMATS[name].rules(ours):
+            tried[name] = (rules, match(rules, ours, theirs, keep_head=keep_head, skip=skip))
+    if not tried:
+        raise UserError(f"The format {format} has no names for {model.name}.")
+    fitting = {name: pair for name, pair in tried.items() if pair[1].fits}
+    if not fitting:
+        raise UserError(_misfit(model.name, file, {name: found for name, (_, found) in tried.items()}))
+    first, (rules, found) = next(iter(fitting.items()))
+    if others := [name for name, (other, _) in fitting.items() if set(other) != set(rules)]:
+        raise UserError(
+            f"{file.path} can be read in more than one way: as {first} and as {', '.join(others)}, with different "
+            f"results. Say which it is: format={first!r}."
+        )
+    return first, found
+
+
+def _misfit(model: str, file: WeightFile, tried: Mapping[str, Match]) -> str:
+    closest = min(tried, key=lambda name: len(tried[name].differences))
+    differences = tried[closest].differences
+    count = {sign: sum(line.startswith(sign) for line in differences) for sign in "-+~"}
+    among = f", the closest of {', '.join(tried)}" if len(tried) > 1 else ""
+    return (
+        f"{file.path} holds other weights than {model} needs. As {closest} names them{among}:\n{shown(differences)}\n"
+        f"{len(tried[closest].use)} of the model's arrays fit, {count['-']} are missing, {count['+']} of the file's "
+        f"tensors are not used, {count['~']} differ. Choose the model that these weights are of, or, in Python, leave "
+        "tensors out on purpose: load(…, skip=('NAME', …))."
+    )
+
+
+def _converted(rule: Rule, file: WeightFile) -> tuple[np.ndarray, bool]:
+    array = rule.op.to_ours(*(file.read(name) for name in rule.names))
+    with np.errstate(over="ignore"):  # a float64 too large for float32 shows as an infinity, which is reported
+        array = np.ascontiguousarray(array, np.float32).reshape(array.shape)
+    return array, bool(np.isfinite(array).all())
+
+
+def _cast_note(file: WeightFile, found: Match) -> list[str]:
+    dtypes = [str(file.dtype(name)) for rule in (*found.use, *found.resize) for name in rule.names]
+    others = sorted({d for d in dtypes if d != "float32"})
+    return [f"converted to float32: {sum(d == o for d in dtypes)} tensors of {o}" for o in others]
+
+
+def _resize(array: np.ndarray, model: Model, ours: Mapping[str, tuple[int, ...]], where: str) -> tuple[np.ndarray, str]:
+    patch = ours["embed/patch/kernel"]
+    new_grid = (model.input_shape[0] // patch[0], model.input_shape[1] // patch[1])
+    prefix = ours["embed/pos_embed"][1] - new_grid[0] * new_grid[1]
+    side = int(np.sqrt(array.shape[1] - prefix)) if array.shape[1] > prefix else 0
+    if side == 0 or side * side + prefix != array.shape[1]:
+        raise UserError(
+            f"{where} has {array.shape[1]} positions, {prefix} of them before the grid: the rest is no square, so its "
+            "height and width are unknown and it cannot be resized. Make the model at the size of its training."
+        )
+    resized = resample_pos_embed(array, (side, side), new_grid)
+    return resized, f"{side}×{side} → {new_grid[0]}×{new_grid[1]}"
+
+
+def _preprocess(model: Model, format: str, located: Located) -> tuple[Preprocess, str]:
+    size = tuple(model.input_shape[:2])
+    if found := located.preprocess:
+        return replace(found, size=size), "preprocessing: from the JSON beside the weights"
+    for name in (format, *FORMATS):
+        if source := FORMATS[name].SOURCES.get(model.name):
+            return replace(source.preprocess, size=size), f"preprocessing: assumed to be that of {source.uri}"
+    return replace(Preprocess(), size=size), "preprocessing: unknown, assumed to be torchvision's"
+
+
+def export(
+    path: str | Path,
+    model: Model,
+    params: Mapping[str, np.ndarray],
+    batch_stats: Mapping[str, np.ndarray],
+    *,
+    format: str,
+    dtype: str = "float32",
+) -> Receipt:
+    """Write a model's arrays under a format's names, as `.safetensors` or `.npz` by the path's ending; the inverse of `load`."""
+    if format not in FORMATS:
+        raise UserError(f"There is no weight format {format!r}.{near(format, FORMATS)} Known: {', '.join(FORMATS)}.")
+    arrays = {name: np.asarray(array) for name, array in {**params, **batch_stats}.items()}
+    rules = FORMATS[format].rules({name: array.shape for name, array in arrays.items()})
+    if unnamed := sorted(set(arrays) - {rule.ours for rule in rules}):
+        raise UserError(f"The format {format} has no name for {_some(unnamed)} of {model.name}.")
+    tensors = to_theirs(rules, arrays, _dtype(dtype))
+    path = Path(path)
+    if path.suffix == ".npz":
+        write_npz(path, tensors)
+    elif path.suffix == ".safetensors":
+        # transformers refuses a safetensors file that does not say for which library it was laid out.
+        write_safetensors(path, tensors, {"format": "pt"} if format != "jft" else {"format": "jft"})
+    else:
+        raise UserError(f"Weights are written as .safetensors or .npz; {path.name} ends in neither.")
+    with open_weights(path) as file:
+        return Receipt(
+            model=model.name,
+            source=str(path),
+            format=format,
+            sha256=file.sha256,
+            used={name: rule.ours for rule in rules if rule.ours for name in rule.names},
+        )
+
+
+def _dtype(name: str) -> np.dtype:
+    known = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
+    if name not in known:
+        raise UserError(f"Weights are written as {', '.join(known)}, not {name!r}.{near(name, known)}")
+    return np.dtype(known[name])

@@ -1,0 +1,299 @@
+"""Where weights come from: local files and folders, Hugging Face repositories, addresses with a checksum."""
+
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jft.errors import UserError
+from jft.preprocess import Preprocess
+
+# The names under which repositories and folders keep their weights, the better readable first.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+)
+WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt")
+CONFIGS = ("config.json", "preprocessor_config.json")
+TIMEOUT = 10.0  # seconds until a silent network counts as none
+_PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
+
+
+@dataclass(frozen=True)
+class Located:
+    """A weight file on this machine, where it came from, and the JSON files that lay beside it."""
+
+    path: Path
+    origin: str
+    configs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What the JSON files beside the weights say about the pictures (timm's and Hugging Face's keys), if they do."""
+        try:
+            if isinstance(cfg := self.configs.get("config.json", {}).get("pretrained_cfg"), dict):
+                return _timm_preprocess(cfg)
+            if cfg := self.configs.get("preprocessor_config.json"):
+                return _hf_preprocess(cfg)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise UserError(
+                f"The preprocessing in the JSON beside {self.path} cannot be read ({error!r}). Correct it, or move it "
+                "away and state the preprocessing yourself."
+            ) from None
+        return None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The class names in the JSON beside the weights, in order, if it has any."""
+        config = self.configs.get("config.json", {})
+        names = config.get("label_names")
+        if isinstance(names, list) and all(isinstance(n, str) for n in names):
+            described = config.get("label_descriptions")
+            return tuple(described.get(n, n) if isinstance(described, dict) else n for n in names)
+        by_index = config.get("id2label")
+        if isinstance(by_index, dict) and set(by_index) == {str(i) for i in range(len(by_index))}:
+            found = tuple(str(by_index[str(i)]) for i in range(len(by_index)))
+            # transformers writes LABEL_0, LABEL_1 … where it knows no names.
+            return None if all(re.fullmatch(r"LABEL_\d+", n) for n in found) else found
+        return None
+
+
+def cache_folder() -> Path:
+    """The folder of everything that can be fetched again."""
+    if folder := os.environ.get("JFT_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jft"
+
+
+def locate(source: str | Path) -> Located:
+    """Find weights: a file, a folder, `hf:ORG/REPO[@REVISION][:FILE]`, or `https://…#sha256=HEX`.
+
+    What is fetched is kept in a cache, which is looked into first. Raises UserError where there is nothing, or no
+    network to fetch it.
+    """
+    text = str(source)
+    if text.startswith("hf:"):
+        return _from_hub(text)
+    if text.startswith("https://"):
+        return _from_address(text)
+    if re.match(r"[a-z][a-z0-9+]+:", text) and not Path(text).exists():
+        raise UserError(
+            f"Weights come from a file, a folder, hf:ORG/REPO or https://…#sha256=…; {text!r} is none of them."
+        )
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = path / _choose([p.name for p in path.iterdir() if p.is_file()], f"the folder {path}")
+    if not path.is_file():
+        raise UserError(
+            f"There is no weight file {path}. Weights come from a file, a folder, hf:ORG/REPO or https://…#sha256=…"
+        )
+    return Located(path, str(path), _configs(path.parent))
+
+
+def _choose(names: Iterable[str], where: str) -> str:
+    names = sorted(names)
+    for name in WEIGHT_FILES:
+        if name in names:
+            return name
+    found = [n for n in names if n.endswith(WEIGHT_ENDINGS)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UserError(f"There are no weights in {where}: no file ends in {', '.join(WEIGHT_ENDINGS)}.")
+    raise UserError(f"Which weights in {where}? It has {', '.join(found[:12])}. Name the file.")
+
+
+def _configs(folder: Path) -> dict[str, Any]:
+    configs = {}
+    for name in CONFIGS:
+        try:
+            content = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict):
+            configs[name] = content
+    return configs
+
+
+# --- Hugging Face
+
+
+def _from_hub(uri: str) -> Located:
+    parsed = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./ -]+))?", uri)
+    if not parsed or ".." in (parsed[3] or "").split("/") or (parsed[3] or "").startswith("/"):
+        raise UserError(f"{uri!r} is no Hugging Face source; expected hf:ORG/REPO, hf:ORG/REPO@REVISION or …:FILE.")
+    repo, revision, wanted = parsed[1], parsed[2], parsed[3]
+
+    # Imported here because it takes as long to import as a small model takes to load.
+    import huggingface_hub as hub
+
+    def cached(name: str) -> Path | None:
+        path = hub.try_to_load_from_cache(repo, name, revision=revision)
+        return Path(path) if isinstance(path, str) else None
+
+    for name in (wanted,) if wanted else WEIGHT_FILES:
+        if (path := cached(name)) and all(cached(_beside(name, shard)) for shard in _shards(path)):
+            return _located(path, uri)
+    file = wanted or "model.safetensors"
+    try:
+        info = hub.HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
+        names = [s.rfilename for s in info.siblings or []]
+        name = wanted or _choose([n for n in names if "/" not in n], f"https://huggingface.co/{repo}")
+        file = name
+
+        def fetch(name: str) -> Path:
+            return Path(hub.hf_hub_download(repo, name, revision=info.sha if revision is None else revision))
+
+        for config in CONFIGS:
+            if _beside(name, config) in names:
+                fetch(_beside(name, config))
+        path = fetch(name)
+        for shard in _shards(path):
+            fetch(_beside(name, shard))
+        if revision is None:
+            _remember_main(hub, repo, info.sha)
+    except UserError:
+        raise
+    except Exception as error:  # the client's own errors and those of two generations of its HTTP library
+        raise UserError(_hub_failure(hub, repo, revision, file, error)) from error
+    return _located(path, uri)
+
+
+def _beside(name: str, other: str) -> str:
+    return f"{name.rpartition('/')[0]}/{other}".lstrip("/")
+
+
+def _shards(path: Path) -> list[str]:
+    if not path.name.endswith(".index.json"):
+        return []
+    try:
+        return sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path}: it is no index of a sharded safetensors file.") from None
+
+
+def _located(path: Path, uri: str) -> Located:
+    commit = next((p.name for p in path.parents if p.parent.name == "snapshots"), None)
+    repo = uri.split("@")[0] if "@" in uri else "hf:" + uri[3:].split(":")[0]
+    return Located(path, f"{repo}@{commit}:{path.name}" if commit else uri, _configs(path.parent))
+
+
+def _remember_main(hub: Any, repo: str, commit: str) -> None:
+    # Files fetched by commit leave no note of what `main` was, and without it the cache would not find them again.
+    ref = Path(hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs" / "main"
+    if not ref.exists():
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
+
+
+def _hub_failure(hub: Any, repo: str, revision: str | None, file: str, error: Exception) -> str:
+    kinds = hub.errors
+    at = f" at revision {revision}" if revision else ""
+    if isinstance(error, kinds.GatedRepoError):
+        return f"The repository {repo} wants its terms accepted: https://huggingface.co/{repo}, then `hf auth login`."
+    if isinstance(error, kinds.RepositoryNotFoundError):
+        return f"There is no public model repository {repo} on Hugging Face (for a private one, `hf auth login`)."
+    if isinstance(error, kinds.RevisionNotFoundError):
+        return f"The repository {repo} has no revision {revision}."
+    if isinstance(error, kinds.EntryNotFoundError) and not isinstance(error, kinds.LocalEntryNotFoundError):
+        return f"The repository {repo}{at} has no file {file}."
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return (
+        f"Cannot fetch {file} of {repo}{at} from Hugging Face, and the cache {hub.constants.HF_HUB_CACHE} does not have "
+        f"it ({reason}). With a network it is fetched once and kept. Without: fetch it elsewhere "
+        f"(`hf download {repo} {file} config.json --local-dir FOLDER`) and pass --weights FOLDER/{file}."
+    )
+
+
+# --- addresses
+
+
+def _from_address(uri: str) -> Located:
+    address, _, fragment = uri.partition("#")
+    digest = fragment.removeprefix("sha256=").lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", digest) or not fragment.startswith("sha256="):
+        raise UserError(
+            f"{address} needs the SHA-256 of its content, so that what is fetched is what was meant: "
+            f"{address}#sha256=HEX. `sha256sum FILE` prints that of a copy you trust."
+        )
+    name = re.sub(r"[^\w.-]", "_", address.split("?")[0].rsplit("/", 1)[-1]).lstrip(".") or "weights"
+    path = cache_folder() / "weights" / digest[:16] / name
+    if not path.is_file():
+        _fetch(address, digest, path)
+    return Located(path, address)
+
+
+def _fetch(address: str, digest: str, path: Path, open_url: Callable[..., Any] = urllib.request.urlopen) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    seen = hashlib.sha256()
+    try:
+        with open_url(address, timeout=TIMEOUT) as response, open(beside, "wb") as out:
+            while block := response.read(1 << 20):
+                seen.update(block)
+                out.write(block)
+        if seen.hexdigest() != digest:
+            raise UserError(f"{address} has the SHA-256 {seen.hexdigest()}, expected {digest}. Nothing was kept.")
+        os.replace(beside, path)
+    except (urllib.error.URLError, OSError) as error:
+        raise UserError(
+            f"Cannot fetch {address} ({error}), and {path} does not exist. Fetch it elsewhere and pass the file."
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# --- what the JSON beside the weights says
+
+
+def _timm_preprocess(cfg: Mapping[str, Any]) -> Preprocess:
+    mode = cfg.get("crop_mode") or "center"
+    if mode not in ("center", "squash"):
+        raise ValueError(f"crop_mode {mode!r}")
+    _, height, width = cfg["input_size"]
+    return Preprocess(
+        size=(int(height), int(width)),
+        crop_pct=float(cfg.get("crop_pct") or 0.875),
+        interpolation=_filter(cfg.get("interpolation", "bicubic")),
+        mean=tuple(float(v) for v in cfg["mean"]),
+        std=tuple(float(v) for v in cfg["std"]),
+        squash=mode == "squash",
+    )
+
+
+def _hf_preprocess(cfg: Mapping[str, Any]) -> Preprocess:
+    cropped = cfg.get("do_center_crop", "crop_size" in cfg)
+    size = cfg["size"]
+    if isinstance(size, int):
+        size = {"shortest_edge": size} if cropped else {"height": size, "width": size}
+    crop = cfg.get("crop_size", size) if cropped else size
+    if isinstance(crop, int):
+        crop = {"height": crop, "width": crop}
+    if "shortest_edge" in size and "height" not in crop:  # ConvNeXt: the crop's share is given instead of its size
+        crop = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
+        share = float(cfg.get("crop_pct") or 1.0)
+    else:
+        share = min(crop["height"], crop["width"]) / size.get("shortest_edge", crop["height"])
+    plain = cfg.get("do_normalize", True) is False
+    return Preprocess(
+        size=(int(crop["height"]), int(crop["width"])),
+        crop_pct=share,
+        interpolation=_filter(_PIL_FILTERS.get(cfg.get("resample", 2), "")),
+        mean=(0.0, 0.0, 0.0) if plain else tuple(float(v) for v in cfg["image_mean"]),
+        std=(1.0, 1.0, 1.0) if plain else tuple(float(v) for v in cfg["image_std"]),
+        squash="shortest_edge" not in size,
+    )
+
+
+def _filter(name: str) -> str:
+    if name not in _PIL_FILTERS.values():
+        raise ValueError(f"interpolation {name!r}")
+    return name

@@ -1,0 +1,82 @@
+"""Which examples come when: pure functions of the seed and the step, so that any position can be taken up again."""
+
+import functools
+import math
+import sys
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+
+def permutation(n: int, *key: int) -> Int64[np.ndarray, "n"]:
+    """A random order of 0..n-1, fixed by the key of non-negative integers.
+
+    By sorting raw random bits: these numpy promises to keep, while `Generator.permutation` may change with its version.
+    """
+    bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(n)
+    return np.argsort(bits, kind="stable")
+
+
+class Order:
+    """Position → example: each epoch a new permutation of all n examples, one after another without end.
+
+    A random-access source for Grain, which batches it. The permutations are drawn here and not by Grain's `shuffle`:
+    that costs 11 µs an example and has seed s + 1 repeat in epoch e what seed s did in epoch e + 1.
+
+    >>> Order(3, seed=0).take(0, 6)
+    array([0, 1, 2, 2, 0, 1], dtype=int32)
+    """
+
+    def __init__(self, n: int, seed: int):
+        if n < 1:
+            raise ValueError("there are no examples to put in order")
+        self.n, self.seed = n, seed
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> int:
+        epoch, i = divmod(int(position), self.n)
+        return int(_epoch(self.n, self.seed, epoch)[i])
+
+    def __repr__(self) -> str:  # Grain prints its sources
+        return f"Order(n={self.n}, seed={self.seed})"
+
+    def take(self, start: int, stop: int) -> Int32[np.ndarray, "k"]:
+        """The examples at positions start..stop-1."""
+        first, last = start // self.n, -(-stop // self.n)
+        epochs = [_epoch(self.n, self.seed, epoch) for epoch in range(first, last)]
+        if not epochs:
+            return np.empty(0, np.int32)
+        return np.concatenate(epochs)[start - first * self.n : stop - first * self.n]
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(n: int, seed: int, epoch: int) -> Int32[np.ndarray, "n"]:
+    order = permutation(n, seed, epoch).astype(np.int32)
+    order.flags.writeable = False
+    return order
+
+
+def batch_indices(n: int, batch: int, seed: int, step: int) -> Int32[np.ndarray, "b"]:
+    """The examples of one step. Batches run on across the ends of epochs, so all have the same size."""
+    return Order(n, seed).take(step * batch, (step + 1) * batch)
+
+
+def steps_indices(n: int, batch: int, seed: int, start: int, stop: int) -> Int32[np.ndarray, "s b"]:
+    """The examples of the steps start..stop-1: row i is `batch_indices(n, batch, seed, start + i)`."""
+    return Order(n, seed).take(start * batch, stop * batch).reshape(stop - start, batch)
+
+
+def evaluation_batches(n: int, batch: int) -> tuple[Int32[np.ndarray, "s b"], Bool[np.ndarray, "s b"]]:
+    """Indices and mask of batches that have each of n examples exactly once; padding (mask False) repeats example 0.
+
+    >>> evaluation_batches(3, 2)
+    (array([[0, 1],
+           [2, 0]], dtype=int32), array([[ True,  True],
+           [ True, False]]))
+    """
+    steps = math.ceil(n / batch)
+    positions = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch)
+    mask = positions < n
+    return np.where(mask, positions, np.int32(0)), mask

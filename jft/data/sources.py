@@ -1,0 +1,540 @@
+"""Labelled pictures from a folder, a CSV, TFDS or arrays: names, labels and how to read each; no pixel is decoded."""
+
+import csv
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jft.data.decode import formats, quiet
+from jft.errors import UserError, near
+
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+
+Excluded = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures and their labels, in an order that depends on nothing but their names.
+
+    `labels` is int32 [n], indices into `classes`, or float32 [n, k] of zeros and ones where a picture has several.
+    `read(i)` gives the encoded file as bytes, or the pixels as an array; `jft.data.decode` makes pictures of either.
+    """
+
+    names: tuple[str, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    read: Callable[[int], bytes | np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, indices: np.ndarray | Sequence[int]) -> "Dataset":
+        """The examples at these indices, in their order."""
+        chosen = np.asarray(indices, np.int64)
+        read = self.read
+        names = tuple(self.names[i] for i in chosen)
+        return replace(self, names=names, labels=self.labels[chosen], read=lambda i: read(int(chosen[i])))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What training, validation and test see; `excluded` names what was left out, with the reason."""
+
+    train: Dataset
+    val: Dataset | None
+    test: Dataset | None
+    classes: tuple[str, ...]
+    excluded: Excluded
+
+
+def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
+    """Training, validation and test sets from one description of the data. Raises UserError.
+
+    `data` is a folder (`train/ val/ [test/]` of class folders, or class folders alone), a CSV file with the columns
+    `path,label[,split]` (several labels separated by `|`), `tfds:NAME[:CONFIG]`, a Dataset (see `arrays`), or a
+    mapping from `train`, `val`, `test` to Datasets or to pairs (images, labels). Without a validation set, the
+    fraction `val_fraction` of the training set becomes one: stratified by label, the same for the same seed.
+
+    >>> splits = load("hymenoptera_data")
+    >>> splits.classes, len(splits.train), len(splits.val)
+    (('ants', 'bees'), 245, 153)
+    """
+    if isinstance(data, str) and data.startswith("tfds:"):
+        found, excluded = _tfds(data.removeprefix("tfds:"))
+    elif isinstance(data, (str, Path)):
+        path = Path(data).expanduser()
+        if path.is_dir():
+            found, excluded = _folder(path)
+        elif path.is_file():
+            found, excluded = _csv(path)
+        else:
+            raise UserError(_no_such(path))
+    elif isinstance(data, Dataset):
+        found, excluded = {"train": data}, []
+    elif isinstance(data, Mapping):
+        found, excluded = _mapping(data), []
+    else:
+        raise UserError(
+            f"data is a {type(data).__name__}; expected a folder, a CSV file, tfds:NAME, jft's arrays(images, labels), "
+            'or {"train": (images, labels), "val": (images, labels)}.'
+        )
+    train = found["train"]
+    _check_classes(train, data if isinstance(data, (str, Path)) else "The data")
+    val = found.get("val")
+    if val is None:
+        kept, held_out = stratified_split(train.labels, val_fraction, seed)
+        if not len(held_out):
+            raise UserError(
+                f"No class has two images, so none can be held out for validation (there are {len(train)} in all). "
+                "Add images, or give a validation set."
+            )
+        train, val = train.select(kept), train.select(held_out)
+    return Splits(train, val, found.get("test"), train.classes, excluded)
+
+
+def arrays(images: np.ndarray | Sequence, labels: Any, classes: Sequence[str] | None = None) -> Dataset:
+    """A Dataset of pictures in memory. Raises UserError.
+
+    `images` is [n, h, w] or [n, h, w, 1 | 3 | 4], or a sequence of such pictures of any sizes: uint8, uint16, or
+    floating point within 0..1. `labels` are indices into `classes`; without `classes` any integers or strings, whose
+    sorted values become the classes; or a matrix [n, k] of zeros and ones where a picture has several labels.
+    """
+    pixels = [np.asarray(image) for image in images] if not isinstance(images, np.ndarray) else images
+    if not len(pixels):
+        raise UserError("There are no images: the array is empty.")
+    pixels = _as_uint(pixels)
+    indices, names = _label_indices(np.asarray(labels), classes)
+    if len(indices) != len(pixels):
+        raise UserError(f"There are {len(pixels)} images and {len(indices)} labels; expected one label for each image.")
+    digits = len(str(len(pixels) - 1))
+    return Dataset(tuple(f"{i:0{digits}d}" for i in range(len(pixels))), indices, names, lambda i: pixels[i])
+
+
+def unlabelled(paths: Iterable[str | Path], classes: Sequence[str] = ()) -> tuple[Dataset, Excluded]:
+    """Picture files, and those in folders, to predict on: every label is -1. Raises UserError for a missing path."""
+    files: list[tuple[str, Path]] = []
+    excluded: Excluded = []
+    for given in paths:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            inside, left_out = _pictures(path, _shown(str(path)).rstrip("/"))
+            files += inside
+            excluded += left_out
+        elif path.exists():
+            files.append((_shown(str(path)), path))
+        else:
+            raise UserError(_no_such(path))
+    labels = np.full(len(files), -1, np.int32)
+    return _files_dataset(files, labels, tuple(classes)), excluded
+
+
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (kept, held out), each sorted, with about `fraction` of every class held out.
+
+    Every class of two or more has at least one on each side; a class of one is kept. The choice within a class
+    depends on the seed, the class and its size alone. Rows of a 0/1 matrix are dealt label by label, the rarest
+    first (Sechidis et al. 2011, "On the stratification of multi-label data").
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"The fraction held out for validation is {fraction}; expected a number between 0 and 1.")
+    n = len(labels)
+    held_out = np.zeros(n, bool)
+    if labels.ndim == 1:
+        for label in np.unique(labels):
+            members = np.flatnonzero(labels == label)
+            if len(members) >= 2:
+                count = min(max(int(fraction * len(members) + 0.5), 1), len(members) - 1)
+                rng = np.random.default_rng([seed, int(label) + 1])  # + 1: -1 stands for an unknown label
+                held_out[rng.permutation(members)[:count]] = True
+    else:
+        dealt = np.zeros(n, bool)
+        # Rows without any label form a group of their own, dealt last.
+        groups = np.concatenate([labels > 0, (labels <= 0).all(1, keepdims=True)], 1)
+        for column in np.argsort(groups.sum(0), kind="stable"):
+            members = np.flatnonzero(groups[:, column])
+            free = members[~dealt[members]]
+            if len(members) >= 2 and len(free):
+                wanted = min(max(int(fraction * len(members) + 0.5), 1), len(members) - 1)
+                count = min(max(wanted - int(held_out[members].sum()), 0), len(free))
+                rng = np.random.default_rng([seed, int(column) + 1])
+                held_out[rng.permutation(free)[:count]] = True
+            dealt[members] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+# Folders
+
+
+def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
+    folders, files = _children(root)
+    splits: dict[str, Path] = {}
+    excluded: Excluded = []
+    train = next((f for f in folders if f.name.lower() == "train"), None)
+    if train is not None and _children(train)[0]:  # a class of trains holds images, not folders
+        for folder in folders:
+            split = SPLITS.get(folder.name.lower())
+            if split is None:
+                excluded.append((_shown(folder.name) + "/", "neither train, val nor test"))
+            elif split in splits:
+                raise UserError(f"{root} has both {splits[split].name}/ and {folder.name}/; keep one of them.")
+            else:
+                splits[split] = folder
+    else:
+        splits["train"] = root
+    excluded += [(_shown(f.name), "not in a class folder") for f in files if len(splits) > 1 or splits["train"] != root]
+
+    found: dict[str, dict[str, list[tuple[str, Path]]]] = {}
+    for split, folder in splits.items():
+        found[split], left_out = _class_folders(folder, "" if folder == root else f"{_shown(folder.name)}/")
+        excluded += left_out
+    classes = tuple(sorted(name for name, pictures in found["train"].items() if pictures))
+    if not classes:
+        raise UserError(_no_images(root, splits["train"], excluded))
+    for split, by_class in found.items():
+        unknown = sorted(
+            name for name in by_class if name not in found["train"] or (by_class[name] and name not in classes)
+        )
+        missing = sorted(set(found["train"]) - set(by_class)) if split == "val" else []
+        if unknown or missing:
+            raise UserError(
+                f"The class folders of {splits[split]} and {splits['train']} differ: "
+                + "; ".join(
+                    f"{text} {', '.join(names)}"
+                    for text, names in (("without training images:", unknown), (f"missing in {split}:", missing))
+                    if names
+                )
+                + "."
+                + (near(unknown[0], classes) if unknown else "")
+                + " Every split needs the same class folders."
+            )
+        for name in sorted(n for n, pictures in by_class.items() if not pictures):
+            where = name if splits[split] == root else f"{_shown(splits[split].name)}/{name}"
+            note = "class folder without images" + ("; the class is left out" if split == "train" else "")
+            excluded.append((f"{where}/", note))
+    datasets = {}
+    for split, by_class in found.items():
+        rows = sorted((name, path, label) for label, c in enumerate(classes) for name, path in by_class.get(c, ()))
+        if rows:
+            labels = np.array([label for _, _, label in rows], np.int32)
+            datasets[split] = _files_dataset([(name, path) for name, path, _ in rows], labels, classes)
+        else:
+            raise UserError(_no_images(root, splits[split], excluded))
+    return datasets, excluded
+
+
+def _class_folders(folder: Path, prefix: str) -> tuple[dict[str, list[tuple[str, Path]]], Excluded]:
+    """For each class folder its pictures (name, path). Names that only Unicode's normal forms tell apart are one."""
+    folders, files = _children(folder)
+    excluded: Excluded = [(prefix + _shown(f.name), "not in a class folder") for f in files]
+    classes: dict[str, list[tuple[str, Path]]] = {}
+    for inside in folders:
+        pictures, left_out = _pictures(inside, prefix + _shown(inside.name))
+        classes.setdefault(unicodedata.normalize("NFC", _shown(inside.name)), []).extend(pictures)
+        excluded += left_out
+    return classes, excluded
+
+
+def _pictures(folder: Path, name: str) -> tuple[list[tuple[str, Path]], Excluded]:
+    """The pictures anywhere below a folder, and what else is there. A folder reached twice by links is read once."""
+    pictures: list[tuple[str, Path]] = []
+    excluded: Excluded = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [(name, folder)]
+    while waiting:
+        name, folder = waiting.pop()
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders, files = _children(folder)
+        waiting += [(f"{name}/{_shown(f.name)}", f) for f in reversed(folders)]
+        for file in files:
+            if _is_picture(file):
+                pictures.append((f"{name}/{_shown(file.name)}", file))
+            else:
+                excluded.append((f"{name}/{_shown(file.name)}", "not an image"))
+    return pictures, excluded
+
+
+def _children(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the files in a folder, each sorted by name, without the hidden and the system's litter."""
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in LITTER:
+                    continue
+                if entry.is_dir():
+                    folders.append(Path(entry.path))
+                elif entry.is_file():
+                    files.append(Path(entry.path))
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from None
+    return sorted(folders, key=lambda p: p.name), sorted(files, key=lambda p: p.name)
+
+
+def _is_picture(path: Path) -> bool:
+    """By its extension where Pillow knows it (decoding will tell), else by its content."""
+    accepted = formats()
+    if Image.registered_extensions().get(path.suffix.lower()) in accepted:
+        return True
+    try:
+        with quiet(), Image.open(path, formats=accepted):
+            return True
+    except Exception:
+        return False
+
+
+def _files_dataset(files: list[tuple[str, Path]], labels: np.ndarray, classes: tuple[str, ...]) -> Dataset:
+    paths = tuple(path for _, path in files)
+    return Dataset(tuple(name for name, _ in files), labels, classes, lambda i: paths[i].read_bytes())
+
+
+def _shown(name: str) -> str:
+    """A file name as text that can be printed and written anywhere, be its bytes UTF-8 or not."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _no_such(path: Path) -> str:
+    what = "file" if path.suffix else "folder or file"
+    parent = path.parent
+    close = near(path.name, [p.name for kind in _children(parent) for p in kind]) if parent.is_dir() else ""
+    return f"There is no {what} {path}.{close} Expected a folder of class folders, a CSV file, or tfds:NAME."
+
+
+def _no_images(root: Path, train: Path, excluded: Excluded) -> str:
+    folders, files = _children(train)
+    if not folders and any(_is_picture(f) for f in files[:100]):
+        return (
+            f"{train} has images but no class folders. Put the images of each class into a folder named after it, "
+            "or list them in a CSV file with the columns path,label."
+        )
+    seen = f" Left out: {_few([f'{name} ({reason})' for name, reason in excluded])}." if excluded else ""
+    return f"{train} has no images in class folders.{seen} Expected {root}/CLASS/IMAGE or {root}/train/CLASS/IMAGE."
+
+
+def _few(items: Sequence[str], n: int = 5) -> str:
+    return ", ".join(items[:n]) + (f" and {len(items) - n} more" if len(items) > n else "")
+
+
+# CSV
+
+
+def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
+    """`path,label[,split]`; paths are relative to the CSV's folder, and stay in it."""
+    rows = _csv_rows(path)
+    root = Path(os.path.abspath(path.parent))
+    several = any("|" in row["label"] for _, row in rows)
+    files: dict[str, tuple[tuple[str, ...], str, Path]] = {}
+    excluded: Excluded = []
+    missing = []
+    for line, row in rows:
+        name, where = row["path"], f"{path}, line {line}"
+        target = Path(os.path.normpath(root / name))
+        if not name:
+            raise UserError(f"{where}: the path is empty.")
+        if not target.is_relative_to(root):
+            raise UserError(
+                f"{where}: {name!r} lies outside {root}. Paths in a CSV file are relative to it and stay in its "
+                "folder; move the CSV file to a folder that holds the images."
+            )
+        name = target.relative_to(root).as_posix()
+        labels = tuple(sorted({label.strip() for label in row["label"].split("|")} - {""}))
+        if not labels and not several:
+            raise UserError(f"{where}: {name} has no label.")
+        split = SPLITS.get(row.get("split", "train").lower() or "train")
+        if split is None:
+            raise UserError(f"{where}: the split is {row['split']!r}; expected train, val or test.")
+        if name in files:
+            if files[name][:2] != (labels, split):
+                raise UserError(
+                    f"{where}: {name} was listed before with another label or split. "
+                    "An image with several labels has one line, its labels separated by |."
+                )
+            excluded.append((name, "listed twice"))
+            continue
+        if not target.is_file():
+            missing.append(name)
+        files[name] = (labels, split, target)
+    if not files:
+        raise UserError(f"{path} lists no images: it has a header and no lines.")
+    if missing:
+        raise UserError(f"{path} lists {len(missing)} files that do not exist below {root}: {_few(missing)}.")
+    used = {split: {c for labels, s, _ in files.values() if s == split for c in labels} for split in SPLITS.values()}
+    if not any(split == "train" for _, split, _ in files.values()):
+        raise UserError(f"{path} has no training images: no line's split is train.")
+    classes = tuple(sorted(used["train"]))
+    for split in ("val", "test"):
+        if unknown := sorted(used[split] - used["train"]):
+            raise UserError(
+                f"{path}: the labels {_few(unknown)} of {split} have no training images.{near(unknown[0], classes)}"
+            )
+    index = {name: i for i, name in enumerate(classes)}
+    datasets = {}
+    for split in ("train", "val", "test"):
+        chosen = sorted((name, labels, target) for name, (labels, s, target) in files.items() if s == split)
+        if not chosen:
+            continue
+        if several:
+            matrix = np.zeros((len(chosen), len(classes)), np.float32)
+            for i, (_, labels, _) in enumerate(chosen):
+                matrix[i, [index[label] for label in labels]] = 1
+        else:
+            matrix = np.array([index[labels[0]] for _, labels, _ in chosen], np.int32)
+        datasets[split] = _files_dataset([(_shown(name), target) for name, _, target in chosen], matrix, classes)
+    return datasets, excluded
+
+
+def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line number and `path`, `label`, `split` of each line that is not blank."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = [column.strip().lower() for column in next(reader, [])]
+            if not {"path", "label"} <= set(header):
+                raise UserError(
+                    f"{path} has the columns {', '.join(header) or '(none)'}; expected path,label[,split] "
+                    "in its first line."
+                )
+            rows = []
+            for cells in reader:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if len(cells) != len(header):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {len(cells)} values for {len(header)} columns. "
+                        "Values with a comma in them go in double quotes."
+                    )
+                row = dict(zip(header, cells, strict=True))
+                rows.append(
+                    (
+                        reader.line_num,
+                        {"path": row["path"], **{k: row[k].strip() for k in ("label", "split") if k in row}},
+                    )
+                )
+            return rows
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no UTF-8 text; expected a CSV file with the columns path,label[,split].") from None
+    except csv.Error as error:
+        raise UserError(f"{path} is no valid CSV file: {error}.") from None
+
+
+# Arrays
+
+
+def _mapping(data: Mapping) -> dict[str, Dataset]:
+    found: dict[str, Dataset] = {}
+    pairs = {}
+    for key, value in data.items():
+        split = SPLITS.get(str(key).lower())
+        if split is None or split in pairs or split in found:
+            raise UserError(f"data has the keys {', '.join(map(str, data))}; expected train, and perhaps val and test.")
+        if isinstance(value, Dataset):
+            found[split] = value
+        elif isinstance(value, tuple) and len(value) == 2:
+            pairs[split] = value
+        else:
+            raise UserError(f"data[{key!r}] is a {type(value).__name__}; expected a pair (images, labels).")
+    if "train" not in pairs and "train" not in found:
+        raise UserError(f"data has the keys {', '.join(map(str, data)) or '(none)'}, and no train.")
+    if pairs:
+        sets = [np.asarray(labels) for _, labels in pairs.values()]
+        if found:
+            classes = next(iter(found.values())).classes
+            known = {name: i for i, name in enumerate(classes)}
+        elif any(labels.ndim == 2 for labels in sets):
+            known = None
+        else:
+            train = np.unique(np.asarray(pairs["train"][1]))
+            classes, known = tuple(str(v) for v in train.tolist()), {str(v): i for i, v in enumerate(train.tolist())}
+        for split, (images, labels) in pairs.items():
+            if known is None:
+                found[split] = arrays(images, labels)
+                continue
+            values = [str(v) for v in np.asarray(labels).tolist()]
+            if unknown := sorted(set(values) - known.keys()):
+                raise UserError(f"The labels {_few(unknown)} of {split} do not occur in train.")
+            _label_indices(np.asarray(labels), None)  # refuses labels of the wrong kind
+            found[split] = arrays(images, np.array([known[v] for v in values]), classes)
+    if len({dataset.classes for dataset in found.values()}) > 1:
+        raise UserError(
+            "The classes of the given sets differ: " + "; ".join(f"{s}: {_few(d.classes)}" for s, d in found.items())
+        )
+    return found
+
+
+def _as_uint(pixels: Any) -> Any:
+    whole = pixels if isinstance(pixels, np.ndarray) else None
+    kinds = {whole.dtype} if whole is not None else {image.dtype for image in pixels}
+    if kinds <= {np.dtype(np.uint8), np.dtype(np.uint16)}:
+        return pixels
+    if all(kind.kind == "f" for kind in kinds):
+        parts = [whole] if whole is not None else pixels
+        if all(np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1 for p in parts):
+            scaled = [np.rint(p * 255).astype(np.uint8) for p in parts]
+            return scaled[0] if whole is not None else scaled
+        raise UserError("The images are floating point beyond 0..1; expected uint8, uint16, or values within 0..1.")
+    raise UserError(
+        f"The images are {', '.join(sorted(map(str, kinds)))}; expected uint8, uint16, or floats within 0..1."
+    )
+
+
+def _label_indices(labels: np.ndarray, classes: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    if labels.ndim == 2:
+        names = tuple(classes) if classes is not None else tuple(str(i) for i in range(labels.shape[1]))
+        if len(names) != labels.shape[1]:
+            raise UserError(f"The label matrix has {labels.shape[1]} columns for {len(names)} classes.")
+        if not np.isin(labels, (0, 1)).all():
+            raise UserError("The label matrix holds values other than 0 and 1.")
+        return labels.astype(np.float32), names
+    if labels.ndim != 1 or labels.dtype.kind not in "iubUO":
+        raise UserError(
+            f"The labels are {labels.dtype} {list(labels.shape)}; expected integers or strings [n], "
+            "or zeros and ones [n, k]."
+        )
+    if labels.dtype.kind in "UO":
+        labels = labels.astype(str)
+    if classes is None:
+        values, indices = np.unique(labels, return_inverse=True)
+        return indices.astype(np.int32), tuple(str(v) for v in values.tolist())
+    names = tuple(classes)
+    if labels.dtype.kind == "U":
+        index = {name: i for i, name in enumerate(names)}
+        if unknown := sorted({str(v) for v in labels} - index.keys()):
+            raise UserError(f"The labels {_few(unknown)} are not among the classes {_few(names)}.")
+        return np.array([index[str(v)] for v in labels], np.int32), names
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        raise UserError(
+            f"The labels reach from {labels.min()} to {labels.max()}; expected 0 to {len(names) - 1}, one per class."
+        )
+    return labels.astype(np.int32), names
+
+
+def _check_classes(train: Dataset, where: Any) -> None:
+    if train.labels.ndim == 1 and len(train.classes) < 2:
+        raise UserError(
+            f"{where} has one class only, {train.classes[0]!r}; a classifier needs at least two."
+            if train.classes
+            else f"{where} has no classes."
+        )
+    doubled = [name for name, count in Counter(train.classes).items() if count > 1]
+    if doubled:
+        raise UserError(f"The class {doubled[0]!r} is named twice.")
+
+
+# TFDS
+
+
+def _tfds(name: str) -> tuple[dict[str, Dataset], Excluded]:
+    """A prepared TFDS data set, read through `tfds` without TensorFlow."""
+    raise NotImplementedError(name, re)

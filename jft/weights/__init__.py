@@ -1,6 +1,6 @@
 """Pretrained weights: read without executing anything, matched by rules, written again under the same names."""
 
-from jft.weights.formats import FORMATS, Loaded, Receipt, default_source, export, load, scratch
+from jft.weights.formats import FORMATS, Loaded, Receipt, default_source, export, head_size, load, scratch
 from jft.weights.readers import WeightFile, open_weights
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "WeightFile",
     "default_source",
     "export",
+    "head_size",
     "load",
     "open_weights",
     "scratch",

@@ -51,6 +51,7 @@ class Receipt:
     not_finite: tuple[str, ...] = ()  # their names
     preprocess: str = ""  # where the preprocessing was found
     notes: tuple[str, ...] = ()
+    direction: str = "from"  # `to` a file for an export
 
     def json(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""
@@ -59,8 +60,8 @@ class Receipt:
     def __str__(self) -> str:
         if not self.source:
             return f"{self.model}: {len(self.missing)} tensors freshly initialised, no pretrained weights"
-        lines = [f"{self.model} from {self.source} ({self.format}, sha256 {self.sha256[:12]}…)"]
-        counts = [f"{len(self.used)} tensors used"]
+        lines = [f"{self.model} {self.direction} {self.source} ({self.format}, sha256 {self.sha256[:12]}…)"]
+        counts = [f"{len(self.used)} tensors {'used' if self.direction == 'from' else 'written'}"]
         for what, why in _grouped(self.dropped):
             counts.append(f"{what} dropped ({why})")
         lines.append("  " + "; ".join(counts))
@@ -140,8 +141,7 @@ def load(
     """
     uri = default_source(model.name).uri if source is None else source
     located = locate(uri)
-    param_shapes, stat_shapes = model.shapes()
-    ours = {name: tuple(leaf.shape) for name, leaf in (param_shapes | stat_shapes).items()}
+    ours, stats = _shapes(model)
     with open_weights(located.path) as file:
         chosen, found = _choose(model, ours, file, format, keep_head, skip)
         arrays: dict[str, np.ndarray] = {}
@@ -176,8 +176,8 @@ def load(
     headless = any(name.startswith(HEAD + "/") for name in found.missing)
     classes = None if headless else located.classes
     return Loaded(
-        params={name: array for name, array in arrays.items() if name in param_shapes},
-        batch_stats={name: array for name, array in arrays.items() if name in stat_shapes},
+        params={name: array for name, array in arrays.items() if name not in stats},
+        batch_stats={name: array for name, array in arrays.items() if name in stats},
         missing=receipt.missing,
         receipt=receipt,
         preprocess=preprocess,
@@ -187,12 +187,29 @@ def load(
     )
 
 
+def head_size(model: Model, source: str | Path | None = None, *, format: str | None = None) -> int | None:
+    """The number of classes of the head in these weights, whatever the model's; None where they have no head.
+
+    >>> n = head_size(make_model("resnet50"), "food101.pth")
+    >>> model = make_model("resnet50", num_classes=n)
+    """
+    located = locate(default_source(model.name).uri if source is None else source)
+    ours, _ = _shapes(model)
+    with open_weights(located.path) as file:
+        chosen, _ = _choose(model, ours, file, format, True, ())
+        for rule in FORMATS[chosen].rules(ours):
+            if rule.ours and rule.ours.startswith(HEAD + "/") and set(rule.names) <= set(file.names):
+                # The operation on a byte broadcast to their shape has our shape; our last axis is the classes.
+                theirs = (np.broadcast_to(np.uint8(0), file.shape(name)) for name in rule.names)
+                return rule.op.to_ours(*theirs).shape[-1]
+    return None
+
+
 def scratch(model: Model) -> Loaded:
     """No weights: every name of the model is missing."""
-    names = tuple(sorted({**model.shapes()[0], **model.shapes()[1]}))
+    names = tuple(sorted(_shapes(model)[0]))
     receipt = Receipt(model.name, "", "", "", missing=names)
-    pre = replace(Preprocess(), size=tuple(model.input_shape[:2]))
-    return Loaded({}, {}, names, receipt, pre, None, None, None)
+    return Loaded({}, {}, names, receipt, Preprocess(size=_size(model)), None, None, None)
 
 
 def _choose(
@@ -264,14 +281,25 @@ def _resize(array: np.ndarray, model: Model, ours: Mapping[str, tuple[int, ...]]
     return resized, f"{side}×{side} → {new_grid[0]}×{new_grid[1]}"
 
 
+def _shapes(model: Model) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+    """Every name's shape, and which names are batch statistics."""
+    params, stats = model.shapes()
+    return {name: tuple(leaf.shape) for name, leaf in (params | stats).items()}, set(stats)
+
+
+def _size(model: Model) -> tuple[int, int]:
+    height, width, *_ = model.input_shape
+    return height, width
+
+
 def _preprocess(model: Model, format: str, located: Located) -> tuple[Preprocess, str]:
-    size = tuple(model.input_shape[:2])
+    size = _size(model)
     if found := located.preprocess:
         return replace(found, size=size), "preprocessing: from the JSON beside the weights"
     for name in (format, *FORMATS):
         if source := FORMATS[name].SOURCES.get(model.name):
             return replace(source.preprocess, size=size), f"preprocessing: assumed to be that of {source.uri}"
-    return replace(Preprocess(), size=size), "preprocessing: unknown, assumed to be torchvision's"
+    return Preprocess(size=size), "preprocessing: unknown, assumed to be torchvision's"
 
 
 def export(
@@ -283,7 +311,10 @@ def export(
     format: str,
     dtype: str = "float32",
 ) -> Receipt:
-    """Write a model's arrays under a format's names, as `.safetensors` or `.npz` by the path's ending; the inverse of `load`."""
+    """Write a model's arrays under a format's names, to a path ending in `.safetensors` or `.npz`; the inverse of `load`.
+
+    >>> export("resnet50.safetensors", model, params, batch_stats, format="timm")
+    """
     if format not in FORMATS:
         raise UserError(f"There is no weight format {format!r}.{near(format, FORMATS)} Known: {', '.join(FORMATS)}.")
     arrays = {name: np.asarray(array) for name, array in {**params, **batch_stats}.items()}
@@ -299,6 +330,7 @@ def export(
         write_safetensors(path, tensors, {"format": "pt"} if format != "jft" else {"format": "jft"})
     else:
         raise UserError(f"Weights are written as .safetensors or .npz; {path.name} ends in neither.")
+    constants = [name for rule in rules if rule.ours is None for name in rule.names]
     with open_weights(path) as file:
         return Receipt(
             model=model.name,
@@ -306,6 +338,8 @@ def export(
             format=format,
             sha256=file.sha256,
             used={name: rule.ours for rule in rules if rule.ours for name in rule.names},
+            notes=(f"written as the format has them, without meaning here: {_some(constants)}",) if constants else (),
+            direction="to",
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jft.data.cache import cache_dir
 from jft.errors import UserError
 from jft.preprocess import Preprocess
 
@@ -37,7 +38,7 @@ class Located:
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What the JSON files beside the weights say about the pictures (timm's and Hugging Face's keys), if they do."""
+        """What the JSON beside the weights says about the pictures, in timm's or Hugging Face's keys, if it does."""
         try:
             if isinstance(cfg := self.configs.get("config.json", {}).get("pretrained_cfg"), dict):
                 return _timm_preprocess(cfg)
@@ -55,22 +56,15 @@ class Located:
         """The class names in the JSON beside the weights, in order, if it has any."""
         config = self.configs.get("config.json", {})
         names = config.get("label_names")
-        if isinstance(names, list) and all(isinstance(n, str) for n in names):
+        if isinstance(names, list):
             described = config.get("label_descriptions")
-            return tuple(described.get(n, n) if isinstance(described, dict) else n for n in names)
+            return tuple(str(described.get(n, n) if isinstance(described, dict) else n) for n in names)
         by_index = config.get("id2label")
         if isinstance(by_index, dict) and set(by_index) == {str(i) for i in range(len(by_index))}:
             found = tuple(str(by_index[str(i)]) for i in range(len(by_index)))
             # transformers writes LABEL_0, LABEL_1 … where it knows no names.
             return None if all(re.fullmatch(r"LABEL_\d+", n) for n in found) else found
         return None
-
-
-def cache_folder() -> Path:
-    """The folder of everything that can be fetched again."""
-    if folder := os.environ.get("JFT_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jft"
 
 
 def locate(source: str | Path) -> Located:
@@ -141,7 +135,7 @@ def _from_hub(uri: str) -> Located:
 
     for name in (wanted,) if wanted else WEIGHT_FILES:
         if (path := cached(name)) and all(cached(_beside(name, shard)) for shard in _shards(path)):
-            return _located(path, uri)
+            return _located(path, repo)
     file = wanted or "model.safetensors"
     try:
         info = hub.HfApi().model_info(repo, revision=revision, timeout=TIMEOUT)
@@ -150,7 +144,7 @@ def _from_hub(uri: str) -> Located:
         file = name
 
         def fetch(name: str) -> Path:
-            return Path(hub.hf_hub_download(repo, name, revision=info.sha if revision is None else revision))
+            return Path(hub.hf_hub_download(repo, name, revision=revision))
 
         for config in CONFIGS:
             if _beside(name, config) in names:
@@ -158,13 +152,11 @@ def _from_hub(uri: str) -> Located:
         path = fetch(name)
         for shard in _shards(path):
             fetch(_beside(name, shard))
-        if revision is None:
-            _remember_main(hub, repo, info.sha)
     except UserError:
         raise
     except Exception as error:  # the client's own errors and those of two generations of its HTTP library
         raise UserError(_hub_failure(hub, repo, revision, file, error)) from error
-    return _located(path, uri)
+    return _located(path, repo)
 
 
 def _beside(name: str, other: str) -> str:
@@ -180,18 +172,9 @@ def _shards(path: Path) -> list[str]:
         raise UserError(f"{path}: it is no index of a sharded safetensors file.") from None
 
 
-def _located(path: Path, uri: str) -> Located:
-    commit = next((p.name for p in path.parents if p.parent.name == "snapshots"), None)
-    repo = uri.split("@")[0] if "@" in uri else "hf:" + uri[3:].split(":")[0]
-    return Located(path, f"{repo}@{commit}:{path.name}" if commit else uri, _configs(path.parent))
-
-
-def _remember_main(hub: Any, repo: str, commit: str) -> None:
-    # Files fetched by commit leave no note of what `main` was, and without it the cache would not find them again.
-    ref = Path(hub.constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs" / "main"
-    if not ref.exists():
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(commit)
+def _located(path: Path, repo: str) -> Located:
+    commit = next((p.name for p in path.parents if p.parent.name == "snapshots"), "main")
+    return Located(path, f"hf:{repo}@{commit}:{path.name}", _configs(path.parent))
 
 
 def _hub_failure(hub: Any, repo: str, revision: str | None, file: str, error: Exception) -> str:
@@ -207,9 +190,9 @@ def _hub_failure(hub: Any, repo: str, revision: str | None, file: str, error: Ex
         return f"The repository {repo}{at} has no file {file}."
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return (
-        f"Cannot fetch {file} of {repo}{at} from Hugging Face, and the cache {hub.constants.HF_HUB_CACHE} does not have "
-        f"it ({reason}). With a network it is fetched once and kept. Without: fetch it elsewhere "
-        f"(`hf download {repo} {file} config.json --local-dir FOLDER`) and pass --weights FOLDER/{file}."
+        f"Cannot fetch {file} of {repo}{at} from Hugging Face ({reason}), and the cache "
+        f"{hub.constants.HF_HUB_CACHE} does not have it. With a network it is fetched once and kept. "
+        f"Without: fetch it elsewhere (`hf download {repo} {file} config.json --local-dir FOLDER`) and pass --weights FOLDER/{file}."
     )
 
 
@@ -225,7 +208,7 @@ def _from_address(uri: str) -> Located:
             f"{address}#sha256=HEX. `sha256sum FILE` prints that of a copy you trust."
         )
     name = re.sub(r"[^\w.-]", "_", address.split("?")[0].rsplit("/", 1)[-1]).lstrip(".") or "weights"
-    path = cache_folder() / "weights" / digest[:16] / name
+    path = cache_dir() / "weights" / digest[:16] / name
     if not path.is_file():
         _fetch(address, digest, path)
     return Located(path, address)

@@ -30,7 +30,7 @@ def bicubic_weights(size: int, new: int) -> Float[np.ndarray, "new size"]:
 def resample_pos_embed(
     embedding: Float[np.ndarray, "1 n d"], grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[np.ndarray, "1 m d"]:
-    """Resize the position embeddings of a (height, width) grid to another; tokens before the grid's stay as they are."""
+    """Resize the positions of a (height, width) grid; those before them, such as the class token's, stay."""
     prefix = embedding.shape[1] - grid[0] * grid[1]
     tokens = embedding[0, prefix:].reshape(*grid, -1).astype(np.float64)
     rows, columns = bicubic_weights(grid[0], new_grid[0]), bicubic_weights(grid[1], new_grid[1])

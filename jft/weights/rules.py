@@ -1,4 +1,4 @@
-"""Rules: their parameter name ↔ ours, with an invertible operation; matched against a file they say what fits and what not."""
+"""Rules: their parameter name ↔ ours, with an invertible operation; and what of a file they explain."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

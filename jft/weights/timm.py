@@ -32,7 +32,7 @@ SOURCES = {
 
 
 def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
-    """The rules for a model with these names and shapes; none where timm's names are not known for its family."""
+    """The rules for a model with these names and shapes."""
     return _vit(ours) if "embed/patch/kernel" in ours else torchvision.rules(ours)
 
 

@@ -19,7 +19,7 @@ SOURCES = {
 
 
 def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
-    """The rules for a model with these names and shapes; none where torchvision's names are not known for its family."""
+    """The rules for a model with these names and shapes; none for a family that torchvision names otherwise."""
     if "stem/conv/kernel" not in ours:
         return ()
     found = [*conv("conv1", "stem/conv"), *batch_norm("bn1", "stem/norm")]

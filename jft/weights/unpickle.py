@@ -8,9 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-# A file of weights needs some sixty opcodes a tensor. Without a limit, a few megabytes could ask for gigabytes of lists.
+from jft.weights.layout import MAX_DIMS, natural
+
+# A file of weights needs some sixty a tensor. Without a limit, a few megabytes could ask for gigabytes of lists.
 MAX_OPCODES = 3_000_000
-MAX_DIMS = 32
 
 
 class Refused(ValueError):
@@ -89,7 +90,7 @@ STORAGES = {
 
 
 def _sizes(value: Any) -> bool:
-    return type(value) is tuple and len(value) <= MAX_DIMS and all(type(v) is int and 0 <= v < 2**62 for v in value)
+    return type(value) is tuple and len(value) <= MAX_DIMS and all(map(natural, value))
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = None) -> TensorRef:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jft.weights.readers import SAFETENSORS_DTYPES
+from jft.weights.safetensors import SAFETENSORS_DTYPES
 
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 

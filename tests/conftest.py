@@ -33,3 +33,10 @@ def assets() -> Path:
 def cache(tmp_path_factory, monkeypatch):
     """Every test gets a cache of its own, so that none reads what another wrote."""
     monkeypatch.setenv("JFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def optax_promotion():
+    """For tests that run optax's Adam, which multiplies floats by an integer count."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import flax.linen as nn
@@ -45,8 +46,8 @@ class Model:
 
     def apply(
         self,
-        params: Mapping[str, Array],
-        batch_stats: Mapping[str, Array],
+        params: Mapping[str, Any],
+        batch_stats: Mapping[str, Any],
         x: Float[Array, "..."],
         *,
         start: str | None = None,
@@ -69,8 +70,8 @@ class Model:
     def _apply_part(
         self,
         name: str,
-        params: Mapping[str, Array],
-        stats: Mapping[str, Array],
+        params: Mapping[str, Any],
+        stats: Mapping[str, Any],
         x: Array,
         train: bool,
         update: bool,
@@ -99,22 +100,34 @@ class Model:
     ) -> tuple[dict[str, Float[Array, "..."]], dict[str, Float[Array, "..."]]]:
         """Fresh parameters and batch statistics of all parts, or of those in `parts`, from a key per part name."""
 
-        # Under jit the forward pass that Linen's init makes is dead code: only the random numbers are computed.
-        @jax.jit
-        def make(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-            x = jnp.zeros((1, *self.input_shape), jnp.float32)
-            params: dict[str, Array] = {}
-            stats: dict[str, Array] = {}
-            for name, module in self.parts.items():
+        params: dict[str, Array] = {}
+        stats: dict[str, Array] = {}
+        for name, (x, _) in self._trace.items():
+            if parts is None or name in parts:
+                # lazy_init runs the initialisers alone: the forward pass is neither compiled nor computed.
                 part_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
-                x, variables = module.init_with_output(part_key, x, train=False, use_running_average=True)
-                if parts is None or name in parts:
-                    params |= tree.flatten(variables.get("params", {}), f"{name}/")
-                    stats |= tree.flatten(variables.get("batch_stats", {}), f"{name}/")
-            return params, stats
-
-        return make(key)
+                variables = self.parts[name].lazy_init(part_key, x, train=False, use_running_average=True)
+                params |= tree.flatten(variables.get("params", {}), f"{name}/")
+                stats |= tree.flatten(variables.get("batch_stats", {}), f"{name}/")
+        return params, stats
 
     def shapes(self) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax.ShapeDtypeStruct]]:
         """Shape and dtype of every parameter and batch statistic, without computing any."""
-        return jax.eval_shape(self.init, jax.random.key(0))
+        params: dict[str, jax.ShapeDtypeStruct] = {}
+        stats: dict[str, jax.ShapeDtypeStruct] = {}
+        for name, (_, variables) in self._trace.items():
+            params |= tree.flatten(variables.get("params", {}), f"{name}/")
+            stats |= tree.flatten(variables.get("batch_stats", {}), f"{name}/")
+        return params, stats
+
+    @cached_property
+    def _trace(self) -> dict[str, tuple[jax.ShapeDtypeStruct, Mapping[str, Any]]]:
+        """For each part the shape of its input for one example, and its variables' shapes."""
+        traced = {}
+        x = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
+        for name, module in self.parts.items():
+            make = partial(module.init_with_output, train=False, use_running_average=True)
+            y, variables = jax.eval_shape(make, jax.random.key(0), x)
+            traced[name] = (x, variables)
+            x = y
+        return traced

@@ -1,0 +1,222 @@
+"""The configuration of a run: frozen, written to config.json, and made from Python files and command-line options."""
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jft.errors import UserError, near
+from jft.plan import Plan
+from jft.preprocess import Preprocess
+
+
+def _opt(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run needs; every field has a default but `data`."""
+
+    data: Any = _opt(
+        None, "folder of class folders (or of train/ val/ [test/]), CSV with path,label[,split], tfds:NAME; or arrays"
+    )
+    model: str = _opt("resnet50", "architecture; `jft models` lists them")
+    weights: Any = _opt(
+        None, "file (.safetensors .pth .npz), hf:ORG/REPO, none = from scratch; default: the model's own source"
+    )
+    keep_head: bool = _opt(False, "keep the weights' own head, where it has as many classes as the data, in their order")
+    plan: Plan = _opt("head", "what trains when: head, full, gradual, lp-ft; or a tuple of stages")
+    epochs: float = _opt(10.0, "passes over the training set, over all stages together")
+    batch: int = _opt(32, "images a step, over all devices together")
+    lr: float | None = _opt(None, "peak learning rate of the fastest group; default: the plan's (head 1e-3, full 1e-4)")
+    seed: int = _opt(0, "of the split, the head's first values, the order and the augmentation")
+    workdir: str | None = _opt(None, "the run's folder; default: runs/DATA-MODEL-PLAN")
+    optimizer: Any = _opt("adamw", "adamw, adam, sgd (momentum 0.9), lion; or a function (weight_decay, mask)")
+    weight_decay: float = _opt(1e-4, "of kernels; biases, norms and position embeddings are spared")
+    schedule: str = _opt("cosine", "of the learning rate in a stage: cosine, linear, constant, step")
+    warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak")
+    clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping")
+    augment: tuple[str, ...] | None = _opt(
+        None, "crop, flip, rrc, in order; none = nothing; default: crop flip, and nothing for a linear probe"
+    )
+    label_smoothing: float = _opt(0.0, "share of the label spread over all classes")
+    loss: Callable | None = _opt(None, "function (logits, batch) -> [b]; default: cross-entropy, binary for many labels")
+    penalty: Callable | None = _opt(None, "R(f, f_s), a function (params, source) -> scalar, e.g. jft.penalties:l2_sp")
+    penalty_weight: float = _opt(0.0, "λ in L + λR")
+    shots: int | None = _opt(None, "train on so many images a class, drawn by seed; default: all")
+    seeds: int = _opt(1, "repeat the run with so many seeds and tell mean and spread")
+    val_fraction: float = _opt(0.2, "share of the images held out, class by class, where the data have no val split")
+    eval_every: float = _opt(1.0, "epochs between validations; each stage also ends with one")
+    checkpoint_every: float = _opt(60.0, "seconds between checkpoints; each stage also ends with one")
+    image_size: int | tuple[int, int] | None = _opt(None, "height and width in pixels; default: the weights'")
+    preprocess: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "what differs from the weights' own: --preprocess.crop_pct 1.0", "fields": Preprocess},
+    )
+    dropout: float = _opt(0.0, "before the head (and in a ViT's blocks), in parts that train")
+    drop_path: float = _opt(0.0, "stochastic depth's rate at the last block, in parts that train")
+    dtype: str = _opt("float32", "of the computation: float32 or bfloat16; parameters stay float32")
+    remat: bool = _opt(False, "recompute activations in the backward pass: less memory, about a third more time")
+    sharding: str = _opt("replicate", "over the devices: replicate, fsdp, pmap")
+    features: bool = _opt(True, "run the frozen parts once per image where nothing random is before or in them")
+    resident: float = _opt(0.5, "keep images or features in memory if they fit this share of what is free; 0 = stream")
+    threads: int | None = _opt(None, "that decode; default: the processor's cores")
+    display: str = _opt("auto", "auto, plain, quiet, json")
+    deterministic: bool = _opt(False, "bit-equal repetition on a GPU too, some tenths slower (on a CPU it always is)")
+    make_train_step: Callable | None = _opt(None, "the objective; default: jft.step:make_train_step")
+
+
+# Fields that say where and how loudly a run happens, not what it is: two runs may differ in them and be the same.
+PLACE = ("workdir", "display", "checkpoint_every", "threads", "resident", "seeds")
+
+
+def describe(value: Any) -> Any:
+    """A config's value as JSON: functions and classes by import path, arrays by their hash."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, Sequence):
+        return [describe(v) for v in value]
+    if hasattr(value, "func"):  # functools.partial
+        return {"partial": describe(value.func), "args": describe(value.args), "keywords": describe(value.keywords)}
+    if callable(value):
+        return import_path(value)
+    if hasattr(value, "tobytes"):
+        return f"{value.dtype}{list(value.shape)} sha256:{hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    raise UserError(f"A config cannot hold {value!r}: numbers, strings, tuples, functions and arrays can be written.")
+
+
+def import_path(function: Any) -> str:
+    """`module:name`, or `file.py:name` where the function comes from a config file."""
+    module = inspect.getmodule(function)
+    file = getattr(module, "__config_file__", None)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    return f"{file or getattr(function, '__module__', '?')}:{name}"
+
+
+def load_object(path: str) -> Any:
+    """The object at `module:name` or `file.py:name`. Python files are code: run only those you trust."""
+    where, _, name = path.partition(":")
+    module = load_file(where) if where.endswith(".py") else importlib.import_module(where)
+    value: Any = module
+    for attribute in name.split("."):
+        value = getattr(value, attribute)
+    return value
+
+
+def load_file(path: str | Path) -> types.ModuleType:
+    """Run a Python file as a module of its own. Raises UserError where there is none."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"There is no config {str(path)!r}. A config is a Python file whose config() returns a Config.")
+    name = f"jft_config_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    module.__config_file__ = str(path)  # type: ignore[attr-defined]
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def load_config(path: str | Path) -> Config | dict[str, Config]:
+    """What a config file's `config()` returns: a Config, or named Configs to be compared."""
+    module = load_file(path)
+    if not hasattr(module, "config"):
+        raise UserError(f"{path} has no function config(); it should return a jft.Config, or a dict of them.")
+    made = module.config()
+    configs = made if isinstance(made, dict) else {"": made}
+    if not configs or not all(isinstance(c, Config) for c in configs.values()):
+        raise UserError(f"config() of {path} returned {type(made).__name__}; a jft.Config or a dict of them is expected.")
+    return made
+
+
+def parse(name: str, text: str | list[str], hint: Any) -> Any:
+    """A command-line value as a field of this type. Raises UserError naming the field, the text and the type."""
+    options = [t for t in typing.get_args(hint)] if _is_union(hint) else [hint]
+    words = text if isinstance(text, list) else [text]
+    if types.NoneType in options and [w.lower() for w in words] == ["none"]:
+        return None
+    for option in options:
+        origin = typing.get_origin(option) or option
+        try:
+            if origin is tuple:
+                kinds = typing.get_args(option)
+                items = [part for w in words for part in w.replace(",", " ").split()]
+                if items == ["none"]:
+                    return ()
+                if kinds[-1] is not Ellipsis and len(kinds) != len(items):
+                    continue
+                return tuple(parse(name, item, kinds[0]) for item in items)
+            if len(words) != 1:
+                continue
+            if origin is bool:
+                return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[words[0].lower()]
+            if origin in (int, float):
+                return origin(words[0])
+            if origin in (str, Any):
+                return words[0]
+            if origin in (Callable, typing.get_origin(Callable[..., Any])):
+                return load_object(words[0])
+        except (ValueError, KeyError, AttributeError, ImportError):
+            continue
+    expected = " or ".join(str(getattr(o, "__name__", o)) for o in options if o is not types.NoneType)
+    raise UserError(f"--{name} was given {' '.join(words)!r}; {expected} is expected.")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def override(config: Any, path: str, words: list[str]) -> Any:
+    """The config with one field, `lr` or `preprocess.crop_pct`, set from command-line words."""
+    name, _, rest = path.replace("-", "_").partition(".")
+    hints = typing.get_type_hints(type(config))
+    if name not in hints:
+        raise UserError(f"There is no option --{path}.{near(name, hints)} `--help` lists them all.")
+    if rest:
+        inside = {f.name: f for f in dataclasses.fields(type(config))}[name].metadata.get("fields")
+        if inside is None:
+            raise UserError(f"--{path}: {name} has no fields.")
+        fields = typing.get_type_hints(inside)
+        if rest not in fields:
+            raise UserError(f"There is no option --{path}.{near(rest, fields)} It has: {', '.join(fields)}.")
+        value = {**getattr(config, name), rest: parse(path, words, fields[rest])}
+        return dataclasses.replace(config, **{name: value})
+    return dataclasses.replace(config, **{name: parse(path, words, hints[name])})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """`field: old → new`, for every field in which two described configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [line for k in keys for line in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [f"{path}: {json.dumps(old)} → {json.dumps(new)}"]

@@ -1,0 +1,176 @@
+"""The plan: which names train, at which multiple of the learning rate, for how long. Data, stage after stage."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from jft import tree
+from jft.errors import UserError, near
+
+# Parts behind the last block. In layer-wise decay they share the head's depth, as in MAE's and BEiT's code.
+TOP = ("norm", "pool", "head")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training during which one set of parameters trains.
+
+    `train` lists patterns, `"head"` or `("stage4", 0.1)`: a glob over names or over anything above them, and its
+    multiple of the learning rate (1 where none is given, 0 for frozen). The first match wins; what none matches is
+    frozen.
+
+    >>> Stage("top", train=("head", ("stage4", 0.1)), epochs=5, lr=1e-3)
+    """
+
+    name: str
+    train: tuple[str | tuple[str, float], ...]
+    epochs: float | None = None  # passes over the training set; None: its `share` of the run's epochs
+    share: float = 1.0  # of the run's epochs, against the other stages' shares
+    lr: float | None = None  # peak learning rate of a multiple of 1; None: the run's
+    layer_decay: float = 1.0  # the rate's factor from a part to the part below it
+    schedule: str | None = None  # None: the run's
+    warmup: float | None = None  # share of the stage's steps spent rising to the peak; None: the run's
+    batch_norm: str = "auto"  # auto: batch statistics in parts that train; frozen: running statistics everywhere
+    augment: tuple[str, ...] | None = None  # None: the run's
+
+    def patterns(self) -> list[tuple[str, float]]:
+        """`train` with every multiplier spelt out."""
+        return [(p, 1.0) if isinstance(p, str) else (p[0], float(p[1])) for p in self.train]
+
+
+def part_of(name: str, parts: Iterable[str]) -> str:
+    """The part a parameter belongs to."""
+    for part in parts:
+        if name.startswith(part + "/"):
+            return part
+    raise KeyError(name)
+
+
+def parts_with(names: Iterable[str], parts: Iterable[str]) -> list[str]:
+    """The parts, in their order, that hold any of these parameters."""
+    names = list(names)
+    return [p for p in parts if any(n.startswith(p + "/") for n in names)]
+
+
+def multipliers(stage: Stage, names: Sequence[str], parts: Sequence[str]) -> dict[str, float]:
+    """Each parameter's multiple of the stage's learning rate; 0 is frozen.
+
+    Raises UserError for a pattern that decides nothing and for a stage that trains nothing.
+    """
+    values = tree.first_match(stage.patterns(), names, 0.0)
+    if any(v < 0 for v in values.values()):
+        raise UserError(f"Stage {stage.name!r} has a negative multiplier; 0 freezes, above 0 trains.")
+    if not any(values.values()):
+        raise UserError(f"Stage {stage.name!r} trains nothing: no pattern of {stage.train} has a multiplier above 0.")
+    if stage.layer_decay == 1.0:
+        return values
+    depth = depths(names, parts)
+    top = max(depth.values())
+    return {n: v * stage.layer_decay ** (top - depth[part_of(n, parts)]) for n, v in values.items()}
+
+
+def depths(names: Iterable[str], parts: Sequence[str]) -> dict[str, int]:
+    """The depth of every part that has parameters, counted from the input; the last norm and pool count as the head."""
+    depth: dict[str, int] = {}
+    for part in parts_with(names, parts):
+        below = [p for p in depth if p not in TOP]
+        depth[part] = len(below)
+    return depth
+
+
+def labels(multipliers: Mapping[str, float]) -> dict[str, str]:
+    """For `optax.multi_transform`: parameters of one multiplier share a label, frozen ones are `frozen`."""
+    return {n: f"x{v:g}" if v else "frozen" for n, v in multipliers.items()}
+
+
+def trainable(multipliers: Mapping[str, float]) -> frozenset[str]:
+    """The names that train."""
+    return frozenset(n for n, v in multipliers.items() if v)
+
+
+def groups(parts: Sequence[str], count: int = 4) -> list[tuple[str, ...]]:
+    """The backbone's parts in `count` or so coarse groups from the input up: a ResNet's stages, even runs of blocks."""
+    body = [p for p in parts if p not in TOP]
+    prefixes = list(dict.fromkeys(p.split("/")[0] for p in body))
+    stem = [p for p in prefixes if p in ("stem", "embed")]
+    rest = [p for p in prefixes if p not in stem]
+    count = min(count, len(rest))
+    cuts = [round(i * len(rest) / count) for i in range(count + 1)] if count else []
+    made = [tuple(rest[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [tuple(stem) + made[0], *made[1:]] if made else [tuple(stem)]
+
+
+def head(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
+    """Linear probe: the head alone."""
+    return (Stage("head", ("head",), lr=lr or 1e-3, augment=()),)
+
+
+def full(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
+    """Everything at once, at one rate."""
+    return (Stage("full", ("*",), lr=lr or 1e-4),)
+
+
+def lp_ft(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
+    """Linear probe, then everything from there (Kumar et al. 2022, "Fine-tuning can distort pretrained features")."""
+    lr = lr or 1e-3
+    return (
+        replace(head(parts, lr)[0], share=0.5),
+        Stage("full", ("*",), share=0.5, lr=lr / 10),
+    )
+
+
+def gradual(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
+    """The head, then group after group of parts from the top, each lower group at 1/2.6 of the rate above it.
+
+    Gradual unfreezing and discriminative rates as in ULMFiT (Howard and Ruder 2018, sections 3.2 and 3.3).
+    """
+    lr = lr or 1e-3
+    top_down = groups(parts)[::-1]
+    last = [p for p in parts if p in TOP and p != "head"]
+    stages = [replace(head(parts, lr)[0], share=4.0)]
+    for n in range(1, len(top_down) + 1):
+        train = [("head", 1.0)] + [(p, 1.0) for p in last]
+        for depth, group in enumerate(top_down[:n]):
+            train += [(prefix, 2.6**-depth) for prefix in group]
+        stages.append(Stage(f"{top_down[n - 1][0]} and up", tuple(train), share=1.0, lr=lr / 10))
+    return tuple(stages)
+
+
+PLANS: dict[str, Callable[..., tuple[Stage, ...]]] = {
+    "head": head,
+    "full": full,
+    "gradual": gradual,
+    "lp-ft": lp_ft,
+}
+
+Plan = str | tuple[Stage, ...] | Callable[..., tuple[Stage, ...]]
+
+
+def resolve(
+    plan: Plan, names: Sequence[str], parts: Sequence[str], *, epochs: float, lr: float | None
+) -> tuple[Stage, ...]:
+    """The stages of a preset's name, a function `(parts, lr)` or a tuple, with every stage's epochs and rate set.
+
+    Epochs are the total over all stages, divided by their shares; a stage with epochs of its own keeps them. Raises
+    UserError for an unknown name, no stages, two stages of one name, and whatever `multipliers` finds wrong.
+    """
+    if isinstance(plan, str):
+        if plan not in PLANS:
+            raise UserError(f"There is no plan {plan!r}.{near(plan, PLANS)} Plans: {', '.join(PLANS)}; or stages.")
+        plan = PLANS[plan]
+    stages = plan(parts_with(names, parts), lr) if callable(plan) else tuple(plan)
+    if not stages:
+        raise UserError("The plan has no stages; it needs at least one.")
+    if len({s.name for s in stages}) != len(stages):
+        raise UserError(f"Two stages share a name: {', '.join(s.name for s in stages)}. Give each its own.")
+    total = sum(s.share for s in stages if s.epochs is None)
+    done = []
+    for stage in stages:
+        own = stage.epochs if stage.epochs is not None else epochs * stage.share / total
+        if own <= 0:
+            raise UserError(f"Stage {stage.name!r} has {own:g} epochs; it needs more than 0.")
+        if stage.batch_norm not in ("auto", "frozen"):
+            raise UserError(f"Stage {stage.name!r} has batch_norm={stage.batch_norm!r}; it is 'auto' or 'frozen'.")
+        stage = replace(stage, epochs=own, lr=stage.lr or lr or 1e-3)
+        multipliers(stage, names, parts)
+        done.append(stage)
+    return tuple(done)

@@ -1,0 +1,711 @@
+"""The loop: one call from a config to a fine-tuned model in a folder. It reads in the order in which things happen."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jft import bundle, features, losses, metrics, optim, plan, shard, tree, weights
+from jft.checkpoint import Checkpoints
+from jft.config import PLACE, Config, describe, write_json
+from jft.data import order, pipeline, sources
+from jft.data.prepare import make_prepare, work_size
+from jft.errors import UserError
+from jft.models import make_model
+from jft.models.base import Model
+from jft.plan import Stage
+from jft.preprocess import Preprocess
+from jft.report.html import make_report
+from jft.report.live import make_display
+from jft.report.log import MetricsLog
+from jft.run import Clock, Result, default_workdir, enter, fingerprint, versions
+from jft.step import State, make_eval_step, make_train_step, repeat
+
+MAX_STEPS_PER_DISPATCH = 256
+DISPATCH_SECONDS = 0.5  # how long the host lets go of a run, so that Ctrl-C and the display stay prompt
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; it has saved, and the same command goes on from there."""
+
+
+def train(config: Config) -> Result:
+    """Fine-tune as the config says; resumes an interrupted run of the same config, and leaves a finished one alone.
+
+    Raises UserError for whatever a user can mend, Interrupted when SIGINT or SIGTERM stopped the run (it has saved).
+    """
+    clock = Clock()
+    if config.deterministic and "--xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    display = make_display(config.display)
+    with contextlib.closing(display):
+        with clock("data"):
+            splits = read_data(config)
+        for name, reason in splits.excluded:
+            display.warn(f"left out: {name}: {reason}")
+        with clock("import"):
+            model, params, batch_stats, loaded = build(config, splits.classes)
+        display.note(str(loaded.receipt))
+        stages = plan.resolve(config.plan, list(params), list(model.parts), epochs=config.epochs, lr=config.lr)
+        workdir = Path(config.workdir or default_workdir(config))
+        what = {
+            "config": {k: v for k, v in describe(config).items() if k not in PLACE},
+            "stages": describe(stages),
+            "preprocess": describe(loaded.preprocess),
+            "classes": list(splits.classes),
+            "weights": str(loaded.path),
+            "weights_sha256": loaded.sha256,
+            "data_sha256": fingerprint(splits),
+            "versions": versions(),
+        }
+        if finished := enter(workdir, what, display.note):
+            display.note(f"{workdir} holds this run, finished. Nothing to do; remove the folder to run it again.")
+            return Result(workdir, finished)
+        with clock("data"):
+            data, left_out = load_images(config, splits, stages, loaded.preprocess, display)
+        run = Run(config, workdir, model, loaded, params, batch_stats, stages, data, clock, display)
+        with contextlib.closing(run), interruptible() as asked_to_stop:
+            run.restore()
+            for leg in run.legs:
+                if run.step < leg.last:
+                    run.train(leg, asked_to_stop)
+            return Result(workdir, run.finish(splits, [*splits.excluded, *left_out]))
+
+
+def read_data(config: Config) -> sources.Splits:
+    """The splits the config names, with `shots` images a class where it asks for them."""
+    if config.data is None:
+        raise UserError("No data given. --data takes a folder of class folders, a CSV with path,label, or tfds:NAME.")
+    data = config.data() if callable(config.data) else config.data
+    splits = sources.load(data, seed=config.seed, val_fraction=config.val_fraction)
+    if config.shots is not None:
+        splits = replace(splits, train=few_shots(splits.train, config.shots, config.seed))
+    return splits
+
+
+def build(
+    config: Config, classes: Sequence[str]
+) -> tuple[Model, dict[str, Any], dict[str, Any], weights.Loaded]:
+    """The model for these classes, its parameters and statistics (pretrained, or fresh), and where they come from."""
+    model = make_model(
+        config.model,
+        num_classes=len(classes),
+        image_size=config.image_size,
+        dtype=config.dtype,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        remat=config.remat,
+        axis_name=shard.DATA if config.sharding == "pmap" else None,
+    )
+    source = config.weights() if callable(config.weights) else config.weights
+    if source == "none":
+        loaded = weights.scratch(model)
+    else:
+        loaded = weights.load(model, source, keep_head=config.keep_head)
+    params, stats = dict(loaded.params), dict(loaded.batch_stats)
+    if loaded.missing:
+        fresh_params, fresh_stats = model.init(
+            jax.random.key(config.seed), plan.parts_with(loaded.missing, model.parts)
+        )
+        params = fresh_params | params
+        stats = fresh_stats | stats
+    preprocess = replace(loaded.preprocess, size=tuple(model.input_shape[:2]), **config.preprocess)
+    return model, dict(sorted(params.items())), dict(sorted(stats.items())), replace(loaded, preprocess=preprocess)
+
+
+@dataclass
+class Split:
+    """One split ready to be read: decoded whole where it fits, else read again and again."""
+
+    dataset: sources.Dataset
+    preprocess: Preprocess
+    size: tuple[int, int]  # of the working images
+    images: np.ndarray | None  # uint8 [n, *size, 3]
+    threads: int | None
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.dataset.labels
+
+    def evaluation(self, batch: int) -> Iterator[dict[str, np.ndarray]]:
+        """Every example once, in order; the last batch is filled up with rows that its `mask` leaves out."""
+        if self.images is None:
+            yield from pipeline.evaluation_stream(self.dataset, self.preprocess, batch, self.threads, self.size)
+            return
+        for index, mask in zip(*order.evaluation_batches(len(self.labels), batch), strict=True):
+            yield {"image": self.images[index], "label": self.labels[index], "index": index, "mask": mask}
+
+
+def augmentation(config: Config, stage: Stage) -> tuple[str, ...]:
+    """Of this stage: a preset yields to what the config asks for, a stage that somebody wrote does not."""
+    if config.augment is not None and (isinstance(config.plan, str) or stage.augment is None):
+        return tuple(config.augment)
+    return ("crop", "flip") if stage.augment is None else stage.augment
+
+
+def load_images(
+    config: Config, splits: sources.Splits, stages: Sequence[Stage], preprocess: Preprocess, display: Any
+) -> tuple[dict[str, Split], list[tuple[str, str]]]:
+    """The training and validation images, those that cannot be read left out, and which these were."""
+    names = {name for stage in stages for name in augmentation(config, stage)}
+    data, left_out = {}, []
+    for split, dataset in (("train", splits.train), ("val", splits.val)):
+        size = work_size(preprocess, sorted(names)) if split == "train" else preprocess.size
+        fits = 3 * size[0] * size[1] * len(dataset) <= memory_budget(config.resident)
+        images = None
+        with display.task(f"Decoding {split}", total=len(dataset), unit="images") as advance:
+            tell = _differences(advance)
+            if fits:
+                images, kept, bad = pipeline.decode_all(dataset, preprocess, size, config.threads, tell)
+            else:
+                kept, bad = pipeline.readable(dataset, preprocess, config.threads, tell)
+        for name, reason in bad:
+            display.warn(f"left out: {name}: {reason}")
+        left_out += bad
+        data[split] = Split(dataset.select(kept), preprocess, size, images, config.threads)
+        if not fits:
+            display.note(f"The images of {split} do not fit in memory (--resident): they are decoded every epoch.")
+    missing = [c for i, c in enumerate(splits.classes) if not _has_class(data["train"].labels, i)]
+    if missing:
+        raise UserError(f"No image of {', '.join(missing[:5])} could be read for training. The reasons are above.")
+    return data, left_out
+
+
+def _has_class(labels: np.ndarray, i: int) -> bool:
+    return bool((labels == i).any() if labels.ndim == 1 else True)
+
+
+def _differences(advance: Callable[[int], Any]) -> Callable[[int, int], None]:
+    """From "so many done of so many" to "so many more done"."""
+    told = [0]
+
+    def tell(done: int, total: int) -> None:
+        advance(done - told[0])
+        told[0] = done
+
+    return tell
+
+
+def few_shots(dataset: sources.Dataset, shots: int, seed: int) -> sources.Dataset:
+    """The first `shots` examples of each class in an order drawn by seed: fewer are always among more."""
+    if dataset.labels.ndim != 1:
+        raise UserError("--shots draws images by class; these data have several labels an image.")
+    if shots < 1:
+        raise UserError(f"--shots is {shots}; at least 1 image a class is needed.")
+    shuffled = order.permutation(len(dataset), seed, 1)
+    chosen = [shuffled[dataset.labels[shuffled] == c][:shots] for c in range(len(dataset.classes))]
+    return dataset.select(np.sort(np.concatenate(chosen)))
+
+
+def memory_budget(share: float) -> int:
+    """Bytes of data that may lie on each device: this share of what is free."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(share * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    return int(share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Within it SIGINT and SIGTERM ask for a stop, told by the function it gives; a second SIGINT stops at once."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def ask(signum: int, frame: Any) -> None:
+        if asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(signum)
+
+    old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stage on this run's data: what trains, and which of the run's steps are its own."""
+
+    number: int
+    stage: Stage
+    multipliers: dict[str, float]
+    trainable: frozenset[str]
+    train_parts: tuple[str, ...]
+    update_stats: tuple[str, ...]  # parts whose BatchNorms use and move with the batch
+    cut: str | None  # the first part that trains; those before it can be run once
+    augment: tuple[str, ...]
+    first: int
+    last: int
+
+
+def lay_out(config: Config, stages: Sequence[Stage], model: Model, examples: int) -> list[Leg]:
+    """The legs of a plan: `round(epochs · examples / batch)` steps a stage, at least one."""
+    params, stats = model.shapes()
+    legs, step = [], 0
+    for number, stage in enumerate(stages):
+        values = plan.multipliers(stage, list(params), list(model.parts))
+        trainable = plan.trainable(values)
+        parts = plan.parts_with(trainable, model.parts)
+        norms = plan.parts_with(stats, parts) if stage.batch_norm == "auto" else []
+        last = step + max(1, round((stage.epochs or 0) * examples / config.batch))
+        legs.append(
+            Leg(
+                number, stage, values, trainable, tuple(parts), tuple(norms),
+                features.cut(model, trainable), augmentation(config, stage), step, last,
+            )
+        )  # fmt: skip
+        step = last
+    return legs
+
+
+def make_leg_step(
+    config: Config,
+    model: Model,
+    leg: Leg,
+    optimizer: Any,
+    preprocess: Preprocess,
+    source: Mapping[str, Any],
+    loss: Callable[..., Any],
+    start: str | None,
+) -> Callable[..., Any]:
+    """The train step of a leg, from features at `start` or from images."""
+    prepare = make_prepare(preprocess, leg.augment, train=True)
+    return (config.make_train_step or make_train_step)(
+        model,
+        optimizer,
+        trainable=leg.trainable,
+        train_parts=leg.train_parts,
+        update_stats=leg.update_stats,
+        prepare=(lambda batch, key: batch) if start else prepare,
+        loss=loss,
+        penalty=config.penalty,
+        penalty_weight=config.penalty_weight,
+        source=source,
+        start=start,
+        axis_name=shard.DATA if config.sharding == "pmap" else None,
+    )
+
+
+def make_leg_optimizer(config: Config, leg: Leg) -> tuple[Any, Callable[[int], Any]]:
+    """The optimizer of a leg over the parameters that train in it, and its learning rate by the leg's step."""
+    stage = leg.stage
+    warmup = config.warmup if stage.warmup is None else stage.warmup
+    schedule = optim.make_schedule(stage.schedule or config.schedule, stage.lr, leg.last - leg.first, warmup)
+    optimizer = optim.make_optimizer(
+        config.optimizer, schedule, leg.multipliers, weight_decay=config.weight_decay, clip=config.clip
+    )
+    return optimizer, schedule
+
+
+def choose_loss(config: Config, labels: np.ndarray) -> Callable[..., Any]:
+    """The config's loss, or cross-entropy, binary where an image can have several labels; with its smoothing."""
+    loss = config.loss or (losses.cross_entropy if labels.ndim == 1 else losses.binary_cross_entropy)
+    return partial(loss, label_smoothing=config.label_smoothing) if config.label_smoothing else loss
+
+
+@dataclass
+class Best:
+    """The state that validated best so far: what of it differs from the source, and what it said of each image."""
+
+    step: int
+    leg: int
+    accuracy: float
+    loss: float
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    logits: Any
+
+    def position(self) -> dict[str, Any]:
+        return {"step": self.step, "leg": self.leg, "accuracy": self.accuracy, "loss": self.loss}
+
+    def arrays(self) -> dict[str, Any]:
+        return {"params": self.params, "batch_stats": self.batch_stats, "logits": self.logits}
+
+
+class Run:
+    """A run under way: the state on the devices, the best state so far, and the records of both."""
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        model: Model,
+        loaded: weights.Loaded,
+        params: dict[str, Any],
+        batch_stats: dict[str, Any],
+        stages: Sequence[Stage],
+        data: Mapping[str, Split],
+        clock: Clock,
+        display: Any,
+    ):
+        self.config, self.workdir, self.model, self.loaded = config, workdir, model, loaded
+        self.data, self.clock, self.display = data, clock, display
+        self.mesh = shard.make_mesh()
+        if config.batch % self.mesh.size:
+            raise UserError(
+                f"--batch {config.batch} cannot be shared by {self.mesh.size} devices; take a multiple of {self.mesh.size}."
+            )
+        self.preprocess = loaded.preprocess
+        self.source = {n: v for n, v in params.items() if n not in loaded.missing}
+        self.initial, self.initial_stats = params, batch_stats
+        self.legs = lay_out(config, stages, model, len(data["train"].labels))
+        self.loss = choose_loss(config, data["train"].labels)
+        self.eval_loss = jax.jit(self.loss)
+        self.eval_steps: dict[Any, Any] = {}  # compiled, by the span they run
+        self.features: dict[tuple[str, str], jax.Array] = {}  # by split and cut; of the leg under way
+        self.step = 0
+        self.state: State | None = None  # distributed over the mesh; None before the first leg
+        self.best: Best | None = None
+        self.logits: np.ndarray | None = None  # of the last validation
+        self.records: list[dict[str, Any]] = []  # what result.json says of the stages that are done
+        self.leg_seconds = 0.0  # of the leg under way, in sessions before this one
+        self.saved_at = time.monotonic()
+        self.log = MetricsLog(workdir / "metrics.jsonl")
+        self.checkpoints = Checkpoints(workdir / "checkpoints", display.warn)
+
+    def close(self) -> None:
+        self.checkpoints.close()
+        self.log.close()
+
+    # -- where the state comes from ---------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Go to the newest checkpoint that is whole, or to the beginning."""
+        for step, position in self.checkpoints.positions():
+            leg = self.legs[position["leg"]]
+            like = {"state": self._changed(self._fresh(leg, self.initial, self.initial_stats), leg.number)}
+            if position["best"]:
+                names, stats = self._touched(position["best"]["leg"])
+                shape = (len(self.data["val"].labels), self.model.num_classes)
+                like["best"] = {
+                    "params": tree.split(self.initial, names)[0],
+                    "batch_stats": tree.split(self.initial_stats, stats)[0],
+                    "logits": np.empty(shape, np.float32),
+                }
+            found = self.checkpoints.restore(step, like, position["sums"])
+            if found is None:
+                continue
+            saved = found["state"]
+            state = State(
+                step=saved["step"],
+                params=dict(sorted((self.initial | saved["params"]).items())),
+                batch_stats=dict(sorted((self.initial_stats | saved["batch_stats"]).items())),
+                opt_state=saved["opt_state"],
+                key=saved["key"],
+            )
+            self.state = shard.distribute(state, self.mesh, self.config.sharding)
+            self.step = step
+            if position["best"]:
+                self.best = Best(**position["best"], **found["best"])
+            self.records, self.leg_seconds = position["records"], position["leg_seconds"]
+            self.logits = found["best"]["logits"] if position["best"] else None
+            self.clock.before, self.clock.by_phase = position["seconds"], dict(position["by_phase"])
+            self.display.note(f"Resumed after step {step} of {self.legs[-1].last}.")
+            break
+        self.log.truncate(self.step)
+
+    def _fresh(self, leg: Leg, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> State:
+        """The state at a leg's first step: these parameters, and an optimizer that has seen nothing."""
+        optimizer, _ = make_leg_optimizer(self.config, leg)
+        return State(
+            step=jnp.asarray(leg.first, jnp.int32),
+            params=dict(params),
+            batch_stats=dict(batch_stats),
+            opt_state=jax.jit(optimizer.init)(tree.split(params, leg.trainable)[0]),
+            key=jax.random.key_data(jax.random.key(self.config.seed)),
+        )
+
+    def _touched(self, leg: int) -> tuple[set[str], set[str]]:
+        """The names of parameters and of batch statistics that training has changed by the end of this leg."""
+        legs = self.legs[: leg + 1]
+        parts = {part for leg in legs for part in leg.update_stats}
+        stats = {n for n in self.initial_stats if any(n.startswith(p + "/") for p in parts)}
+        return {n for leg in legs for n in leg.trainable}, stats
+
+    def _changed(self, state: State, leg: int) -> dict[str, Any]:
+        """What of a state a checkpoint must hold: the rest is in the weight file, whose hash config.json has."""
+        names, stats = self._touched(leg)
+        return {
+            "step": state.step,
+            "params": tree.split(state.params, names)[0],
+            "batch_stats": tree.split(state.batch_stats, stats)[0],
+            "opt_state": state.opt_state,
+            "key": state.key,
+        }
+
+    def _collected(self) -> State:
+        assert self.state is not None
+        return shard.collect(self.state, self.config.sharding)
+
+    def _save(self, leg: Leg, seconds: float) -> None:
+        """Hand the state and the position to Orbax, which writes them in the background."""
+        arrays = {"state": self._changed(self._collected(), leg.number)}
+        if self.best:
+            arrays["best"] = self.best.arrays()
+        position = {
+            "leg": leg.number,
+            "best": self.best.position() if self.best else None,
+            "records": self.records,
+            "leg_seconds": seconds,
+            "seconds": self.clock.total,
+            "by_phase": self.clock.by_phase,
+        }
+        self.checkpoints.save(self.step, arrays, position)
+        self.saved_at = time.monotonic()
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def train(self, leg: Leg, asked_to_stop: Callable[[], bool]) -> None:
+        """Train one stage from wherever it stands to its end, validating, logging and saving on the way."""
+        begun = time.perf_counter()
+        if self.step == leg.first:
+            before = self._collected() if self.state else None
+            params, stats = (before.params, before.batch_stats) if before else (self.initial, self.initial_stats)
+            self.state = shard.distribute(self._fresh(leg, params, stats), self.mesh, self.config.sharding)
+            self.leg_seconds = 0.0
+        self.display.stage(leg.number + 1, len(self.legs), leg.stage.name, self._describe(leg))
+        dispatch, schedule = self._compile(leg)
+
+        per_epoch = len(self.data["train"].labels) / self.config.batch
+        every = max(1.0, self.config.eval_every * per_epoch)
+        validations = {leg.first + round(i * every) for i in range(1, int((leg.last - leg.first) / every) + 1)}
+        validations |= {leg.last}
+        log_every = int(min(max(per_epoch // 10, 1), 50))
+        since_log: list[dict[str, float]] = []
+        while self.step < leg.last:
+            begin, clocked = self.step, time.perf_counter()
+            with self.clock("train"):
+                new = dispatch(min(s for s in validations if s > begin))
+            rate = len(new) * self.config.batch / (time.perf_counter() - clocked)
+            for step, values in enumerate(new, begin + 1):
+                since_log.append(values)
+                if (step - leg.first) % log_every == 0 or step in validations:
+                    mean = {name: float(np.mean([m[name] for m in since_log])) for name in values}
+                    lr = float(schedule(step - 1 - leg.first))
+                    self.log.write({"step": step, "stage": leg.stage.name, "epoch": step / per_epoch, "lr": lr, **mean})
+                    since_log = []
+            self.step = begin + len(new)
+            self.display.step(self.step, self.legs[-1].last, new[-1], rate)
+            if self.step in validations:
+                self._validate(leg)
+            seconds = self.leg_seconds + time.perf_counter() - begun
+            ended, stop = self.step == leg.last, asked_to_stop()
+            if ended:
+                self.records.append(self._record(leg, seconds))
+            due = time.monotonic() - self.saved_at > self.config.checkpoint_every
+            # Between two lines of the log nothing is saved: a resumed run could not write the second.
+            if ended or (not since_log and (stop or due)):
+                self._save(leg, seconds)
+                if stop and self.step < self.legs[-1].last:
+                    self.checkpoints.wait()
+                    raise Interrupted(
+                        f"Stopped after step {self.step} of {self.legs[-1].last} and saved in {self.workdir}. "
+                        "The same command goes on from there."
+                    )
+
+    def _describe(self, leg: Leg) -> str:
+        count = sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable)
+        return f"{', '.join(summarise(leg.train_parts))}: {count:,} parameters, {leg.last - leg.first} steps"
+
+    def _compile(self, leg: Leg) -> tuple[Callable[[int], list[dict[str, float]]], Callable[[int], Any]]:
+        """The leg's compiled step with its data: a function that steps towards a step's number and returns metrics."""
+        assert self.state is not None
+        config, train = self.config, self.data["train"]
+        self.features = {}
+        use_cut = leg.cut if config.features else None
+        for split in ("train", "val"):
+            if use_cut and (split == "val" or not leg.augment):
+                self._compute_features(split, use_cut)
+        start = leg.cut if ("train", leg.cut) in self.features else None
+
+        optimizer, schedule = make_leg_optimizer(config, leg)
+        step = make_leg_step(config, self.model, leg, optimizer, self.preprocess, self.source, self.loss, start)
+        resident = start is not None or train.images is not None
+        parts = self.model.span(start)
+        # XLA on a CPU runs the gradient of a convolution inside a loop sixty times slower than outside of one.
+        convolves = any(
+            v.ndim == 4 and v.shape[:2] != (1, 1) and plan.part_of(n, self.model.parts) in parts
+            for n, v in self.initial.items()
+        )
+        loop = resident and not (jax.default_backend() == "cpu" and convolves)
+        run = repeat(step, loop)
+        n, batch = len(train.labels), config.batch
+        depth = MAX_STEPS_PER_DISPATCH if loop else 1
+        placement = "pmap" if config.sharding == "pmap" else "replicate"
+        if resident:
+            arrays = {"label": train.labels}
+            arrays |= {"features": self.features["train", leg.cut]} if start and leg.cut else {"image": train.images}
+            data = shard.place(arrays, self.mesh, placement)
+        else:
+            stream = pipeline.stream(
+                train.dataset, self.preprocess, batch, config.seed, self.step, config.threads, train.size
+            )
+        with self.clock("compile"):
+            compiled = shard.compile_steps(run, self.state, self.mesh, config.sharding)
+        limit = 1
+
+        def dispatch(until: int) -> list[dict[str, float]]:
+            nonlocal limit
+            count = min(limit, until - self.step)
+            if resident:
+                index, given = np.zeros((depth, batch), np.int32), data
+                index[:count] = order.steps_indices(n, batch, config.seed, self.step, self.step + count)
+            else:
+                index, given = np.arange(batch, dtype=np.int32)[None], shard.place(next(stream), self.mesh, placement)
+            begun = time.perf_counter()
+            self.state, out = compiled(self.state, given, index, np.int32(count))
+            values = {name: np.asarray(v)[:count] for name, v in out.items()}
+            seconds = time.perf_counter() - begun
+            limit = max(1, min(depth, 4 * limit, int(DISPATCH_SECONDS * count / seconds)))
+            return [{name: float(v[i]) for name, v in values.items()} for i in range(count)]
+
+        return dispatch, schedule
+
+    # -- evaluation -------------------------------------------------------------------------------------------------
+
+    def _eval_step(self, start: str | None = None, stop: str | None = None) -> Any:
+        if (start, stop) not in self.eval_steps:
+            prepare = None if start else make_prepare(self.preprocess, (), train=False)
+            self.eval_steps[start, stop] = jax.jit(make_eval_step(self.model, prepare=prepare, start=start, stop=stop))
+        return self.eval_steps[start, stop]
+
+    def _compute_features(self, split: str, cut: str) -> None:
+        """Keep a split's activations at the cut, if they fit."""
+        data = self.data[split]
+        if features.nbytes(self.model, cut, len(data.labels)) > memory_budget(self.config.resident or 0.5):
+            self.display.note(f"The features of {split} at {cut} do not fit in memory: the frozen parts run every epoch.")
+            return
+        state = self._collected()
+        with self.clock("features"), self.display.task(
+            f"Features of {split} at {cut}", total=len(data.labels), unit="images"
+        ) as advance:
+            self.features[split, cut] = features.compute(
+                self._eval_step(stop=cut), state.params, state.batch_stats, self._placed(data), advance
+            )
+
+    def _placed(self, data: Split) -> Iterator[dict[str, Any]]:
+        """Evaluation batches, cut over the mesh."""
+        where = shard.over_batch(self.mesh)
+        for batch in data.evaluation(self.config.batch):
+            yield {"image": jax.device_put(batch["image"], where), "mask": batch["mask"]}
+
+    def _validate(self, leg: Leg) -> None:
+        """Score the state on the validation set, and keep it if none was better."""
+        val, state = self.data["val"], self._collected()
+        with self.clock("eval"):
+            if leg.cut and ("val", leg.cut) in self.features:
+                kept = {"features": self.features["val", leg.cut]}
+                logits = np.asarray(self._eval_step(start=leg.cut)(state.params, state.batch_stats, kept))
+            else:
+                step = self._eval_step()
+                logits = np.asarray(features.compute(step, state.params, state.batch_stats, self._placed(val)))
+            labels = jnp.asarray(val.labels)
+            loss = float(np.mean(np.asarray(self.eval_loss(logits, {"label": labels}), np.float64)))
+            accuracy = float(np.mean(np.asarray(losses.correct(jnp.asarray(logits), labels), np.float64)))
+            better = self.best is None or (accuracy, -loss) > (self.best.accuracy, -self.best.loss)
+            if better:
+                names, stats = self._touched(leg.number)
+                # Copies: the next step is given the state's own buffers.
+                params = jax.tree.map(jnp.copy, tree.split(state.params, names)[0])
+                batch_stats = jax.tree.map(jnp.copy, tree.split(state.batch_stats, stats)[0])
+                self.best = Best(self.step, leg.number, accuracy, loss, params, batch_stats, logits)
+        self.logits = logits
+        self.log.write({"step": self.step, "stage": leg.stage.name, "val_loss": loss, "val_accuracy": accuracy})
+        self.display.validation({"accuracy": accuracy, "loss": loss}, best=better)
+
+    def _record(self, leg: Leg, seconds: float) -> dict[str, Any]:
+        assert self.logits is not None
+        return {
+            "name": leg.stage.name,
+            "steps": leg.last - leg.first,
+            "epochs": leg.stage.epochs,
+            "lr": leg.stage.lr,
+            "parts": list(leg.train_parts),
+            "trainable_params": sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable),
+            "val_accuracy": self._accuracy(self.logits),
+            "seconds": round(seconds, 3),
+        }
+
+    def _accuracy(self, logits: np.ndarray) -> float:
+        labels = jnp.asarray(self.data["val"].labels)
+        return float(np.mean(np.asarray(losses.correct(jnp.asarray(logits), labels), np.float64)))
+
+    # -- the end ----------------------------------------------------------------------------------------------------
+
+    def finish(self, splits: sources.Splits, excluded: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """Write the bundle of the best state, the predictions, result.json and the report; returns the result."""
+        assert self.best is not None and self.logits is not None
+        config, val, classes = self.config, self.data["val"], list(splits.classes)
+        params = self.initial | self.best.params
+        batch_stats = self.initial_stats | self.best.batch_stats
+        scores = metrics.summary(probabilities(self.best.logits, val.labels), val.labels, classes)
+        bundle.save(
+            self.workdir / "model",
+            model_name=config.model,
+            model_options={"num_classes": len(classes), "image_size": list(self.preprocess.size)},
+            params={n: np.asarray(v) for n, v in params.items()},
+            batch_stats={n: np.asarray(v) for n, v in batch_stats.items()},
+            classes=classes,
+            preprocess=self.preprocess,
+            card_info={"val": scores, "weights": str(self.loaded.path), "plan": [leg.stage.name for leg in self.legs]},
+        )
+        bundle.write_validation(self.workdir, val.dataset.names, val.labels, self.best.logits, classes)
+        result = {
+            "model": config.model,
+            "weights": str(self.loaded.path) if self.loaded.path else None,
+            "weights_sha256": self.loaded.sha256,
+            "data": str(describe(config.data)),
+            "classes": classes,
+            "seed": config.seed,
+            "plan": config.plan if isinstance(config.plan, str) else [leg.stage.name for leg in self.legs],
+            "val": {**scores, "count": len(val.labels), "loss": self.best.loss, "best_step": self.best.step},
+            "last": {"accuracy": self._accuracy(self.logits), "step": self.step},
+            "train": {"count": len(self.data["train"].labels)},
+            "excluded": [{"path": name, "reason": reason} for name, reason in excluded],
+            "stages": self.records,
+            "seconds": self.clock.seconds(),
+            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        }
+        if splits.test is not None:
+            from jft.use import evaluate_dataset
+
+            result["test"] = evaluate_dataset(bundle.load(self.workdir / "model"), splits.test, self.display)
+        write_json(self.workdir / "result.json", result)
+        make_report(self.workdir)
+        self.display.note(f"Validation accuracy {scores['accuracy']:.2%} of {len(val.labels)} images.")
+        self.display.note(f"The model is in {self.workdir / 'model'}, the report in {self.workdir / 'report.html'}.")
+        return result
+
+
+def probabilities(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Softmax of the logits; where an image can have several labels, each class's sigmoid."""
+    link = jax.nn.softmax if labels.ndim == 1 else jax.nn.sigmoid
+    return np.asarray(link(jnp.asarray(logits, jnp.float32)))
+
+
+def summarise(parts: Sequence[str]) -> list[str]:
+    """Part names with runs of blocks folded: stage4/block0, stage4/block1 → stage4; block9, block10 → block9-10."""
+    short: list[str] = []
+    for part in parts:
+        top = part.split("/")[0]
+        if short and short[-1] == top:
+            continue
+        if short and top.startswith("block") and short[-1].startswith("block"):
+            short[-1] = short[-1].split("-")[0] + "-" + top.removeprefix("block")
+            continue
+        short.append(top)
+    return short

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jft.errors import UserError
 from jft.models.base import Model
-from jft.models.layers import DropPath, Head, Identity, LayerNorm, Linear, along_last, drop_path_rates, small_normal
+from jft.models.layers import DropPath, Head, Identity, LayerNorm, Linear, along_last, drop_path_rates, normal
 
 
 class PatchEmbed(nn.Module):
@@ -23,7 +23,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
         b, h, w, c = x.shape
         p = self.patch
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, c, self.dim), jnp.float32)
+        kernel = self.param("kernel", normal((p * p * c) ** -0.5), (p, p, c, self.dim), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.dim,), jnp.float32)
         x = x.astype(self.dtype).reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
         y = jnp.dot(x.reshape(b, -1, p * p * c), kernel.reshape(-1, self.dim).astype(self.dtype))
@@ -41,8 +41,8 @@ class Embed(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool, use_running_average: bool) -> Float[Array, "b n d"]:
         x = PatchEmbed(self.patch, self.dim, self.dtype, name="patch")(x)
         b, n, d = x.shape
-        cls_token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, d), jnp.float32)
-        pos_embed = self.param("pos_embed", small_normal, (1, n + 1, d), jnp.float32)
+        cls_token = self.param("cls_token", normal(1e-6), (1, 1, d), jnp.float32)
+        pos_embed = self.param("pos_embed", normal(0.02), (1, n + 1, d), jnp.float32)
         x = jnp.concatenate([jnp.broadcast_to(cls_token.astype(self.dtype), (b, 1, d)), x], axis=1)
         return x + pos_embed.astype(self.dtype)
 

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -113,9 +114,9 @@ def _npy(file: BinaryIO, name: str, member: Member) -> Tensor:
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = header(stream)
             begin = stream.tell()
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, EOFError, zlib.error) as error:
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError, EOFError) as error:
         raise Bad(f"the header of {name!r} cannot be read: {str(error)[:200]}.") from None
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error) as error:
         raise Bad(f"{name!r} is damaged: {error}.") from None
     if dtype.hasobject:
         raise Bad(f"{name!r} holds Python objects, which only executing a pickle could read.")
@@ -149,11 +150,14 @@ def torch_tensors(file: BinaryIO, members: Mapping[str, Member], size: int, note
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise Bad(f"it is a zip archive with {len(pickles)} data.pkl in it, where PyTorch writes one.")
-    if packed := [name for name, member in members.items() if not member.stored]:
-        raise Bad(
-            f"{packed[0]!r} in it is compressed, as PyTorch never writes it. Unzip it and pack it anew with `zip -0`."
-        )
     root = pickles[0][: -len("data.pkl")]
+    if root + "constants.pkl" in members:
+        raise Bad(
+            "it is a TorchScript archive, code and weights together. Where PyTorch is: "
+            "torch.save(torch.jit.load('OLD.pt', map_location='cpu').state_dict(), 'NEW.pth')."
+        )
+    if packed := [name for name, member in members.items() if not member.stored]:
+        raise Bad(f"{packed[0]!r} in it is compressed, as PyTorch never writes it. Unzip it, pack it with `zip -0`.")
     if members[pickles[0]].size > MAX_PICKLE:
         raise Bad(f"its pickle has {members[pickles[0]].size:,} bytes; {MAX_PICKLE:,} are the limit.")
     little = True
@@ -208,12 +212,12 @@ def _state_dict(content: Any, notes: list[str]) -> dict[str, TensorRef]:
         inner = {key: v for key, v in content.items() if type(v) is dict and type(key) is str and v}
         # torch's averaged model keeps a counter beside the weights.
         count = [name for name in tensors if name == "n_averaged"]
-        if len(tensors) > len(count):
+        key = next((key for key in WRAPPERS if key in inner), None)
+        if key is None and len(tensors) > len(count):
             left = [str(key) for key in content if key not in tensors or key in count]
             if left:
                 notes.append(f"left out what is no weight: {listed(left)}")
             return {name: v for name, v in tensors.items() if name not in count}
-        key = next((key for key in WRAPPERS if key in inner), None)
         if key is None:
             holding = [k for k, v in inner.items() if any(isinstance(t, TensorRef) for t in v.values())]
             if len(holding) != 1:

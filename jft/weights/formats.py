@@ -311,7 +311,7 @@ def export(
     format: str,
     dtype: str = "float32",
 ) -> Receipt:
-    """Write a model's arrays under a format's names, to a path ending in `.safetensors` or `.npz`; the inverse of `load`.
+    """Write a model's arrays under a format's names, as `.safetensors` or `.npz`; the inverse of `load`.
 
     >>> export("resnet50.safetensors", model, params, batch_stats, format="timm")
     """

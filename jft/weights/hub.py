@@ -192,7 +192,8 @@ def _hub_failure(hub: Any, repo: str, revision: str | None, file: str, error: Ex
     return (
         f"Cannot fetch {file} of {repo}{at} from Hugging Face ({reason}), and the cache "
         f"{hub.constants.HF_HUB_CACHE} does not have it. With a network it is fetched once and kept. "
-        f"Without: fetch it elsewhere (`hf download {repo} {file} config.json --local-dir FOLDER`) and pass --weights FOLDER/{file}."
+        f"Without: fetch it elsewhere (`hf download {repo} {file} config.json --local-dir FOLDER`) and pass "
+        f"--weights FOLDER/{file}."
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from jft.preprocess import Preprocess
 HEAD = "head"  # the part that may be absent from a file, or made for other classes
 
 
+@runtime_checkable
 class Op(Protocol):
     """Their arrays to our one, and back."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from jft.weights.layout import MAX_DIMS, natural
 
 # A file of weights needs some sixty a tensor. Without a limit, a few megabytes could ask for gigabytes of lists.
-MAX_OPCODES = 3_000_000
+MAX_OPCODES = 1_000_000
 
 
 class Refused(ValueError):

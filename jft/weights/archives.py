@@ -16,6 +16,8 @@ import numpy as np
 from jft.weights.layout import MAX_DIMS, Bad, Tensor, fill, listed, natural, read_at, strided
 from jft.weights.unpickle import Refused, TensorRef, unpickle
 
+# What Python's zip and zlib modules raise over damaged archives (NotImplementedError is a RuntimeError).
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, ValueError, RuntimeError, EOFError, IndexError, OverflowError)
 MAX_PICKLE = 64_000_000  # bytes; the pickle of ViT-H is under 0.1 MB
 
 # Where training scripts put the weights inside a checkpoint; averaged ones first, being those that are evaluated.
@@ -51,21 +53,13 @@ def zip_members(file: BinaryIO, size: int) -> dict[str, Member]:
     """The files in a zip archive, none of which overlaps another or reaches past the end."""
     try:
         archive = zipfile.ZipFile(file)
-    except (
-        zipfile.BadZipFile,
-        ValueError,
-        NotImplementedError,
-        EOFError,
-        struct.error,
-        IndexError,
-        OverflowError,
-    ) as e:
+    except DAMAGE as e:
         raise Bad(f"it is a truncated or damaged zip archive ({str(e)[:200]}).") from None
     members: dict[str, Member] = {}
     end = 0
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
         name = info.filename
-        if info.is_dir():
+        if name.endswith("/"):
             continue
         if name in members:
             raise Bad(f"the zip archive holds {name!r} twice.")
@@ -114,10 +108,8 @@ def _npy(file: BinaryIO, name: str, member: Member) -> Tensor:
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = header(stream)
             begin = stream.tell()
-    except (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError, EOFError) as error:
+    except (*DAMAGE, TypeError, SyntaxError, tokenize.TokenError, MemoryError) as error:
         raise Bad(f"the header of {name!r} cannot be read: {str(error)[:200]}.") from None
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise Bad(f"{name!r} is damaged: {error}.") from None
     if dtype.hasobject:
         raise Bad(f"{name!r} holds Python objects, which only executing a pickle could read.")
     if len(shape) > MAX_DIMS or not all(map(natural, shape)):

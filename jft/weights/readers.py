@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from jft.errors import UserError
-from jft.weights.archives import CONVERT, Member, npz_tensors, torch_tensors, zip_kind, zip_members
+from jft.weights.archives import CONVERT, DAMAGE, Member, npz_tensors, torch_tensors, zip_kind, zip_members
 from jft.weights.layout import Bad, Tensor, read_at
 from jft.weights.safetensors import MAX_HEADER, safetensors_tensors
 
@@ -85,7 +83,7 @@ class WeightFile:
         """A tensor's values, in an array of its own. Raises UserError where the file ends too early."""
         try:
             return self._tensors[name].read()
-        except (Bad, OSError, zlib.error, zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except (OSError, *DAMAGE) as error:
             raise UserError(f"{self.path}: cannot read {name!r}: {error}.") from None
 
     @cached_property

@@ -1,6 +1,7 @@
 """Decoded pictures: all at once, kept on disk for the next time, or as a stream of batches where they are too many."""
 
 import collections
+import contextlib
 import hashlib
 import json
 import logging
@@ -8,7 +9,7 @@ import os
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -61,15 +62,14 @@ def readable(
     dataset: Dataset, preprocess: Preprocess, threads: int | None = None, progress: Progress | None = None
 ) -> tuple[Int64[np.ndarray, "n"], Excluded]:
     """What `decode_all` would keep and leave out, without holding the pictures: to be asked before a `stream`."""
-    kept, excluded = [], []
-    rows = _rows(dataset, preprocess, preprocess.size, threads or default_threads())
-    for i, row in enumerate(rows):
-        if isinstance(row, str):
-            excluded.append((dataset.names[i], row))
-        else:
-            kept.append(i)
-        if progress:
-            progress(i + 1, len(dataset))
+    kept: list[int] = []
+    excluded: Excluded = []
+    with _rows(dataset, preprocess, preprocess.size, threads or default_threads(), progress) as rows:
+        for i, row in enumerate(rows):
+            if isinstance(row, str):
+                excluded.append((dataset.names[i], row))
+            else:
+                kept.append(i)
     return np.array(kept, np.int64), excluded
 
 
@@ -78,14 +78,11 @@ def content_hashes(dataset: Dataset, threads: int | None = None) -> list[bytes]:
 
     def digest(i: int) -> bytes:
         try:
-            content = dataset.read(i)
-        except OSError:
+            return _digest(dataset.read(i))
+        except MemoryError:
+            raise
+        except Exception:  # what a source raises is its own affair; decoding will name it
             return b""
-        kind = b"file"
-        if isinstance(content, np.ndarray):
-            kind = f"{content.dtype}{content.shape}".encode()
-            content = np.ascontiguousarray(content).tobytes()
-        return hashlib.blake2b(content, digest_size=16, person=hashlib.blake2b(kind, digest_size=16).digest()).digest()
 
     return list(_in_order(digest, len(dataset), threads or default_threads()))
 
@@ -167,24 +164,65 @@ def _batches(examples: Any, batch: int, threads: int | None) -> Iterator[dict[st
 # Decoding in threads
 
 
-def _render(dataset: Dataset, i: int, preprocess: Preprocess, size: tuple[int, int]) -> np.ndarray | str:
-    """The working image, or the reason why there is none."""
+class Changed(OSError):
+    """A picture is not what it was when its digest was taken."""
+
+
+def _render(
+    dataset: Dataset, i: int, preprocess: Preprocess, size: tuple[int, int], digest: bytes | None = None
+) -> np.ndarray | str:
+    """The working image, or the reason why there is none. Raises Changed if a digest is given and does not fit."""
     try:
-        return decode.render(dataset.read(i), preprocess, size)
+        content = dataset.read(i)
+    except MemoryError:
+        raise
+    except Exception as error:
+        if digest:
+            raise Changed(f"{dataset.names[i]} changed while it was read") from None
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    if digest is not None and _digest(content) != digest:
+        raise Changed(f"{dataset.names[i]} changed while it was read")
+    try:
+        return decode.render(content, preprocess, size)
     except decode.DecodeError as error:
         return str(error)
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
 
 
-def _rows(dataset: Dataset, preprocess: Preprocess, size: tuple[int, int], threads: int) -> Iterator[np.ndarray | str]:
+def _digest(content: bytes | np.ndarray) -> bytes:
+    kind = b"file"
+    if isinstance(content, np.ndarray):
+        kind = f"{content.dtype}{content.shape}".encode()
+        content = np.ascontiguousarray(content).tobytes()
+    return hashlib.blake2b(content, digest_size=16, key=kind[:64]).digest()
+
+
+@contextlib.contextmanager
+def _rows(
+    dataset: Dataset,
+    preprocess: Preprocess,
+    size: tuple[int, int],
+    threads: int,
+    progress: Progress | None = None,
+    digests: Sequence[bytes] | None = None,
+) -> Iterator[Iterator[np.ndarray | str]]:
+    """Each picture's working image, or the reason why there is none, in order."""
     decode.resampling(preprocess)  # an unknown interpolation is no fault of the first picture
-    decode.formats()
-    with decode.quiet():
-        yield from _in_order(lambda i: _render(dataset, i, preprocess, size), len(dataset), threads)
+    decode.formats()  # loads Pillow's plugins, once and not in every thread
+
+    def one(i: int) -> np.ndarray | str:
+        return _render(dataset, i, preprocess, size, digests[i] if digests else None)
+
+    def told() -> Iterator[np.ndarray | str]:
+        for i, row in enumerate(rows):
+            yield row
+            if progress:
+                progress(i + 1, len(dataset))
+
+    with decode.quiet(), contextlib.closing(_in_order(one, len(dataset), threads)) as rows:
+        yield told()
 
 
-def _in_order(function: Callable[[int], T], n: int, threads: int) -> Iterator[T]:
+def _in_order(function: Callable[[int], T], n: int, threads: int) -> Generator[T, None, None]:
     """function(0), function(1), … computed by threads that keep only a little ahead of the consumer."""
     pending: collections.deque[Future[T]] = collections.deque()
     with ThreadPoolExecutor(threads, "jft-data") as pool:
@@ -212,13 +250,14 @@ def _decode_all(
     cache: bool,
 ) -> Decoded:
     if cache:
-        path = cache_dir() / "decoded" / f"{_key(dataset, preprocess, size, threads)}.u8"
+        digests = content_hashes(dataset, threads)
+        path = cache_dir() / "decoded" / f"{_key(digests, preprocess, size)}.u8"
         if (found := _read(path, size, len(dataset), threads)) is not None:
             if progress:
                 progress(len(dataset), len(dataset))
             return found
         try:
-            _write(path, dataset, preprocess, size, threads, progress)
+            _write(path, dataset, digests, preprocess, size, threads, progress)
             if (found := _read(path, size, len(dataset), threads)) is not None:
                 return found
             log.warning("The decoded images just written to %s cannot be read back; decoding into memory.", path)
@@ -227,14 +266,13 @@ def _decode_all(
     images = np.empty((len(dataset), *size, 3), np.uint8)
     kept: list[int] = []
     failed: list[tuple[int, str]] = []
-    for i, row in enumerate(_rows(dataset, preprocess, size, threads)):
-        if isinstance(row, str):
-            failed.append((i, row))
-        else:
-            images[len(kept)] = row
-            kept.append(i)
-        if progress:
-            progress(i + 1, len(dataset))
+    with _rows(dataset, preprocess, size, threads, progress) as rows:
+        for i, row in enumerate(rows):
+            if isinstance(row, str):
+                failed.append((i, row))
+            else:
+                images[len(kept)] = row
+                kept.append(i)
     return images[: len(kept)], np.array(kept, np.int64), failed
 
 
@@ -242,13 +280,13 @@ def _decode_all(
 # of that text, and MAGIC. The bytes begin at 0, so that the array can be mapped.
 
 
-def _key(dataset: Dataset, preprocess: Preprocess, size: tuple[int, int], threads: int) -> str:
+def _key(digests: Sequence[bytes], preprocess: Preprocess, size: tuple[int, int]) -> str:
     how = asdict(preprocess)
     del how["mean"], how["std"]  # applied on the device
     jpeg = features.version("libjpeg_turbo") or features.version("jpg")
     how |= {"work_size": size, "decoder": decode.VERSION, "pillow": PIL.__version__, "jpeg": jpeg}
     digest = hashlib.blake2b(json.dumps(how, sort_keys=True).encode(), digest_size=20)
-    for content in content_hashes(dataset, threads):
+    for content in digests:
         digest.update(content.ljust(16, b"\0"))
     return digest.hexdigest()
 
@@ -256,18 +294,22 @@ def _key(dataset: Dataset, preprocess: Preprocess, size: tuple[int, int], thread
 def _write(
     path: Path,
     dataset: Dataset,
+    digests: Sequence[bytes],
     preprocess: Preprocess,
     size: tuple[int, int],
     threads: int,
     progress: Progress | None,
 ) -> None:
+    """Raises OSError where the file cannot be written, or where a picture changed since its digest was taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    kept, failed, sums = [], [], []
+    kept: list[int] = []
+    failed: list[tuple[int, str]] = []
+    sums: list[int] = []
     try:
-        with open(beside, "wb") as file:
-            for i, row in enumerate(_rows(dataset, preprocess, size, threads)):
+        with open(beside, "wb") as file, _rows(dataset, preprocess, size, threads, progress, digests) as rows:
+            for i, row in enumerate(rows):
                 if isinstance(row, str):
                     failed.append((i, row))
                 else:
@@ -275,8 +317,6 @@ def _write(
                     file.write(pixels)
                     sums.append(zlib.crc32(pixels))
                     kept.append(i)
-                if progress:
-                    progress(i + 1, len(dataset))
             text = json.dumps({"kept": kept, "failed": failed, "crc32": sums}).encode()
             file.write(text + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + MAGIC)
         os.replace(beside, path)

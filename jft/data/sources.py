@@ -63,7 +63,7 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
     `data` is a folder (`train/ val/ [test/]` of class folders, or class folders alone), a CSV file with the columns
     `path,label[,split]` (several labels separated by `|`), `tfds:NAME[:CONFIG]`, a Dataset (see `arrays`), or a
     mapping from `train`, `val`, `test` to Datasets or to pairs (images, labels). Without a validation set, the
-    fraction `val_fraction` of the training set becomes one: stratified by label, the same for the same seed.
+    fraction `val_fraction` of the training set becomes one, stratified by label, the same for the same seed (0: none).
 
     >>> splits = load("hymenoptera_data")
     >>> splits.classes, len(splits.train), len(splits.val)
@@ -91,7 +91,7 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
     train = found["train"]
     _check_classes(train, data if isinstance(data, (str, Path)) else "The data")
     val = found.get("val")
-    if val is None:
+    if val is None and val_fraction:
         kept, held_out = stratified_split(train.labels, val_fraction, seed)
         if not len(held_out):
             raise UserError(
@@ -416,12 +416,7 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                         "Values with a comma in them go in double quotes."
                     )
                 row = dict(zip(header, cells, strict=True))
-                rows.append(
-                    (
-                        reader.line_num,
-                        {"path": row["path"], **{k: row[k].strip() for k in ("label", "split") if k in row}},
-                    )
-                )
+                rows.append((reader.line_num, {c: v if c == "path" else v.strip() for c, v in row.items()}))
             return rows
     except UnicodeDecodeError:
         raise UserError(f"{path} is no UTF-8 text; expected a CSV file with the columns path,label[,split].") from None
@@ -458,7 +453,7 @@ def _mapping(data: Mapping) -> dict[str, Dataset]:
             train = np.unique(np.asarray(pairs["train"][1]))
             classes, known = tuple(str(v) for v in train.tolist()), {str(v): i for i, v in enumerate(train.tolist())}
         for split, (images, labels) in pairs.items():
-            if known is None:
+            if known is None or not len(images):
                 found[split] = arrays(images, labels)
                 continue
             values = [str(v) for v in np.asarray(labels).tolist()]
@@ -535,6 +530,127 @@ def _check_classes(train: Dataset, where: Any) -> None:
 # TFDS
 
 
-def _tfds(name: str) -> tuple[dict[str, Dataset], Excluded]:
-    """A prepared TFDS data set, read through `tfds` without TensorFlow."""
-    raise NotImplementedError(name, re)
+def _tfds(given: str) -> tuple[dict[str, Dataset], Excluded]:
+    """A data set that TFDS has prepared, read without TensorFlow and without the code that prepared it."""
+    folder = _tfds_folder(given)
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        kept_as = str(getattr(builder.info.file_format, "value", None))
+        if kept_as not in ("array_record", "parquet"):
+            raise UserError(
+                f"The TFDS data in {folder} were prepared as {kept_as}, which cannot be read without TensorFlow. "
+                f"Prepare them again with data_dir= another folder. {_tfds_help(given)}"
+            )
+        features = builder.info.features
+        image, label = _tfds_keys(given, features, builder.info.supervised_keys, tfds.features)
+        sources = builder.as_data_source(decoders={image: tfds.decode.SkipDecoding()})
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, from the metadata of a damaged or foreign folder
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"The TFDS data in {folder} cannot be read: {reason}. {_tfds_help(given)}") from None
+    kind = features[label]
+    several = not isinstance(kind, tfds.features.ClassLabel)
+    classes = tuple((kind.feature if several else kind).names)
+    found: dict[str, Dataset] = {}
+    excluded: Excluded = []
+    for name, source in sources.items():
+        split = SPLITS.get(name)
+        if split is None or split in found:
+            excluded.append((name, "neither train, val nor test"))
+            continue
+        labels = [source[i][label] for i in range(len(source))]
+        if several:
+            matrix = np.zeros((len(labels), len(classes)), np.float32)
+            for i, some in enumerate(labels):
+                matrix[i, some] = 1
+        else:
+            matrix = np.array(labels, np.int32)
+        digits = len(str(max(len(source) - 1, 0)))
+        dataset = Dataset(
+            tuple(f"{name}/{i:0{digits}d}" for i in range(len(source))), matrix, classes, _TfdsRead(source, image)
+        )
+        if not several and (matrix < 0).any():  # how TFDS marks an example whose label is kept secret
+            excluded += [(dataset.names[i], "no label") for i in np.flatnonzero(matrix < 0)]
+            dataset = dataset.select(np.flatnonzero(matrix >= 0))
+        if len(dataset):
+            found[split] = dataset
+    if "train" not in found:
+        raise UserError(
+            f"The TFDS data in {folder} has no training images: its splits are {', '.join(sources) or 'none'}."
+        )
+    return found, excluded
+
+
+@dataclass(frozen=True)
+class _TfdsRead:
+    source: Any
+    image: str
+
+    def __call__(self, i: int) -> bytes | np.ndarray:
+        return self.source[i][self.image]
+
+
+def _tfds_folder(given: str) -> Path:
+    """The prepared folder of `NAME[:CONFIG][:VERSION]`, or of `NAME/CONFIG`, or a path to one; its newest version."""
+    if (Path(given).expanduser() / "features.json").is_file():
+        return Path(given).expanduser()
+    root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    parts = [part for part in re.split("[:/]", given) if part]
+    version = parts.pop() if len(parts) > 1 and re.fullmatch(r"\d+\.\d+\.\d+", parts[-1]) else None
+    if not parts or len(parts) > 2 or any(part in (".", "..") for part in parts):
+        raise UserError(f"tfds:{given} is no name of a TFDS data set; expected tfds:NAME or tfds:NAME:CONFIG.")
+    folder = root.joinpath(*parts)
+    if not folder.is_dir():
+        prepared = [f.name for f in _children(root)[0]] if root.is_dir() else []
+        raise UserError(
+            f"There is no prepared TFDS data set in {folder}.{near(parts[0], prepared)} {_tfds_help(given)}"
+        )
+    versions = {f.name: f for f in _children(folder)[0] if (f / "features.json").is_file()}
+    if version is not None and version not in versions:
+        raise UserError(f"{folder} has no version {version}; it has {', '.join(sorted(versions)) or 'none'}.")
+    if versions:
+        return versions[version or max(versions, key=_version)]
+    configs = [f.name for f in _children(folder)[0] if any((v / "features.json").is_file() for v in _children(f)[0])]
+    if len(configs) == 1 and len(parts) == 1:
+        return _tfds_folder(f"{parts[0]}:{configs[0]}")
+    if configs and len(parts) == 1:
+        raise UserError(
+            f"tfds:{given} has several configs: {', '.join(configs)}. Choose one: tfds:{given}:{configs[0]}."
+        )
+    raise UserError(f"{folder} holds no prepared TFDS data set. {_tfds_help(given)}")
+
+
+def _version(name: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", name))
+
+
+def _tfds_keys(given: str, features: Any, supervised: Any, kinds: Any) -> tuple[str, str]:
+    """The names of the picture and of its label among the features."""
+
+    def is_label(kind: Any) -> bool:
+        return isinstance(kind, kinds.ClassLabel) or (
+            isinstance(kind, kinds.Sequence) and isinstance(kind.feature, kinds.ClassLabel)
+        )
+
+    images = [key for key, kind in features.items() if isinstance(kind, kinds.Image)]
+    labels = [key for key, kind in features.items() if is_label(kind)]
+    if supervised and len(supervised) == 2 and supervised[0] in images and supervised[1] in labels:
+        return supervised[0], supervised[1]
+    if len(images) != 1 or len(labels) != 1:
+        raise UserError(
+            f"tfds:{given} has the features {', '.join(features)}; expected one image and one class label, "
+            f"found {len(images)} and {len(labels)}."
+        )
+    return images[0], labels[0]
+
+
+def _tfds_help(given: str) -> str:
+    return (
+        "jft reads TFDS data without TensorFlow, but most sets need it once, to be prepared: `pip install tensorflow`, "
+        f'then `python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{given.replace(':', '/', 1)}', file_format='array_record').download_and_prepare()\"`. "
+        "Where the set lies elsewhere than in ~/tensorflow_datasets, name that folder in the variable TFDS_DATA_DIR."
+    )

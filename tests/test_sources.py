@@ -1,0 +1,436 @@
+"""Sources: folders, CSV, TFDS and arrays become the same names and labels on every machine, or a clear error."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from jft.data import pipeline
+from jft.data.sources import arrays, load, stratified_split, unlabelled
+from jft.errors import UserError
+from jft.preprocess import Preprocess
+
+SMALL = Preprocess(size=(8, 8), crop_pct=1.0)
+
+
+def put(path: Path, shade: int = 0, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (10, 8), (shade, 0, 0)).save(path, **options)
+    return path
+
+
+def folder(root: Path, **counts: int) -> Path:
+    """`folder(root, train__ants=3)` puts three pictures into train/ants."""
+    for name, count in counts.items():
+        for i in range(count):
+            put(root / name.replace("__", "/") / f"{i}.png", i)
+    return root
+
+
+def message(data, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        load(data, **options)
+    return str(caught.value)
+
+
+def test_folder_with_splits(tmp_path):
+    folder(tmp_path, train__ants=3, train__bees=2, valid__ants=1, valid__bees=1, test__bees=2)
+    splits = load(str(tmp_path))
+    assert splits.classes == ("ants", "bees") and splits.excluded == []
+    assert splits.train.names == tuple(f"train/{n}.png" for n in ("ants/0", "ants/1", "ants/2", "bees/0", "bees/1"))
+    assert splits.train.labels.tolist() == [0, 0, 0, 1, 1] and splits.train.labels.dtype == np.int32
+    assert splits.val is not None and splits.val.names == ("valid/ants/0.png", "valid/bees/0.png")
+    assert splits.test is not None and splits.test.labels.tolist() == [1, 1]
+    assert splits.train.read(4) == (tmp_path / "train/bees/1.png").read_bytes()
+
+
+def test_class_folders_alone_are_split(tmp_path):
+    folder(tmp_path, ants=10, bees=5)
+    splits, again, other = load(tmp_path, seed=1), load(tmp_path, seed=1), load(tmp_path, seed=2)
+    assert splits.val is not None and again.val is not None and other.val is not None
+    assert np.bincount(splits.val.labels).tolist() == [2, 1] and len(splits.train) == 12
+    assert sorted(splits.train.names + splits.val.names) == sorted(
+        [f"ants/{i}.png" for i in range(10)] + [f"bees/{i}.png" for i in range(5)]
+    )
+    assert splits.val.names == again.val.names and splits.val.names != other.val.names
+    assert splits.val.read(0) == (tmp_path / splits.val.names[0]).read_bytes()
+    assert load(tmp_path, val_fraction=0.0).val is None
+
+
+def test_the_order_of_the_file_system_plays_no_part(tmp_path, monkeypatch):
+    folder(tmp_path, ants=6, bees=6)
+    expected = load(tmp_path)
+    scandir = os.scandir
+
+    class Backwards:
+        def __init__(self, path):
+            with scandir(path) as entries:
+                self.entries = sorted(entries, key=lambda e: e.name, reverse=True)
+
+        def __enter__(self):
+            return iter(self.entries)
+
+        def __exit__(self, *args):
+            pass
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    assert load(tmp_path).train.names == expected.train.names
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    folder(tmp_path, train=3, bus=3)
+    assert load(tmp_path).classes == ("bus", "train")
+
+
+def test_a_missing_validation_set_is_split_off_and_the_test_set_left_alone(tmp_path):
+    folder(tmp_path, train__a=5, train__b=5, test__a=2, test__b=1)
+    splits = load(tmp_path)
+    assert splits.val is not None and splits.test is not None
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (8, 2, 3)
+
+
+def test_names_of_every_kind(tmp_path):
+    odd = ["été", "a b", "<b>&", "日本"]
+    for name in odd:
+        put(tmp_path / "train" / name / "pic ture.png")
+        put(tmp_path / "val" / unicodedata.normalize("NFD", name) / "ö.png")
+    put(tmp_path / "val" / "日本" / "deeper" / "x.jpeg")
+    splits = load(tmp_path)
+    assert splits.classes == tuple(sorted(odd))
+    assert splits.val is not None and "val/日本/deeper/x.jpeg" in splits.val.names and len(splits.val) == 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has file names that are no text")
+def test_a_name_that_is_no_text_can_still_be_written(tmp_path):
+    folder(tmp_path, a=2, b=2)
+    os.rename(tmp_path / "a/0.png", os.fsencode(tmp_path) + b"/a/\xff.png")
+    dataset = load(tmp_path, val_fraction=0.0).train
+    assert "a/\\xff.png" in dataset.names
+    json.dumps(dataset.names).encode("utf-8")
+    assert dataset.read(dataset.names.index("a/\\xff.png"))
+
+
+def test_what_is_no_image_is_left_out_with_a_reason_and_litter_silently(tmp_path):
+    folder(tmp_path, a=2, b=2)
+    for name in (".DS_Store", "Thumbs.db", "a/.hidden.png", "__MACOSX/x/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"litter")
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "README.md").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    put(tmp_path / "b" / "really_a_png", format="png")
+    splits = load(tmp_path, val_fraction=0.0)
+    assert splits.classes == ("a", "b") and len(splits.train) == 5 and "b/really_a_png" in splits.train.names
+    assert dict(splits.excluded) == {
+        "a/notes.txt": "not an image",
+        "README.md": "not in a class folder",
+        "empty/": "class folder without images; the class is left out",
+    }
+
+
+def test_links_that_lead_in_a_circle_are_followed_once(tmp_path):
+    folder(tmp_path, a=2, b=2)
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
+    assert len(load(tmp_path, val_fraction=0.0).train) == 4
+
+
+def test_wrong_folders(tmp_path):
+    folder(tmp_path / "hymenoptera", train__ants=1, train__bees=1, val__ants=1, val__wasps=1)
+    text = message(tmp_path / "hymenopter")
+    assert "There is no folder" in text and "Did you mean hymenoptera?" in text
+    text = message(tmp_path / "hymenoptera")
+    assert "without training images: wasps" in text and "missing in val: bees" in text
+    (tmp_path / "empty").mkdir()
+    assert "has no images" in message(tmp_path / "empty")
+    (tmp_path / "empty" / "cls").mkdir()
+    (tmp_path / "empty" / "cls" / "x.txt").write_text("text")
+    text = message(tmp_path / "empty")
+    assert "has no images" in text and "cls/x.txt (not an image)" in text
+    assert "one class only, 'a'" in message(folder(tmp_path / "one", a=3))
+    assert "no class folders" in message(put(tmp_path / "flat" / "x.png").parent)
+    assert "both val/ and valid/" in message(folder(tmp_path / "two", train__a=1, val__a=1, valid__a=1))
+    assert "No class has two images" in message(folder(tmp_path / "singles", a=1, b=1))
+    assert "between 0 and 1" in message(folder(tmp_path / "ok", a=2, b=2), val_fraction=1.5)
+    with pytest.raises(UserError, match="data is a int"):
+        load(3)
+
+
+# CSV
+
+
+def table(root: Path, text: str, encoding: str = "utf-8") -> Path:
+    (root / "index.csv").write_bytes(text.encode(encoding))
+    return root / "index.csv"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for i in range(6):
+        put(tmp_path / "p" / f"{i}.png", i)
+    return tmp_path
+
+
+def test_csv(pictures):
+    rows = "p/3.png,dog, Train \np/0.png,cat,train\n\np/1.png,dog,validation\n./p/2.png,cat,test\n"
+    splits = load(table(pictures, "\ufeffPath, label ,SPLIT\r\n" + rows))
+    assert splits.classes == ("cat", "dog")
+    assert splits.train.names == ("p/0.png", "p/3.png") and splits.train.labels.tolist() == [0, 1]
+    assert splits.val is not None and splits.val.names == ("p/1.png",)
+    assert splits.test is not None and splits.test.names == ("p/2.png",)
+    assert splits.train.read(1) == (pictures / "p/3.png").read_bytes()
+
+
+def test_csv_with_several_labels(pictures):
+    rows = "".join(f"p/{i}.png,{label}\n" for i, label in enumerate(["a|b", "b", "", "a| c", "c|b", "a"]))
+    splits = load(table(pictures, "path,label\n" + rows), val_fraction=0.3)
+    assert splits.classes == ("a", "b", "c") and splits.train.labels.dtype == np.float32
+    assert splits.val is not None
+    both = dict(zip(splits.train.names + splits.val.names, [*splits.train.labels, *splits.val.labels], strict=True))
+    assert [both[f"p/{i}.png"].tolist() for i in range(4)] == [[1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
+
+
+def test_a_line_given_twice_counts_once(pictures):
+    splits = load(table(pictures, "path,label\np/0.png,a\np/1.png,b\np//0.png,a\n"), val_fraction=0.0)
+    assert splits.train.names == ("p/0.png", "p/1.png") and splits.excluded == [("p/0.png", "listed twice")]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"columns \(none\)"),
+        ("file,label\nx,y\n", "has the columns file, label; expected path,label"),
+        ("path,label\n", "lists no images"),
+        ("path,label\np/0.png\n", "line 2: 1 values for 2 columns"),
+        ("path,label\np/0.png,a\np/7.png,b\np/8.png,b\n", "lists 2 files that do not exist .*: p/7.png, p/8.png"),
+        ("path,label\n../x.png,a\n", "line 2: '../x.png' lies outside"),
+        ("path,label\n/etc/passwd,a\n", "'/etc/passwd' lies outside"),
+        ("path,label\np/../../x.png,a\n", "lies outside"),
+        ("path,label\np/0.png,\n", "p/0.png has no label"),
+        ("path,label\n,a\n", "the path is empty"),
+        ("path,label,split\np/0.png,a,dev\n", "split is 'dev'; expected train, val or test"),
+        ("path,label\np/0.png,a\np/0.png,b\n", "line 3: p/0.png was listed before with another label"),
+        ("path,label,split\np/0.png,a,val\np/1.png,b,val\n", "no training images"),
+        ("path,label,split\np/0.png,cat,train\np/1.png,b,train\np/2.png,cats,val\n", "cats of val .*Did you mean cat"),
+        ("path,label\np/0.png,a\np/1.png,a\n", "one class only"),
+        ('path,label\n"p/0.png,a\n', "no valid CSV"),
+    ],
+)
+def test_wrong_csv(pictures, text, said):
+    with pytest.raises(UserError, match=said):
+        load(table(pictures, text))
+
+
+def test_csv_that_is_no_text(pictures):
+    assert "no UTF-8 text" in message(table(pictures, "path,label\np/é.png,a\n", "latin-1"))
+    assert "no UTF-8 text" in message(pictures / "p" / "0.png")
+    assert "expected path,label" in message(table(pictures, "\0\0\n"))
+
+
+# Arrays
+
+
+def test_arrays():
+    images = np.arange(6 * 4 * 4, dtype=np.uint8).reshape(6, 4, 4)
+    dataset = arrays(images, [7, 9, 7, 9, 8, 8])
+    assert dataset.classes == ("7", "8", "9") and dataset.labels.tolist() == [0, 2, 0, 2, 1, 1]
+    assert (dataset.select([5, 0]).read(0) == images[5]).all() and dataset.select([5, 0]).names == ("5", "0")
+    splits = load({"train": (images, list("ababab")), "val": (images[:2], list("ba"))})
+    assert splits.classes == ("a", "b") and splits.val is not None and splits.val.labels.tolist() == [1, 0]
+    splits = load(arrays(images, [0, 1, 0, 1, 0, 1], ["no", "yes"]))
+    assert splits.classes == ("no", "yes") and splits.val is not None and len(splits.val) == 2
+    assert (np.asarray(arrays(images / np.float32(95), [0] * 6).read(5)) == np.rint(images[5] / 95 * 255)).all()
+    matrix = np.eye(6, 3, dtype=int)
+    assert arrays([image[:3] for image in images], matrix).labels.tolist() == matrix.tolist()
+
+
+def test_labels_of_a_mapping_mean_the_same_in_every_split():
+    images = np.zeros((3, 4, 4), np.uint8)
+    splits = load({"train": (images, [5, 6, 9]), "val": (images[:2], [9, 5])})
+    assert splits.classes == ("5", "6", "9") and splits.val is not None and splits.val.labels.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"val": ([], [])}, "no train"),
+        ({"train": 3}, "expected a pair"),
+        ({"train": (np.zeros((2, 4, 4), np.uint8), [0, 1]), "dev": ()}, "keys train, dev"),
+        ({"train": (np.zeros((2, 4, 4), np.uint8), [0])}, "2 images and 1 labels"),
+        ({"train": (np.full((2, 4, 4), 1.5), [0, 1])}, "floating point beyond 0..1"),
+        ({"train": (np.zeros((2, 4, 4), np.int64), [0, 1])}, "images are int64"),
+        ({"train": (np.zeros((2, 4, 4), np.uint8), [0.5, 1])}, "labels are float64"),
+        ({"train": (np.zeros((0, 4, 4), np.uint8), [])}, "no images"),
+        (
+            {"train": (np.zeros((2, 4, 4), np.uint8), [0, 1]), "val": (np.zeros((1, 4, 4), np.uint8), [2])},
+            "labels 2 of val",
+        ),
+    ],
+)
+def test_wrong_arrays(data, said):
+    with pytest.raises(UserError, match=said):
+        load(data)
+
+
+def test_labels_beyond_the_classes():
+    with pytest.raises(UserError, match="from 0 to 2; expected 0 to 1"):
+        arrays(np.zeros((2, 4, 4), np.uint8), [0, 2], ["a", "b"])
+    with pytest.raises(UserError, match="labels c are not among"):
+        arrays(np.zeros((2, 4, 4), np.uint8), ["a", "c"], ["a", "b"])
+
+
+def test_unlabelled(tmp_path):
+    folder(tmp_path / "d", x=2)
+    (tmp_path / "d" / "notes.txt").write_text("text")
+    single = put(tmp_path / "single.png")
+    dataset, excluded = unlabelled([single, str(tmp_path / "d")], ["a", "b"])
+    assert dataset.names == (str(single), f"{tmp_path}/d/x/0.png", f"{tmp_path}/d/x/1.png")
+    assert set(dataset.labels.tolist()) == {-1} and dataset.classes == ("a", "b")
+    assert excluded == [(f"{tmp_path}/d/notes.txt", "not an image")]
+    with pytest.raises(UserError, match="There is no file"):
+        unlabelled([tmp_path / "nothing.png"])
+
+
+# Splitting
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=60), st.floats(0.05, 0.95), st.integers(0, 3))
+def test_every_class_is_on_both_sides(labels, fraction, seed):
+    labels = np.array(labels, np.int32)
+    kept, held_out = stratified_split(labels, fraction, seed)
+    assert sorted([*kept, *held_out]) == list(range(len(labels)))
+    assert (np.diff(kept) > 0).all() and (np.diff(held_out) > 0).all()
+    for label in np.unique(labels):
+        n, out = (labels == label).sum(), (labels[held_out] == label).sum()
+        assert (n == 1 and out == 0) or (1 <= out <= n - 1 and abs(out - fraction * n) <= 1)
+    assert (stratified_split(labels, fraction, seed)[1] == held_out).all()
+
+
+def test_another_class_changes_nothing_for_the_rest():
+    labels = np.repeat(np.arange(2, dtype=np.int32), 20)
+    more = np.concatenate([labels, np.full(9, 2, np.int32)])
+    held_out = stratified_split(labels, 0.3, 5)[1]
+    assert set(held_out) == {i for i in stratified_split(more, 0.3, 5)[1] if i < 40}
+    assert (held_out[:6] + 20 != held_out[6:]).any()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 10_000), st.integers(2, 60), st.integers(1, 5))
+def test_several_labels_are_dealt_label_by_label(seed, n, k):
+    labels = (np.random.default_rng(seed).random((n, k)) < 0.3).astype(np.float32)
+    kept, held_out = stratified_split(labels, 0.25, seed)
+    assert sorted([*kept, *held_out]) == list(range(n))
+    rarest = np.argsort(labels.sum(0), kind="stable")[0]
+    if (count := labels[:, rarest].sum()) >= 2:
+        assert 1 <= labels[held_out, rarest].sum() <= count - 1
+
+
+def test_many_several_labels_keep_their_proportions():
+    labels = (np.random.default_rng(0).random((2000, 6)) < [0.5, 0.3, 0.1, 0.05, 0.02, 0.01]).astype(np.float32)
+    _, held_out = stratified_split(labels, 0.2, 0)
+    assert np.allclose(labels[held_out].sum(0) / labels.sum(0), 0.2, atol=0.05)
+    assert abs(len(held_out) / 2000 - 0.2) < 0.03
+
+
+# TFDS: sets written here by hand, in the form in which TFDS prepares them, without TensorFlow.
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    return tmp_path
+
+
+def prepare_tfds(folder: Path, splits: dict[str, list[int]], format: str = "array_record", **more) -> None:
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    folder.mkdir(parents=True)
+    features = {
+        "id": tfds.features.Text(),
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=["ant", "bee"]),
+    } | more
+    tfds.features.FeaturesDict(features).save_config(str(folder))
+    infos = []
+    for split, labels in splits.items():
+        path = folder / f"tiny-{split}.{format}-00000-of-00001"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for i, label in enumerate(labels):
+            png = io.BytesIO()
+            Image.new("RGB", (9, 8), (10 * i, 0, 0)).save(png, "png")
+            example = tf_example_pb2.Example()
+            example.features.feature["id"].bytes_list.value.append(b"x")
+            example.features.feature["image"].bytes_list.value.append(png.getvalue())
+            example.features.feature["label"].int64_list.value.append(label)
+            writer.write(example.SerializeToString())
+        writer.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        infos.append({"name": split, "shardLengths": [str(len(labels))], "filepathTemplate": template})
+    info = {"name": "tiny", "version": folder.name, "fileFormat": format, "splits": infos}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_tfds_without_tensorflow(prepared):
+    prepare_tfds(prepared / "tiny/1.9.0", {"train": [0, 1]})
+    prepare_tfds(prepared / "tiny/1.10.0", {"train": [0, 1, 1, -1, 0], "test": [1, 0], "extra": [0]})
+    splits = load("tfds:tiny")
+    assert splits.classes == ("ant", "bee") and splits.val is not None and splits.test is not None
+    assert sorted(splits.train.names + splits.val.names) == ["train/0", "train/1", "train/2", "train/4"]
+    assert splits.test.labels.tolist() == [1, 0]
+    assert sorted(splits.excluded) == [("extra", "neither train, val nor test"), ("train/3", "no label")]
+    images, _, excluded = pipeline.decode_all(splits.test, SMALL)
+    assert images[:, 0, 0].tolist() == [[0, 0, 0], [10, 0, 0]] and excluded == []
+    assert len(load("tfds:tiny:1.9.0", val_fraction=0.0).train) == 2
+    assert len(load(f"tfds:{prepared}/tiny/1.9.0", val_fraction=0.0).train) == 2
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_configs(prepared):
+    prepare_tfds(prepared / "tiny/big/1.0.0", {"train": [0, 1]})
+    assert len(load("tfds:tiny", val_fraction=0.0).train) == len(load("tfds:tiny:big", val_fraction=0.0).train) == 2
+    prepare_tfds(prepared / "tiny/small/1.0.0", {"train": [0, 1, 0]})
+    assert "several configs: big, small" in message("tfds:tiny")
+    assert len(load("tfds:tiny/small", val_fraction=0.0).train) == 3
+
+
+def test_wrong_tfds(prepared):
+    import tensorflow_datasets as tfds
+
+    prepare_tfds(prepared / "tiny/1.0.0", {"test": [0, 1]})
+    prepare_tfds(prepared / "record/1.0.0", {"train": [0, 1]}, format="tfrecord")
+    prepare_tfds(prepared / "two/1.0.0", {"train": [0, 1]}, mask=tfds.features.Image(shape=(None, None, 1)))
+    text = message("tfds:tiny2")
+    assert "Did you mean tiny?" in text and "pip install tensorflow" in text and "download_and_prepare" in text
+    assert "has no training images: its splits are test" in message("tfds:tiny")
+    assert "no version 2.0.0; it has 1.0.0" in message("tfds:tiny:2.0.0")
+    assert "were prepared as tfrecord" in message("tfds:record")
+    assert "expected one image and one class label, found 2 and 1" in message("tfds:two")
+    assert "no name of a TFDS data set" in message("tfds:../tiny")
+    (prepared / "tiny/1.0.0/dataset_info.json").write_text("{")
+    assert "cannot be read" in message("tfds:tiny")
+
+
+def test_no_jax_is_imported():
+    code = (
+        "import sys, jft.data.sources, jft.data.pipeline; assert not {'jax', 'tensorflow', 'grain'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+@pytest.mark.assets
+def test_ants_and_bees(assets):
+    splits = load(assets / "data" / "hymenoptera_data")
+    assert splits.classes == ("ants", "bees") and splits.val is not None
+    assert (len(splits.train), len(splits.val)) == (245, 153)

@@ -75,6 +75,10 @@ class Config:
     deterministic: bool = _opt(False, "bit-equal repetition on a GPU too, some tenths slower (on a CPU it always is)")
     make_train_step: Callable | None = _opt(None, "the objective; default: jft.step:make_train_step")
 
+    def replace(self, **changes: Any) -> "Config":
+        """A copy with these fields changed."""
+        return dataclasses.replace(self, **changes)
+
 
 # Fields that say where and how loudly a run happens, not what it is: two runs may differ in them and be the same.
 PLACE = ("workdir", "display", "checkpoint_every", "threads", "resident", "seeds")

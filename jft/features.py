@@ -42,10 +42,12 @@ def compute(
 
     A batch's `mask` says which of its rows are examples and which are padding.
     """
-    rows = []
+    rows: list[jax.Array] = []
     for batch in batches:
         y = eval_step(params, batch_stats, batch)
         count = int(batch["mask"].sum())
+        if rows:  # one batch ahead of the device and no more, so that its memory and the progress told are true
+            rows[-1].block_until_ready()
         rows.append(y if count == len(y) else y[:count])
         advance(count)
-    return jnp.concatenate(rows)
+    return jnp.concatenate(rows).block_until_ready()

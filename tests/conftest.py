@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook  # noqa: E402  (the flags above must be set before jax starts)
 
-install_import_hook("jft", "beartype.beartype")
+install_import_hook("jft", "typecheck.check")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -1,0 +1,367 @@
+"""The command line: parses, calls, prints; what is done is done elsewhere. Nothing heavy is imported before it is needed."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jft import __version__
+from jft.config import Config, load_config, override
+from jft.errors import UserError, near
+
+EXAMPLES = {
+    "": """
+  jft finetune --data bees/ --model resnet18                    a folder of class folders to a model
+  jft finetune --data bees/ --weights vit.safetensors --model vit_tiny_patch16_224 --plan gradual
+  jft finetune configs/digits.py                                a recipe
+  jft predict runs/bees-resnet18-head photos/ --out preds.csv""",
+    "finetune": """
+  jft finetune --data bees/                                     linear probe of a ResNet-50, about a minute on a CPU
+  jft finetune --data bees/ --plan lp-ft --epochs 20 --seeds 5  five runs, mean and spread
+  jft finetune --data labels.csv --model vit_small_patch16_224 --weights hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k
+  jft finetune configs/digits.py --epochs 3                     a recipe with one field changed""",
+    "plan": """
+  jft plan --data bees/ --model resnet50 --plan gradual
+  jft plan --data bees/ --model vit_base_patch16_224 --plan full --batch 64 --json""",
+    "evaluate": """
+  jft evaluate runs/bees-resnet50-head
+  jft evaluate runs/bees-resnet50-head --data more-bees/ --json""",
+    "predict": """
+  jft predict runs/bees-resnet50-head photos/ x.jpg --out preds.csv
+  jft predict --model resnet50 --weights resnet50.safetensors photos/ --top-k 5""",
+    "models": """
+  jft models
+  jft models 'vit_*_patch16*'""",
+}
+PLACEHOLDER = {
+    "data": "PATH", "model": "NAME", "weights": "FILE", "plan": "PLAN", "workdir": "W", "preprocess": "VALUE",
+}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors name the way out."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
+        words = [w.split("=")[0] for w in message.split() if w.startswith("--")]
+        hint = near(words[0], known) if words and "unrecognized" in message else ""
+        self.exit(2, f"{self.prog}: {message}.{hint} See `{self.prog} --help`.\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0 on success, 2 for the user's mistake, 1 for a fault of ours, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return run(argv)
+    except UserError as error:
+        print(f"jft: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jft: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if type(error).__name__ == "Interrupted":  # of jft.train, not imported here
+            print(f"jft: {error}", file=sys.stderr)
+            return 130
+        traceback.print_exc()
+        print(f"jft: a fault of ours ({type(error).__name__}). Please report it with the lines above.", file=sys.stderr)
+        return 1
+
+
+def run(argv: list[str]) -> int:
+    """Parse and carry out; raises what `main` turns into exit codes."""
+    parser = make_parser()
+    if not argv:
+        parser.print_help()
+        return 0
+    options = parser.parse_args(argv)
+    code = options.run(options)
+    return code or 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands and their options; those of a run are made from the fields of `Config`."""
+    parser = Parser(
+        prog="jft",
+        description="Fine-tune pretrained vision models in JAX: import the weights, decide what trains when, train, look.",
+        epilog=_examples(""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jft {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, help: str, function: Any, description: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=f"{help}. {description}".strip(),
+            epilog=_examples(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.set_defaults(run=function)
+        return sub
+
+    finetune = command(
+        "finetune",
+        "Fine-tune a model on labelled images",
+        _finetune,
+        "The same command on an interrupted run goes on with it, on a finished one changes nothing.",
+    )
+    _config_options(finetune)
+    finetune.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else on stdout")
+
+    plan = command("plan", "Print what would train when, and what it costs; trains nothing", _plan)
+    _config_options(plan)
+    plan.add_argument("--names", action="store_true", help="print the name of every parameter that trains")
+    plan.add_argument("--fast", action="store_true", help="leave out FLOPs and memory, which need a compilation")
+    plan.add_argument("--json", action="store_true", help="print as JSON")
+
+    evaluate = command("evaluate", "Score a run's model", _evaluate)
+    evaluate.add_argument("workdir", metavar="W", help="a run's folder")
+    evaluate.add_argument("--data", metavar="PATH", help="other labelled images; default: the run's validation set")
+    evaluate.add_argument("--json", action="store_true", help="print as JSON")
+
+    predict = command("predict", "Predict the classes of images", _predict)
+    predict.add_argument("paths", nargs="+", metavar="W IMAGES…", help="a run's folder (not with --model), then images, folders of images")  # fmt: skip
+    predict.add_argument("--out", metavar="FILE.csv", help="write a CSV; default: print it")
+    predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes told for each image (default: 1)")
+    predict.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    predict.add_argument("--model", metavar="NAME", help="a pretrained model as it is, instead of a run's")
+    predict.add_argument("--weights", metavar="FILE", help="of --model; default: the model's own source")
+    predict.add_argument("--json", action="store_true", help="print JSON lines instead of CSV")
+
+    models = command("models", "List the architectures", _models)
+    models.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a glob over names (default: all)")
+    models.add_argument("--json", action="store_true", help="print as JSON")
+    return parser
+
+
+def _examples(name: str) -> str:
+    return f"examples:{EXAMPLES[name]}"
+
+
+def _config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", nargs="?", metavar="CONFIG.py", help="a file whose config() returns a jft.Config")
+    group = parser.add_argument_group("options of the run")
+    for field in dataclasses.fields(Config):
+        default = field.default
+        hint = field.metadata["help"]
+        if "default" not in hint and default is not dataclasses.MISSING and default is not None:
+            shown = "no" if default is False else "yes" if default is True else default
+            hint += f" (default: {shown})"
+        flags = list(dict.fromkeys([f"--{field.name.replace('_', '-')}", f"--{field.name}"]))
+        inside = field.metadata.get("fields")
+        for inner in dataclasses.fields(inside) if inside else ():
+            _option(group, [f"--{field.name}.{inner.name}"], f"{field.name}.{inner.name}", inner.type, argparse.SUPPRESS)
+        if inside:
+            group.add_argument(f"--{field.name}.FIELD", metavar="VALUE", dest="_", help=hint)
+            continue
+        _option(group, flags, field.name, field.type, hint.replace("%", "%%"))
+
+
+def _option(group: Any, flags: list[str], name: str, kind: Any, help: str) -> None:
+    words: dict[str, Any] = {"nargs": 1}
+    if "tuple" in str(kind) and "Stage" not in str(kind):
+        words = {"nargs": "+"}
+    elif kind in (bool, "bool"):
+        words = {"nargs": "?", "const": "yes"}
+    metavar = PLACEHOLDER.get(name, "yes|no" if kind is bool else "X")
+    group.add_argument(*flags, dest=f"field:{name}", metavar=metavar, help=help, **words)
+
+
+def configs_of(options: argparse.Namespace) -> dict[str, Config]:
+    """The configs of a command line: those of its file or the default, with its options set in each."""
+    made = load_config(options.config) if options.config else Config()
+    configs = {"": made} if isinstance(made, Config) else dict(made)
+    for key, words in vars(options).items():
+        if key.startswith("field:") and words is not None:
+            name = key.removeprefix("field:")
+            words = [words] if isinstance(words, str) else words
+            configs = {label: override(config, name, words) for label, config in configs.items()}
+    if options.config and not any(c.workdir for c in configs.values()):
+        configs = {label: c.replace(workdir=f"runs/{Path(options.config).stem}") for label, c in configs.items()}
+    return configs
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    from jft.api import finetune
+    from jft.compare import Comparison
+
+    configs = configs_of(options)
+    if options.json:
+        configs = {name: c.replace(display="quiet") for name, c in configs.items()}
+    done = finetune(configs)
+    if options.json:
+        print(json.dumps(done.rows if isinstance(done, Comparison) else done.result, indent=1, ensure_ascii=False))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from jft.models import make_model
+    from jft.preview import preview
+    from jft.train import read_data
+    from jft.weights import default_preprocess
+
+    for name, config in configs_of(options).items():
+        splits = read_data(config)
+        model = make_model(
+            config.model,
+            num_classes=len(splits.classes),
+            image_size=config.image_size,
+            dtype=config.dtype,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+            remat=config.remat,
+        )
+        preprocess = replace(default_preprocess(model), size=tuple(model.input_shape[:2]), **config.preprocess)
+        told = preview(config, model, preprocess, splits, compile=not options.fast)
+        if options.json:
+            print(json.dumps({"config": name} | told, indent=1))
+        else:
+            print(_plan_text(name, told, options.names))
+
+
+def _plan_text(name: str, told: dict[str, Any], names: bool) -> str:
+    forward = told["forward"].get("flops")
+    lines = [name] if name else []
+    lines.append(
+        f"{told['model']}: {told['params']:,} parameters ({_bytes(told['params_bytes'])}), {told['classes']} classes, "
+        f"{told['train_images']:,} training images, batch {told['batch']}"
+        + (f", forward pass {_flops(forward)}" if forward else "")
+    )
+    for i, stage in enumerate(told["stages"], 1):
+        lines.append(f"\nstage {i} of {len(told['stages'])}: {stage['name']}, {stage['epochs']:.3g} epochs, {stage['steps']} steps")
+        share = stage["trainable_params"] / told["params"]
+        lines.append(f"  trains        {', '.join(stage['trains'])}: {stage['trainable_params']:,} parameters ({share:.1%})")
+        for group in stage["groups"]:
+            lines.append(f"  learning rate {group['lr']:.3g}: {group['params']:,} parameters in {len(group['names'])} arrays")
+            if names:
+                lines += [f"    {n}" for n in group["names"]]
+        lines.append(f"  optimizer     {_bytes(stage['optimizer_bytes'])} of state")
+        if stage["batch_norm"]["batch statistics"] or stage["batch_norm"]["running statistics"]:
+            modes = [f"{mode} in {', '.join(parts)}" for mode, parts in stage["batch_norm"].items() if parts]
+            lines.append(f"  BatchNorm     {'; '.join(modes)}")
+        lines.append(f"  augmentation  {', '.join(stage['augment']) or 'none'}")
+        if "step" in stage:
+            step = stage["step"]
+            ratio = f", {step['flops'] / forward:.2f} × the forward pass" if forward else ""
+            lines.append(f"  a step        {_flops(step['flops'])}{ratio}, {_bytes(step.get('temporary_bytes', 0))} of temporaries")  # fmt: skip
+        if stage["features_at"]:
+            cost = stage.get("step_from_features")
+            lines.append(
+                f"  features      the parts before {stage['features_at']} run once: {_bytes(stage['features_bytes'])} kept"
+                + (f"; then a step is {_flops(cost['flops'])}" if cost else "")
+            )
+    return "\n".join(lines)
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def _flops(n: float) -> str:
+    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TFLOP"
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from jft.report.live import make_display
+    from jft.use import evaluate
+
+    scores = evaluate(options.workdir, options.data, make_display("quiet" if options.json else "auto"))
+    if options.json:
+        print(json.dumps(scores, indent=1, ensure_ascii=False))
+        return
+    for name, value in scores.items():
+        if name != "excluded":
+            print(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
+    for name, reason in scores["excluded"]:
+        print(f"left out: {name}: {reason}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from jft.bundle import write_predictions
+    from jft.report.live import make_display
+    from jft.use import open_model, predict, pretrained
+
+    if options.top_k < 1 or options.batch < 1:
+        raise UserError("--top-k and --batch are at least 1.")
+    if options.weights and not options.model:
+        raise UserError("--weights goes with --model, which says what they are weights of.")
+    if options.model:
+        model, images = pretrained(options.model, options.weights), options.paths
+    else:
+        model, images = open_model(options.paths[0]), options.paths[1:]
+    if not images:
+        raise UserError("No images given. Name files or folders after the run's folder.")
+    quiet = options.out is None
+    rows = predict(
+        model, images, top_k=options.top_k, batch=options.batch, display=make_display("quiet" if quiet else "auto")
+    )
+    if options.json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+    if options.out:
+        write_predictions(options.out, rows)
+        bad = sum(bool(row["error"]) for row in rows)
+        print(f"{len(rows)} rows in {options.out}" + (f", {bad} of them images that cannot be read" if bad else ""), file=sys.stderr)  # fmt: skip
+    elif not options.json:
+        write_predictions(sys.stdout, rows)
+
+
+def _models(options: argparse.Namespace) -> None:
+    import fnmatch
+
+    import numpy as np
+
+    from jft.models import MODELS, make_model
+    from jft.weights import FORMATS
+
+    names = [n for n in MODELS if fnmatch.fnmatchcase(n, options.pattern) or options.pattern in n]
+    if not names:
+        raise UserError(f"No model's name matches {options.pattern!r}.{near(options.pattern, MODELS)}")
+    rows = []
+    for name in names:
+        model = make_model(name)
+        source = next((m.SOURCES[name] for m in FORMATS.values() if name in m.SOURCES), None)
+        rows.append(
+            {
+                "name": name,
+                "params": sum(int(np.prod(s.shape)) for s in model.shapes()[0].values()),
+                "input": list(model.input_shape[:2]),
+                "parts": len(model.parts),
+                "weights": source.uri if source else None,
+                "licence": source.licence if source else None,
+            }
+        )
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    width = max(len(n) for n in names)
+    print(f"{'name':{width}}  {'parameters':>11}  {'input':>9}  default weights")
+    for row in rows:
+        size = "×".join(map(str, row["input"]))
+        source = f"{row['weights']} ({row['licence']})" if row["weights"] else "none: pass --weights"
+        print(f"{row['name']:{width}}  {row['params'] / 1e6:>9.2f} M  {size:>9}  {source}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

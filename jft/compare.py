@@ -1,0 +1,83 @@
+"""Several runs side by side: named configs, each over several seeds, and the table of what they reached."""
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jft.config import Config, write_json
+from jft.errors import UserError
+from jft.report.live import make_display
+from jft.run import default_workdir
+from jft.train import train
+
+# Student's t at 97.5 % for 1 to 9 degrees of freedom: the 95 % interval of a mean over 2 to 10 runs.
+T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclass
+class Comparison:
+    """Runs side by side: their folder and a row for each config."""
+
+    workdir: Path
+    rows: list[dict[str, Any]]
+
+
+def compare(configs: Mapping[str, Config]) -> Comparison:
+    """Train every config with each of its seeds, `seed`, `seed + 1`, …, and tell mean and spread of each.
+
+    The accuracy is the test set's where the data have one, so that choosing the best state on the validation set does
+    not flatter it. Runs lie in `WORKDIR/NAME/seedN`; those that are finished are not run again.
+    """
+    first = next(iter(configs.values()))
+    workdir = Path(first.workdir or default_workdir(first))
+    if (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds a single run. Name another folder for a comparison with --workdir.")
+    rows = []
+    display = make_display(first.display)
+    total = sum(c.seeds for c in configs.values())
+    with contextlib.closing(display), display.task("Runs", total=total, unit="runs") as advance:
+        for name, config in configs.items():
+            results = []
+            for seed in range(config.seed, config.seed + config.seeds):
+                folder = workdir / (name or "runs").replace(" ", "-").replace("/", "-") / f"seed{seed}"
+                quiet = "quiet" if config.display in ("auto", "plain") else config.display
+                results.append(train(replace(config, seed=seed, seeds=1, workdir=str(folder), display=quiet)).result)
+                advance(1)
+            rows.append(summarise(name, results))
+        display.table(
+            [[r["name"], shown(r), f"{r['trainable_params']:,}", f"{r['seconds']:.1f}"] for r in rows],
+            ["", f"{rows[0]['on']} accuracy, mean ± std of {rows[0]['seeds']} seeds", "trained at most", "s a run"],
+            title=str(workdir),
+        )
+    write_json(workdir / "result.json", {"rows": rows})
+    return Comparison(workdir, rows)
+
+
+def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One config's row: mean, standard deviation and 95 % interval of the mean over its seeds."""
+    on = "test" if "test" in results[0] else "val"
+    values = np.array([r[on]["accuracy"] for r in results])
+    n = len(values)
+    std = float(values.std(ddof=1)) if n > 1 else 0.0
+    half = (T[n - 2] if n <= len(T) + 1 else 1.96) * std / math.sqrt(n) if n > 1 else None
+    return {
+        "name": name,
+        "on": on,
+        "accuracy": float(values.mean()),
+        "std": std,
+        "interval": None if half is None else [float(values.mean()) - half, float(values.mean()) + half],
+        "values": values.tolist(),
+        "seeds": n,
+        "trainable_params": max(s["trainable_params"] for r in results for s in r["stages"]),
+        "seconds": float(np.mean([r["seconds"]["total"] for r in results])),
+    }
+
+
+def shown(row: Mapping[str, Any]) -> str:
+    """`93.1 % ± 0.8`."""
+    return f"{100 * row['accuracy']:.1f} %" + (f" ± {100 * row['std']:.1f}" if row["seeds"] > 1 else "")

@@ -1,0 +1,143 @@
+"""What a plan will train, and what a step of it costs, from shapes and compiled code; nothing is trained or read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jft import features, optim, plan, tree
+from jft.config import Config
+from jft.data.prepare import work_size
+from jft.data.sources import Splits
+from jft.models.base import Model
+from jft.preprocess import Preprocess
+from jft.step import State, make_eval_step
+from jft.train import Leg, choose_loss, lay_out, make_leg_optimizer, make_leg_step, summarise
+
+
+def preview(config: Config, model: Model, preprocess: Preprocess, splits: Splits, compile: bool = True) -> dict[str, Any]:
+    """For each stage: what trains at which rate, parameters, optimizer bytes, FLOPs and memory of a step, BatchNorms.
+
+    FLOPs and memory are the compiler's own counts for the step it compiled, on the device at hand; without `compile`
+    they are left out.
+    """
+    params, stats = model.shapes()
+    stages = plan.resolve(config.plan, list(params), list(model.parts), epochs=config.epochs, lr=config.lr)
+    legs = lay_out(config, stages, model, len(splits.train))
+    forward = _cost(_forward(config, model, params, stats)) if compile else {}
+    return {
+        "model": model.name,
+        "params": _count(params, params),
+        "params_bytes": 4 * _count(params, params),
+        "classes": len(splits.classes),
+        "train_images": len(splits.train),
+        "batch": config.batch,
+        "forward": forward,
+        "stages": [_stage(config, model, preprocess, splits, leg, params, stats, compile) for leg in legs],
+    }
+
+
+def _stage(
+    config: Config,
+    model: Model,
+    preprocess: Preprocess,
+    splits: Splits,
+    leg: Leg,
+    params: dict[str, Any],
+    stats: dict[str, Any],
+    compile: bool,
+) -> dict[str, Any]:
+    optimizer, _ = make_leg_optimizer(config, leg)
+    trainable, _ = tree.split(params, leg.trainable)
+    norms = plan.parts_with(stats, model.parts)
+    rates: dict[float, list[str]] = {}
+    for name in sorted(leg.trainable):
+        rates.setdefault(leg.multipliers[name] * (leg.stage.lr or 0.0), []).append(name)
+    cached = bool(leg.cut and config.features and not leg.augment)
+    told = {
+        "name": leg.stage.name,
+        "epochs": leg.stage.epochs,
+        "steps": leg.last - leg.first,
+        "trains": summarise(leg.train_parts),
+        "groups": [{"lr": lr, "params": _count(params, names), "names": names} for lr, names in rates.items()],
+        "trainable_params": _count(params, leg.trainable),
+        "optimizer_bytes": optim.state_bytes(optimizer, trainable),
+        "batch_norm": {
+            "batch statistics": summarise(leg.update_stats),
+            "running statistics": summarise([p for p in norms if p not in leg.update_stats]),
+        },
+        "augment": list(leg.augment),
+        "features_at": leg.cut if cached else None,
+        "features_bytes": features.nbytes(model, leg.cut, len(splits.train)) if cached else 0,
+    }
+    if compile:
+        told["step"] = _cost(_step(config, model, preprocess, splits, leg, optimizer, params, stats, None))
+        if cached:
+            told["step_from_features"] = _cost(
+                _step(config, model, preprocess, splits, leg, optimizer, params, stats, leg.cut)
+            )
+    return told
+
+
+def _count(params: dict[str, Any], names: Sequence[str] | Any) -> int:
+    return sum(int(np.prod(params[n].shape)) for n in names)
+
+
+def _images(config: Config, size: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((config.batch, *size, 3), dtype)
+
+
+def _forward(config: Config, model: Model, params: Any, stats: Any) -> Any:
+    batch = {model.input: _images(config, model.input_shape[:2], jnp.float32)}
+    return jax.jit(make_eval_step(model)).lower(params, stats, batch)
+
+
+def _step(
+    config: Config,
+    model: Model,
+    preprocess: Preprocess,
+    splits: Splits,
+    leg: Leg,
+    optimizer: Any,
+    params: Any,
+    stats: Any,
+    start: str | None,
+) -> Any:
+    state = State(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=params,
+        batch_stats=stats,
+        opt_state=jax.eval_shape(optimizer.init, tree.split(params, leg.trainable)[0]),
+        key=jax.ShapeDtypeStruct((2,), jnp.uint32),
+    )
+    labels = splits.train.labels
+    batch = {
+        "label": jax.ShapeDtypeStruct((config.batch, *labels.shape[1:]), labels.dtype),
+        "index": jax.ShapeDtypeStruct((config.batch,), jnp.int32),
+    }
+    if start:
+        x = _images(config, model.input_shape[:2], jnp.float32)
+        shape = jax.eval_shape(lambda p, s, x: model.apply(p, s, x, stop=start)[0], params, stats, x)
+        batch["features"] = jax.ShapeDtypeStruct(shape.shape, jnp.float32)
+    else:
+        batch["image"] = _images(config, work_size(preprocess, leg.augment), jnp.uint8)
+    source = {n: v for n, v in params.items() if not n.startswith("head/")} if config.penalty else {}
+    loss = choose_loss(config, labels)
+
+    def step(state: State, batch: dict[str, Any], source: dict[str, Any]) -> Any:
+        return make_leg_step(config, model, leg, optimizer, preprocess, source, loss, start)(state, batch)
+
+    return jax.jit(step, donate_argnums=0).lower(state, batch, source)
+
+
+def _cost(lowered: Any) -> dict[str, float]:
+    """FLOPs, and bytes of temporary memory, of the compiled program."""
+    compiled = lowered.compile()
+    cost = compiled.cost_analysis()
+    memory = compiled.memory_analysis()
+    found = {"flops": float((cost or {}).get("flops", float("nan")))}
+    if memory is not None:
+        found["temporary_bytes"] = int(memory.temp_size_in_bytes)
+    return found

@@ -1,0 +1,108 @@
+"""Plans as data: presets over real part lists, layer-wise decay, shares of the epochs, and what is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jft import plan
+from jft.errors import UserError
+from jft.models import MODELS, make_model
+from jft.plan import Stage
+
+
+def names_and_parts(name):
+    model = make_model(name, num_classes=2)
+    return list(model.shapes()[0]), list(model.parts)
+
+
+RESNET, VIT = names_and_parts("resnet18"), names_and_parts("vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize("model", [RESNET, VIT, names_and_parts("tiny_resnet"), names_and_parts("tiny_vit")])
+@pytest.mark.parametrize("preset", plan.PLANS)
+def test_every_preset_resolves_on_every_family(preset, model):
+    names, parts = model
+    stages = plan.resolve(preset, names, parts, epochs=10, lr=None)
+    assert sum(s.epochs for s in stages) == pytest.approx(10)
+    assert all(s.lr > 0 for s in stages)
+
+
+def trained(stage, model):
+    return plan.parts_with(plan.trainable(plan.multipliers(stage, *model)), model[1])
+
+
+def test_head_is_the_head_alone():
+    (stage,) = plan.resolve("head", *RESNET, epochs=3, lr=None)
+    assert trained(stage, RESNET) == ["head"]
+
+
+def test_gradual_unfreezes_from_the_top_and_ends_with_everything():
+    stages = plan.resolve("gradual", *RESNET, epochs=10, lr=None)
+    sets = [set(trained(s, RESNET)) for s in stages]
+    assert all(a < b for a, b in zip(sets, sets[1:], strict=False))
+    assert sets[0] == {"head"}
+    assert sets[1] == {"stage4/block0", "stage4/block1", "head"}
+    assert sets[-1] == set(plan.parts_with(*RESNET))
+
+
+def test_gradual_rates_fall_by_2_6_a_group():
+    last = plan.resolve("gradual", *VIT, epochs=10, lr=1e-3)[-1]
+    rates = plan.multipliers(last, *VIT)
+    assert rates["block11/attn/qkv/kernel"] == 1.0
+    assert rates["block8/attn/qkv/kernel"] == pytest.approx(1 / 2.6)
+    assert rates["embed/pos_embed"] == rates["block0/norm1/bias"] == pytest.approx(1 / 2.6**3)
+
+
+def test_layer_decay_counts_as_mae_does():
+    """embed is layer 0, block i layer i + 1, the last norm and the head one layer above the last block."""
+    rates = plan.multipliers(Stage("s", ("*",), layer_decay=0.75), *VIT)
+    assert rates["head/kernel"] == rates["norm/scale"] == 1.0
+    assert rates["block11/mlp/fc1/kernel"] == pytest.approx(0.75)
+    assert rates["block0/mlp/fc1/kernel"] == pytest.approx(0.75**12)
+    assert rates["embed/cls_token"] == pytest.approx(0.75**13)
+
+
+def test_lr_is_the_fastest_groups():
+    for preset in plan.PLANS:
+        stages = plan.resolve(preset, *RESNET, epochs=4, lr=0.02)
+        fastest = max(s.lr * max(plan.multipliers(s, *RESNET).values()) for s in stages)
+        assert fastest == pytest.approx(0.02), preset
+
+
+def test_own_epochs_are_kept_and_the_rest_shared():
+    stages = (Stage("a", ("head",), epochs=2), Stage("b", ("*",), share=1), Stage("c", ("*",), share=3))
+    resolved = plan.resolve(stages, *RESNET, epochs=8, lr=None)
+    assert [s.epochs for s in resolved] == [2, 2, 6]
+
+
+def test_labels_are_for_multi_transform():
+    multipliers = plan.multipliers(Stage("s", ("head", ("stage4", 0.1))), *RESNET)
+    labels = plan.labels(multipliers)
+    assert labels["head/bias"] == "x1" and labels["stage4/block0/conv1/kernel"] == "x0.1"
+    assert labels["stem/conv/kernel"] == "frozen"
+
+
+@pytest.mark.parametrize(
+    ("given_plan", "message"),
+    [
+        ("haed", "Did you mean head"),
+        ((), "no stages"),
+        ((Stage("a", ("haed",)),), "matches no parameter. Did you mean head"),
+        ((Stage("a", (("head", 0.0),)),), "trains nothing"),
+        ((Stage("a", ("head",)), Stage("a", ("*",))), "share a name"),
+        ((Stage("a", ("head",), epochs=0),), "more than 0"),
+        ((Stage("a", (("head", -1.0),)),), "negative"),
+        ((Stage("a", ("head",), batch_norm="off"),), "'auto' or 'frozen'"),
+    ],
+)
+def test_refused(given_plan, message):
+    with pytest.raises(UserError, match=message):
+        plan.resolve(given_plan, *RESNET, epochs=1, lr=None)
+
+
+@given(st.sampled_from(sorted(MODELS)))
+def test_groups_hold_every_part_of_the_body_once(name):
+    parts = list(make_model(name).parts)
+    prefixes = [p for group in plan.groups(parts) for p in group]
+    body = {p.split("/")[0] for p in parts if p not in plan.TOP}
+    assert sorted(prefixes) == sorted(body)

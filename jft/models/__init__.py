@@ -7,8 +7,8 @@ from typing import Any
 
 from jft.errors import UserError, near
 from jft.models.base import Model
-from jft.models.resnet import resnet
-from jft.models.vit import vit
+from jft.models.resnet import make_resnet
+from jft.models.vit import make_vit
 
 _RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": dict(depths=(2, 2, 2, 2), bottleneck=False),
@@ -31,8 +31,10 @@ _VITS: dict[str, dict[str, Any]] = {
     for patch in (8, 14, 16, 32)
 } | {"tiny_vit": dict(dim=32, depth=3, heads=2, patch=8, num_classes=10, default_size=32)}
 
-MODELS: dict[str, Callable[..., Model]] = {name: partial(resnet, name, **options) for name, options in _RESNETS.items()}
-MODELS |= {name: partial(vit, name, **options) for name, options in _VITS.items()}
+MODELS: dict[str, Callable[..., Model]] = {
+    name: partial(make_resnet, name, **options) for name, options in _RESNETS.items()
+}
+MODELS |= {name: partial(make_vit, name, **options) for name, options in _VITS.items()}
 
 
 def make_model(name: str, **options: Any) -> Model:

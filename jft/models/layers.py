@@ -31,6 +31,12 @@ def along_last(v: Float[Array, " c"], ndim: int) -> Float[Array, "..."]:
     return v.reshape((1,) * (ndim - 1) + (-1,))
 
 
+def matmul(x: Float[Array, "*b c"], kernel: Float[Array, "c d"]) -> Float[Array, "*b d"]:
+    """x @ kernel over the last axis."""
+    # With the leading axes as one: contracting several in the kernel's gradient is up to 3 times slower on a CPU.
+    return jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
 class Linear(nn.Module):
     """x @ kernel + bias over the last axis; kernel [in, out]. Fresh as timm's transformers: normal, 0.02."""
 
@@ -41,7 +47,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         kernel = self.param("kernel", normal(0.02), (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        y = jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
         return y + along_last(bias.astype(self.dtype), y.ndim)
 
 
@@ -65,8 +71,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", he, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.size == 1 and self.groups == 1:
-            # A matrix product: the same numbers, twice as fast as XLA's convolution on a CPU.
-            y = jnp.dot(x[:, :: self.stride, :: self.stride], kernel[0, 0])
+            # A matrix product: the same numbers, in training up to 3 times as fast as XLA's convolution on a CPU.
+            y = matmul(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         else:
             y = jax.lax.conv_general_dilated(
                 x,

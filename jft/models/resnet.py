@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,7 +27,12 @@ class Stem(nn.Module):
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
     """3×3, stride 2, padded by 1 with −∞ as torch pads."""
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # The maximum of shifted slices is 3 times as fast as reduce_window on a CPU, its gradient 4 times. Where values tie
+    # the gradient is shared, while torch gives it to the first; after a ReLU they tie at 0, whence none goes further.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    h, w = x.shape[1] - 2, x.shape[2] - 2
+    x = jnp.maximum(jnp.maximum(x[:, 0:h:2], x[:, 1 : h + 1 : 2]), x[:, 2 : h + 2 : 2])
+    return jnp.maximum(jnp.maximum(x[:, :, 0:w:2], x[:, :, 1 : w + 1 : 2]), x[:, :, 2 : w + 2 : 2])
 
 
 class Shortcut(nn.Module):
@@ -75,7 +79,7 @@ class Pool(nn.Module):
         return x.astype(jnp.float32).mean((1, 2))
 
 
-def resnet(
+def make_resnet(
     name: str,
     *,
     depths: Sequence[int],

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jft.errors import UserError
 from jft.models.base import Model
-from jft.models.layers import DropPath, Head, Identity, LayerNorm, Linear, along_last, drop_path_rates, normal
+from jft.models.layers import DropPath, Head, Identity, LayerNorm, Linear, along_last, drop_path_rates, matmul, normal
 
 
 class PatchEmbed(nn.Module):
@@ -26,7 +26,7 @@ class PatchEmbed(nn.Module):
         kernel = self.param("kernel", normal((p * p * c) ** -0.5), (p, p, c, self.dim), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.dim,), jnp.float32)
         x = x.astype(self.dtype).reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        y = jnp.dot(x.reshape(b, -1, p * p * c), kernel.reshape(-1, self.dim).astype(self.dtype))
+        y = matmul(x.reshape(b, -1, p * p * c), kernel.reshape(-1, self.dim).astype(self.dtype))
         return y + along_last(bias.astype(self.dtype), 3)
 
 
@@ -47,6 +47,18 @@ class Embed(nn.Module):
         return x + pos_embed.astype(self.dtype)
 
 
+def attend(
+    q: Float[Array, "b h n d"], k: Float[Array, "b h n d"], v: Float[Array, "b h n d"]
+) -> Float[Array, "b h n d"]:
+    """softmax(q kᵀ / √d) v, the softmax in float32."""
+    # With the heads before the tokens, and divided after the second product, this takes a half to a third of the time
+    # of jax.nn.dot_product_attention on a CPU.
+    scores = jnp.einsum("bhnd,bhmd->bhnm", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    y = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, the softmax in float32."""
 
@@ -57,9 +69,15 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         qkv = Linear(3 * d, self.dtype, name="qkv")(x).reshape(b, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        y = jax.nn.dot_product_attention(q, k, v, implementation="xla")
-        return Linear(d, self.dtype, name="proj")(y.reshape(b, n, d))
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each (b, heads, n, d / heads)
+        y = attend(q, k, v).transpose(0, 2, 1, 3).reshape(b, n, d)
+        return Linear(d, self.dtype, name="proj")(y)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU, x Φ(x)."""
+    # By erf as torch has it: jax.nn.gelu's erfc is three times slower on a CPU.
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 class Mlp(nn.Module):
@@ -70,7 +88,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        y = nn.gelu(Linear(self.hidden, self.dtype, name="fc1")(x), approximate=False)
+        y = gelu(Linear(self.hidden, self.dtype, name="fc1")(x))
         return Linear(x.shape[-1], self.dtype, name="fc2")(y)
 
 
@@ -106,7 +124,7 @@ class MeanPool(nn.Module):
         return LayerNorm(name="norm")(x[:, 1:].astype(jnp.float32).mean(1))
 
 
-def vit(
+def make_vit(
     name: str,
     *,
     dim: int,

@@ -253,6 +253,15 @@ def test_arrays():
     assert arrays([image[:3] for image in images], matrix).labels.tolist() == matrix.tolist()
 
 
+def test_pictures_of_pillow():
+    red = Image.new("P", (4, 3))
+    red.putpalette([200, 0, 0])
+    dataset = arrays([red, Image.new("CMYK", (2, 2))], ["a", "b"])
+    assert np.asarray(dataset.read(0)).tolist() == [[[200, 0, 0]] * 4] * 3 and np.asarray(dataset.read(1)).min() == 255
+    with pytest.raises(UserError, match="Image 1 cannot be used: floating-point"):
+        arrays([red, Image.new("F", (2, 2), -1)], ["a", "b"])
+
+
 def test_labels_of_a_mapping_mean_the_same_in_every_split():
     images = np.zeros((3, 4, 4), np.uint8)
     splits = load({"train": (images, [5, 6, 9]), "val": (images[:2], [9, 5])})

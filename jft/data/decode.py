@@ -50,17 +50,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def to_rgb(picture: bytes | np.ndarray) -> Image.Image:
-    """Any picture as 8-bit RGB, upright. Raises DecodeError.
+def to_rgb(picture: bytes | np.ndarray | Image.Image) -> Image.Image:
+    """Any picture (a file's bytes, pixels, or Pillow's) as 8-bit RGB, upright. Raises DecodeError.
 
     Turned by its EXIF orientation; the first frame of an animation; 16-bit scaled to 8; what is transparent shows
     white, as on a page: dropping the alpha channel would show whatever colours were left below it.
     """
     if isinstance(picture, np.ndarray):
         return _from_pixels(picture)
-    if not picture:
-        raise DecodeError("empty file")
     try:
+        if isinstance(picture, Image.Image):
+            return _convert(_upright(picture))
+        if not picture:
+            raise DecodeError("empty file")
         with Image.open(io.BytesIO(picture), formats=formats()) as image:
             _check_pixels(image.width, image.height)
             image.load()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jft.data.decode import formats, quiet
+from jft.data.decode import DecodeError, formats, quiet, to_rgb
 from jft.errors import UserError, near
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -106,10 +106,11 @@ def arrays(images: np.ndarray | Sequence, labels: Any, classes: Sequence[str] | 
     """A Dataset of pictures in memory. Raises UserError.
 
     `images` is [n, h, w] or [n, h, w, 1 | 3 | 4], or a sequence of such pictures of any sizes: uint8, uint16, or
-    floating point within 0..1. `labels` are indices into `classes`; without `classes` any integers or strings, whose
-    sorted values become the classes; or a matrix [n, k] of zeros and ones where a picture has several labels.
+    floating point within 0..1; or a sequence of Pillow's images. `labels` are indices into `classes`; without
+    `classes` any integers or strings, whose sorted values become the classes; or a matrix [n, k] of zeros and ones
+    where a picture has several labels.
     """
-    pixels = [np.asarray(image) for image in images] if not isinstance(images, np.ndarray) else images
+    pixels = images if isinstance(images, np.ndarray) else [_pixels(i, image) for i, image in enumerate(images)]
     if not len(pixels):
         raise UserError("There are no images: the array is empty.")
     pixels = _as_uint(pixels)
@@ -466,6 +467,15 @@ def _mapping(data: Mapping) -> dict[str, Dataset]:
             "The classes of the given sets differ: " + "; ".join(f"{s}: {_few(d.classes)}" for s, d in found.items())
         )
     return found
+
+
+def _pixels(i: int, image: Any) -> np.ndarray:
+    if not isinstance(image, Image.Image):
+        return np.asarray(image)
+    try:
+        return np.asarray(to_rgb(image))  # as an array a palette's picture would be its indices
+    except DecodeError as error:
+        raise UserError(f"Image {i} cannot be used: {error}.") from None
 
 
 def _as_uint(pixels: Any) -> Any:

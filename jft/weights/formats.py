@@ -65,8 +65,8 @@ class Receipt:
         for what, why in _grouped(self.dropped):
             counts.append(f"{what} dropped ({why})")
         lines.append("  " + "; ".join(counts))
-        for what, why in _grouped(self.replaced):
-            lines.append(f"  replaced: {what} ({why})")
+        if self.replaced:
+            lines.append("  replaced: " + "; ".join(f"{name} ({why})" for name, why in self.replaced.items()))
         lines += [f"  resized: {name} ({how})" for name, how in self.resized.items()]
         fresh = [name for name in self.missing if name not in self.replaced]
         if fresh:

@@ -6,7 +6,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,12 +215,12 @@ def _from_address(uri: str) -> Located:
     return Located(path, address)
 
 
-def _fetch(address: str, digest: str, path: Path, open_url: Callable[..., Any] = urllib.request.urlopen) -> None:
+def _fetch(address: str, digest: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     seen = hashlib.sha256()
     try:
-        with open_url(address, timeout=TIMEOUT) as response, open(beside, "wb") as out:
+        with urllib.request.urlopen(address, timeout=TIMEOUT) as response, open(beside, "wb") as out:
             while block := response.read(1 << 20):
                 seen.update(block)
                 out.write(block)

@@ -1,0 +1,42 @@
+"""Records a digest of every parameter's name and shape in timm's and torchvision's models. Needs torch and both.
+
+python scripts/name_goldens.py tests/goldens/names.json
+"""
+
+import hashlib
+import json
+import sys
+
+import timm
+import torch
+import torchvision
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+VITS = [
+    f"vit_{size}_patch{patch}_224"
+    for size in ("tiny", "small", "base", "large", "huge")
+    for patch in (8, 14, 16, 32)
+    if f"vit_{size}_patch{patch}_224" in timm.list_models()
+]
+
+
+def digest(model: torch.nn.Module) -> str:
+    """SHA-256 of the sorted lines `name shape`."""
+    lines = sorted(f"{name} {tuple(value.shape)}\n" for name, value in model.state_dict().items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def main(path: str) -> None:
+    """Write {format: {model: digest}}."""
+    with torch.device("meta"):
+        found = {
+            "timm": {name: digest(timm.create_model(name, num_classes=1000)) for name in (*RESNETS, *VITS)},
+            "torchvision": {name: digest(torchvision.models.get_model(name)) for name in RESNETS},
+        }
+    with open(path, "w") as file:
+        json.dump(found, file, indent=1)
+        file.write("\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -13,6 +13,7 @@ from jft.errors import UserError, near
 from jft.preprocess import Preprocess
 from jft.weights import native, timm, torchvision
 from jft.weights.hub import Located, locate
+from jft.weights.layout import contiguous
 from jft.weights.readers import WeightFile, open_weights
 from jft.weights.resample import resample_pos_embed
 from jft.weights.rules import HEAD, Match, Rule, Source, match, shown, to_theirs
@@ -257,7 +258,7 @@ def _misfit(model: str, file: WeightFile, tried: Mapping[str, Match]) -> str:
 def _converted(rule: Rule, file: WeightFile) -> tuple[np.ndarray, bool]:
     array = rule.op.to_ours(*(file.read(name) for name in rule.names))
     with np.errstate(over="ignore"):  # a float64 too large for float32 shows as an infinity, which is reported
-        array = np.ascontiguousarray(array, np.float32).reshape(array.shape)
+        array = contiguous(array, np.dtype(np.float32))
     return array, bool(np.isfinite(array).all())
 
 

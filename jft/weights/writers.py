@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jft.weights.layout import contiguous
 from jft.weights.safetensors import SAFETENSORS_DTYPES
 
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
@@ -33,8 +34,7 @@ def write_safetensors(
         with open(beside, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
-                little = np.ascontiguousarray(tensors[name])
-                little = little.astype(little.dtype.newbyteorder("<"), copy=False)
+                little = contiguous(tensors[name], tensors[name].dtype.newbyteorder("<"))
                 file.write(little.reshape(-1).view(np.uint8).data)
         os.replace(beside, path)
     finally:

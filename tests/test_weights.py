@@ -92,6 +92,7 @@ def test_what_operations_do():
     np.testing.assert_array_equal(Concat(3, -1, LINEAR).to_ours(q, k, v), np.concatenate([q, k, v]).T)
 
 
+@pytest.mark.slow
 def test_names_and_shapes_are_those_of_the_library():
     """Every model that timm or torchvision has: the rules make exactly its state dict's names and shapes."""
     goldens = json.loads((GOLDENS / "names.json").read_text())

@@ -265,7 +265,7 @@ def _whole_head(result: Match, ours: Mapping[str, tuple[int, ...]]) -> None:
         result.drop |= {name: "the head is new" for name in rule.names}
 
 
-def shown(differences: Sequence[str], limit: int = 12) -> str:
+def shown(differences: Sequence[str], limit: int = 6) -> str:
     """The differences, a few of each kind, and how many there are."""
     lines = []
     for sign, meaning in (("-", "missing in the file"), ("+", "in the file, not in the model"), ("~", "different")):

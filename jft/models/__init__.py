@@ -25,10 +25,12 @@ _VIT_SIZES: dict[str, dict[str, int]] = {
     "large": dict(dim=1024, depth=24, heads=16),
     "huge": dict(dim=1280, depth=32, heads=16),
 }
+# The pairs that timm has names for; another patch is an option: make_model("vit_tiny_patch16_224", patch=8).
+_VIT_PATCHES = {"tiny": (16,), "small": (8, 16, 32), "base": (8, 16, 32), "large": (14, 16, 32), "huge": (14,)}
 _VITS: dict[str, dict[str, Any]] = {
-    f"vit_{size}_patch{patch}_224": dict(**shape, patch=patch)
-    for size, shape in _VIT_SIZES.items()
-    for patch in (8, 14, 16, 32)
+    f"vit_{size}_patch{patch}_224": dict(**_VIT_SIZES[size], patch=patch)
+    for size, patches in _VIT_PATCHES.items()
+    for patch in patches
 } | {"tiny_vit": dict(dim=32, depth=3, heads=2, patch=8, num_classes=10, default_size=32)}
 
 MODELS: dict[str, Callable[..., Model]] = {

@@ -67,7 +67,7 @@ class Block(nn.Module):
             y = Conv(features, size, s, dtype=self.dtype, name=f"conv{i}")(y)
             y = BatchNorm(self.dtype, self.axis_name, name=f"norm{i}")(y, use_running_average)
             stride *= s
-        if y.shape != x.shape:
+        if stride > 1 or y.shape[-1] != x.shape[-1]:
             x = Shortcut(y.shape[-1], stride, self.dtype, self.axis_name, name="shortcut")(x, use_running_average)
         return nn.relu(x + DropPath(self.drop_path)(y, train))
 

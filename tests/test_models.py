@@ -1,0 +1,300 @@
+"""Models: published sizes, spans, what trains where, and parity with torchvision and timm through goldens."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from generated import case, picture, size, sketch, weight
+
+from jft import tree
+from jft.errors import UserError
+from jft.models import MODELS, make_model
+from jft.models.layers import BatchNorm, Conv, DropPath
+from jft.models.resnet import max_pool
+
+TINY = ["tiny_resnet", "tiny_vit"]
+GOLDENS = np.load(Path(__file__).parent / "goldens" / "models.npz")
+PUBLISHED = {  # torchvision's and timm's documentation, 1,000 classes
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_small_patch32_224": 22_878_952,
+    "vit_base_patch8_224": 86_576_872,
+    "vit_base_patch16_224": 86_567_656,
+    "vit_base_patch32_224": 88_224_232,
+    "vit_large_patch16_224": 304_326_632,
+}
+
+
+def relative(a, b):
+    return np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
+
+
+@pytest.fixture(scope="module", params=TINY)
+def tiny(request):
+    """A tiny model with generated weights, a batch, and what the whole of it gives in evaluation."""
+    model = make_model(request.param)
+    params, stats = (generate(shapes) for shapes in model.shapes())
+    x = jnp.asarray(picture(3, *model.input_shape))
+    return model, params, stats, x, jax.jit(model.apply)(params, stats, x)[0]
+
+
+def generate(shapes):
+    return {name: jnp.asarray(weight(name, s.shape)) for name, s in shapes.items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_table(name):
+    model = make_model(name, num_classes=1000)
+    params, stats = model.shapes()
+    assert {s.dtype for s in (params | stats).values()} == {jnp.dtype("float32")}
+    assert params["head/kernel"].shape[1] == params["head/bias"].shape[0] == model.num_classes == 1000
+    assert all(any(n.startswith(part + "/") for part in model.parts) for n in params | stats)
+    assert not params.keys() & stats.keys()
+    if name in PUBLISHED:
+        assert sum(math.prod(s.shape) for s in params.values()) == PUBLISHED[name]
+
+
+def test_names_of_parameters_and_parts():
+    resnet, vit = make_model("resnet50"), make_model("vit_tiny_patch16_224")
+    params, stats = resnet.shapes()
+    assert [*resnet.parts][:3] + [*resnet.parts][-3:] == [
+        *("stem", "stage1/block0", "stage1/block1", "stage4/block2", "pool", "head")
+    ]
+    assert params["stem/conv/kernel"].shape == (7, 7, 3, 64)
+    assert params["stage2/block0/conv2/kernel"].shape == (3, 3, 128, 128)
+    assert params["stage2/block0/shortcut/conv/kernel"].shape == (1, 1, 256, 512)
+    assert stats.keys() >= {"stem/norm/mean", "stage4/block2/norm3/var", "stage1/block0/shortcut/norm/mean"}
+    params, stats = vit.shapes()
+    assert [*vit.parts] == ["embed", *(f"block{i}" for i in range(12)), "norm", "pool", "head"]
+    assert not stats
+    assert params["embed/pos_embed"].shape == (1, 197, 192) and params["embed/cls_token"].shape == (1, 1, 192)
+    assert params["block3/attn/qkv/kernel"].shape == (192, 576) and params["norm/scale"].shape == (192,)
+    assert {"block3/mlp/fc1/bias", "block3/attn/proj/kernel", "block3/norm2/scale", "norm/bias"} <= params.keys()
+    average = make_model("vit_tiny_patch16_224", pool="avg").shapes()[0]
+    assert average.keys() - params.keys() == {"pool/norm/scale", "pool/norm/bias"}
+    assert params.keys() - average.keys() == {"norm/scale", "norm/bias"}
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match=r"no model 'resnet5'\. Did you mean .*resnet50"):
+        make_model("resnet5")
+    with pytest.raises(UserError, match=r"no option 'droppath'\. Did you mean drop_path"):
+        make_model("tiny_vit", droppath=0.1)
+    with pytest.raises(UserError, match=r"image_size 30×32 is no multiple of 8\. Try 32×32"):
+        make_model("tiny_vit", image_size=(30, 32))
+    with pytest.raises(UserError, match="'token' or 'avg', not 'max'"):
+        make_model("tiny_vit", pool="max")
+    with pytest.raises(UserError, match="num_classes is 0"):
+        make_model("tiny_vit", num_classes=0)
+    with pytest.raises(UserError, match="no part 'stage9'"):
+        make_model("tiny_resnet").span("stage9")
+
+
+def test_spans_meet(tiny):
+    model, params, stats, x, whole = tiny
+    for part in model.parts:
+        features, _ = jax.jit(partial(model.apply, stop=part))(params, stats, x)
+        y, _ = jax.jit(partial(model.apply, start=part))(params, stats, features)
+        np.testing.assert_allclose(y, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_move_in_the_named_parts_alone():
+    model = make_model("tiny_resnet")
+    params, stats = (generate(shapes) for shapes in model.shapes())
+    x = jnp.asarray(picture(3, 32, 32, 3))
+    evaluation, same = jax.jit(model.apply)(params, stats, x)
+    assert all((same[n] == stats[n]).all() for n in stats)
+    for parts in (["stage1/block0"], ["stem", "stage4/block0"]):
+        y, new = jax.jit(partial(model.apply, update_stats=parts))(params, stats, x)
+        assert new.keys() == stats.keys()
+        moved = {n for n in stats if (new[n] != stats[n]).any()}
+        assert moved == {n for n in stats if n.rsplit("/", 2)[0] in parts or n.rsplit("/", 3)[0] in parts}
+        assert (y != evaluation).any()  # and the batch normalises there
+
+
+def test_randomness_only_in_trained_parts_and_by_key(tiny):
+    name, (_, params, stats, x, whole) = tiny[0].name, tiny
+    model = make_model(name, dropout=0.5, drop_path=0.5)
+    blocks = [p for p in model.parts if "block" in p]
+    run = jax.jit(model.apply, static_argnames=("start", "stop", "train"))
+
+    def draw(seed, train):
+        return run(params, stats, x, train=train, key=jax.random.key(seed))[0]
+
+    assert (run(params, stats, x)[0] == whole).all()
+    assert (draw(0, ("stem", "pool")) == whole).all()
+    for train in (("head",), tuple(blocks)):
+        assert (draw(0, train) == draw(0, train)).all()
+        assert (draw(0, train) != draw(1, train)).any()
+    middle = blocks[-1]
+    key, train = jax.random.key(0), tuple(model.parts)
+    features = run(params, stats, x, stop=middle, train=train, key=key)[0]
+    y = run(params, stats, features, start=middle, train=train, key=key)[0]
+    np.testing.assert_allclose(y, draw(0, train), rtol=1e-5, atol=1e-6)
+
+
+def test_drop_path_keeps_the_expectation_and_drops_whole_examples():
+    x = jnp.ones((20_000, 1, 2))
+    y = DropPath(0.3).apply({}, x, True, rngs={"dropout": jax.random.key(0)})
+    assert (y[:, 0, 0] == y[:, 0, 1]).all()
+    assert {round(float(v), 5) for v in np.unique(y)} == {0.0, round(1 / 0.7, 5)}
+    assert abs(float(y.mean()) - 1) < 0.02  # four standard deviations
+    assert DropPath(0.3).apply({}, x, False) is x
+    rates = [m.drop_path for p, m in make_model("tiny_vit", drop_path=0.2).parts.items() if p.startswith("block")]
+    assert rates == pytest.approx([0, 0.1, 0.2])
+
+
+def test_fresh_parameters(tiny):
+    model, *_, x, _ = tiny
+    params, stats = model.init(jax.random.key(0))
+    shapes = model.shapes()
+    assert {n: (v.shape, v.dtype) for n, v in params.items()} == {n: (s.shape, s.dtype) for n, s in shapes[0].items()}
+    assert stats.keys() == shapes[1].keys()
+    logits, _ = jax.jit(model.apply)(params, stats, x)
+    assert (logits == 0).all()
+    head = model.init(jax.random.key(0), ["head"])
+    assert head[0].keys() == {"head/kernel", "head/bias"} and not head[1]
+    again, other = model.init(jax.random.key(0))[0], model.init(jax.random.key(1))[0]
+    body = [n for n in params if n.endswith("kernel") and not n.startswith("head")]
+    assert all((params[n] == again[n]).all() for n in params)
+    assert all((params[n] != other[n]).mean() > 0.9 for n in body)
+    draws = {float(v.ravel()[0] / v.std()) for v in (params[n] for n in body)}
+    assert len(draws) == len(body)  # no two parameters from one draw
+
+
+def test_shapes_compute_nothing(monkeypatch):
+    model = make_model("vit_huge_patch14_224")
+    monkeypatch.setattr(jax, "pure_callback", lambda *args: pytest.fail("drew numbers"))  # where `init` gets them
+    with pytest.raises(pytest.fail.Exception):
+        make_model("tiny_vit").init(jax.random.key(0), ["embed"])
+    monkeypatch.undo()
+    assert all(isinstance(s, jax.ShapeDtypeStruct) for s in model.shapes()[0].values())
+
+
+def test_bfloat16_computes_near_float32_and_leaves_float32_outside(tiny):
+    model, params, stats, x, whole = tiny
+    half = make_model(model.name, dtype="bfloat16", drop_path=0.1, dropout=0.1)
+    assert half.shapes() == model.shapes()
+    body = [p for p in half.parts if p not in ("pool", "head")]
+    assert jax.eval_shape(partial(half.apply, stop=[*half.parts][len(body)]), params, stats, x)[0].dtype == jnp.bfloat16
+    y, _ = jax.jit(half.apply)(params, stats, x)
+    assert y.dtype == jnp.float32 and 0 < relative(y, whole) < 0.05
+    train = partial(half.apply, train=[*half.parts], update_stats=[*half.parts], key=jax.random.key(0))
+    grads, new = jax.eval_shape(
+        jax.grad(lambda p: (lambda y, s: (y.sum(), s))(*train(p, stats, x)), has_aux=True), params
+    )
+    assert {v.dtype for v in [*grads.values(), *new.values()]} == {jnp.dtype("float32")}
+
+
+def test_remat_changes_no_gradient():
+    params = generate(make_model("tiny_vit").shapes()[0])
+    x = jnp.asarray(picture(2, 32, 32, 3))
+
+    def gradient(remat):
+        model = make_model("tiny_vit", drop_path=0.5, remat=remat)
+        run = partial(model.apply, train=[*model.parts], key=jax.random.key(0))
+        loss = jax.grad(lambda p: jnp.square(run(p, {}, x)[0]).sum())
+        assert ("checkpoint" in str(jax.make_jaxpr(loss)(params))) == remat
+        return jax.jit(loss)(params)
+
+    plain, again = gradient(False), gradient(True)
+    for name in params:
+        np.testing.assert_allclose(again[name], plain[name], rtol=1e-4, atol=1e-5)
+
+
+def test_convolution_of_size_one_is_the_convolution():
+    x, k = jnp.asarray(picture(2, 5, 6, 3)), jnp.asarray(weight("kernel", (1, 1, 3, 4)))
+    for stride in (1, 2):
+        y = Conv(4, 1, stride).apply({"params": {"kernel": k}}, x)
+        expected = jax.lax.conv_general_dilated(
+            x, k, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6, 2), (2, 8, 7, 3)])
+def test_max_pool_is_the_window_maximum(shape):
+    x = -jnp.square(jnp.asarray(picture(*shape)))  # below 0, where padding by 0 would show
+    window = [(1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))]
+    assert (max_pool(x) == jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *window)).all()
+
+
+def test_batch_norm_far_from_zero_and_over_devices():
+    """One pass over values far from 0 keeps the variance; under pmap the statistics are those of the whole batch."""
+    x = jnp.asarray(100 + picture(8, 3, 4))
+    variables = {
+        "params": {"scale": jnp.full(4, 2.0), "bias": jnp.ones(4)},
+        "batch_stats": {"mean": jnp.full(4, 99.0), "var": jnp.ones(4)},
+    }
+    y, new = BatchNorm().apply(variables, x, False, mutable=["batch_stats"])
+    exact = np.asarray(x, np.float64).reshape(-1, 4)
+    np.testing.assert_allclose(
+        y.reshape(-1, 4), (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5) * 2 + 1, rtol=1e-4, atol=1e-4
+    )
+    np.testing.assert_allclose(new["batch_stats"]["mean"], 0.9 * 99 + 0.1 * exact.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 + 0.1 * exact.var(0, ddof=1), rtol=1e-5)
+
+    def device(x):
+        return BatchNorm(axis_name="batch").apply(variables, x, False, mutable=["batch_stats"])
+
+    each, stats = jax.vmap(device, axis_name="batch")(x.reshape(4, 2, 3, 4))
+    np.testing.assert_allclose(each.reshape(8, 3, 4), y, rtol=1e-5, atol=1e-5)
+    for kind, value in stats["batch_stats"].items():
+        np.testing.assert_allclose(value, jnp.broadcast_to(new["batch_stats"][kind], (4, 4)), rtol=1e-6)
+
+
+@partial(jax.jit, static_argnums=0)
+def run_part(module, variables, x):
+    """A part in evaluation. Equal modules share a compilation, so that a deep model costs what its blocks cost."""
+    return module.apply(variables, x, train=False, use_running_average=True)
+
+
+CASES = [(name, {}) for name in MODELS] + [(name, {"pool": "avg"}) for name in ("tiny_vit", "vit_small_patch32_224")]
+QUICK = {"tiny_resnet", "tiny_vit", "resnet18", "resnet50", "vit_tiny_patch16_224"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [pytest.param(n, o, marks=[] if n in QUICK else pytest.mark.slow, id=case(n, **o)) for n, o in CASES],
+)
+def test_parity_after_every_part(name, options):
+    """Against torchvision (ResNet) and timm (ViT) with the same generated weights: `scripts/goldens.py`."""
+    model = make_model(name, num_classes=10, image_size=size(name), **options)
+    params, stats = model.shapes()
+    expected = GOLDENS[f"{case(name, **options)}/parts"]
+    assert len(expected) == len(model.parts)
+    x = picture(2, *model.input_shape)
+    for (part, module), golden in zip(model.parts.items(), expected, strict=True):
+        # Part by part, so that the largest model needs the memory of a block.
+        variables = [
+            {n: weight(f"{part}/{n}", s.shape) for n, s in tree.under(t, part).items()} for t in (params, stats)
+        ]
+        x = run_part(module, dict(zip(("params", "batch_stats"), map(tree.nest, variables), strict=True)), x)
+        assert relative(sketch(x), golden) < 1e-4, part
+    assert relative(x, GOLDENS[f"{case(name, **options)}/logits"]) < 1e-4
+
+
+def test_parity_of_training():
+    """Batch statistics, the running ones they leave behind, and every gradient, against torchvision."""
+    model = make_model("tiny_resnet", num_classes=10, image_size=64)
+    params, stats = (generate(shapes) for shapes in model.shapes())
+    x, cotangent = jnp.asarray(picture(4, 64, 64, 3)), jnp.asarray(picture(4, 10))
+
+    def loss(params):
+        logits, new = model.apply(params, stats, x, train=[*model.parts], update_stats=[*model.parts])
+        return (logits * cotangent).sum(), (logits, new)
+
+    grads, (logits, new) = jax.jit(jax.grad(loss, has_aux=True))(params)
+    assert relative(logits, GOLDENS["tiny_resnet train/logits"]) < 1e-4
+    for kind, tensors in (("stats", new), ("grads", grads)):
+        row = np.concatenate([np.asarray(tensors[n]).ravel() for n in sorted(tensors)])
+        assert relative(sketch(row), GOLDENS[f"tiny_resnet train/{kind}"]) < 1e-4, kind

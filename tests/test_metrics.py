@@ -1,0 +1,132 @@
+"""Each figure equals scikit-learn's, ties and absent classes included."""
+
+import warnings
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jft import metrics
+from jft.errors import UserError
+
+
+def predictions(n: int, k: int, seed: int = 0, absent: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k - absent, n)
+    logits = rng.normal(size=(n, k)) + 2 * np.eye(k)[labels] * (rng.random((n, 1)) < 0.7)
+    p = np.exp(logits)
+    return (p / p.sum(1, keepdims=True)).astype(np.float32), labels
+
+
+def names(k: int) -> list[str]:
+    return [f"c{i}" for i in range(k)]
+
+
+@pytest.mark.parametrize("n, k, absent", [(50, 2, 0), (400, 10, 0), (400, 10, 3), (60, 40, 5)])
+def test_summary_equals_scikit_learn(n, k, absent):
+    p, y = predictions(n, k, absent=absent)
+    said = p.argmax(1)
+    found = metrics.summary(p, y, names(k))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn speaks of absent classes and of float32 sums
+        wanted = {
+            "count": n,
+            "accuracy": sk.accuracy_score(y, said),
+            "balanced_accuracy": sk.balanced_accuracy_score(y, said),
+            "f1_macro": sk.f1_score(y, said, average="macro", zero_division=0),
+            "f1_micro": sk.f1_score(y, said, average="micro"),
+            "log_loss": sk.log_loss(y, p, labels=range(k)),
+            "auroc": np.mean([sk.roc_auc_score(y == c, p[:, c]) for c in np.unique(y)]),
+        }
+        if k > 5:
+            wanted["top5_accuracy"] = sk.top_k_accuracy_score(y, p, k=5, labels=range(k))
+    assert found.keys() == wanted.keys() | {"ece"}
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, abs=1e-6), name
+        assert type(found[name]) in (int, float)
+    assert (metrics.confusion(p, y) == sk.confusion_matrix(y, said, labels=range(k))).all()
+
+
+def test_binary_auroc_is_the_usual_one():
+    p, y = predictions(80, 2)
+    assert metrics.summary(p, y, names(2))["auroc"] == pytest.approx(sk.roc_auc_score(y, p[:, 1]), abs=1e-6)
+
+
+def test_per_class_equals_scikit_learn():
+    p, y = predictions(200, 8, absent=2)
+    found = metrics.per_class(metrics.confusion(p, y))
+    wanted = sk.precision_recall_fscore_support(y, p.argmax(1), labels=range(8), zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "support"), wanted, strict=True):
+        np.testing.assert_allclose(found[name], values)
+
+
+def test_several_labels_equal_scikit_learn():
+    rng = np.random.default_rng(1)
+    y = rng.random((120, 6)) < 0.3
+    y[:, 5] = False  # a class without an example
+    p = np.clip(0.5 * y + 0.7 * rng.random((120, 6)) - 0.1, 0, 1).astype(np.float32)
+    found = metrics.summary(p, y, names(6))
+    said = p >= 0.5
+    wanted = {
+        "count": 120,
+        "accuracy": sk.accuracy_score(y, said),
+        "f1_macro": sk.f1_score(y, said, average="macro", zero_division=0),
+        "f1_micro": sk.f1_score(y, said, average="micro"),
+        "average_precision": sk.average_precision_score(y[:, :5], p[:, :5], average="macro"),
+        "auroc": sk.roc_auc_score(y[:, :5], p[:, :5], average="macro"),
+        "log_loss": np.mean([sk.log_loss(y[:, c], p[:, c], labels=[False, True]) for c in range(6)]),
+    }
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, abs=1e-6), name
+    assert metrics.summary(p, y.astype(np.int32), names(6)) == found
+
+
+def test_ece_by_hand():
+    p = np.array([[0.95, 0.05], [0.95, 0.05], [0.4, 0.6], [0.35, 0.65]], np.float32)
+    y = np.array([0, 1, 1, 1])
+    # ten bins: two examples at 0.95 with accuracy 1/2, one at 0.6 right, one at 0.65 right
+    assert metrics.ece(p, y, bins=10) == pytest.approx((2 * 0.45 + 0.4 + 0.35) / 4, abs=1e-6)
+    count, _, _ = metrics.calibration(p, y, bins=10)
+    assert count.sum() == 4 and count[9] == 2
+
+
+def test_ece_is_zero_for_certainty_that_is_right():
+    p = np.eye(3, dtype=np.float32)
+    assert metrics.ece(p, np.arange(3)) == 0
+
+
+def test_top_k_agrees_with_accuracy_where_all_are_equal():
+    p = np.full((4, 4), 0.25, np.float32)
+    y = np.arange(4)
+    assert metrics.top_k_accuracy(p, y, 1) == metrics.accuracy(p, y) == 0.25
+    assert [metrics.top_k_accuracy(p, y, k) for k in (2, 3, 4)] == [0.5, 0.75, 1]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 300), st.data())
+def test_wilson_holds_the_share(n, data):
+    right = data.draw(st.integers(0, n))
+    low, high = metrics.wilson(right, n)
+    assert 0 <= low <= right / n <= high <= 1 and low < high
+
+
+def test_wilson_known_value():
+    low, high = metrics.wilson(146, 153)
+    assert (round(low, 3), round(high, 3)) == (0.909, 0.978)
+
+
+def test_a_diverged_model_is_said_so():
+    p, y = predictions(10, 3)
+    p[3] = np.nan
+    with pytest.raises(UserError, match=r"1 of 10 examples.*diverged"):
+        metrics.summary(p, y, names(3))
+
+
+def test_shapes_that_do_not_fit():
+    p, y = predictions(10, 3)
+    for bad in [(p, y[:9], names(3)), (p, y, names(4)), (p[:0], y[:0], names(3))]:
+        with pytest.raises(ValueError, match="do not fit"):
+            metrics.summary(*bad)

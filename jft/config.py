@@ -58,6 +58,9 @@ class Config:
     val_fraction: float = _opt(0.2, "share of the images held out, class by class, where the data have no val split")
     eval_every: float = _opt(1.0, "epochs between validations; each stage also ends with one")
     checkpoint_every: float = _opt(60.0, "seconds between checkpoints; each stage also ends with one")
+    model_options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "of the architecture: --model_options.pool avg", "fields": None}
+    )
     image_size: int | tuple[int, int] | None = _opt(None, "height and width in pixels; default: the weights'")
     preprocess: Mapping[str, Any] = field(
         default_factory=dict,
@@ -200,13 +203,17 @@ def override(config: Any, path: str, words: list[str]) -> Any:
     if name not in hints:
         raise UserError(f"There is no option --{path}.{near(name, hints)} `--help` lists them all.")
     if rest:
-        inside = {f.name: f for f in dataclasses.fields(type(config))}[name].metadata.get("fields")
-        if inside is None:
+        metadata = {f.name: f for f in dataclasses.fields(type(config))}[name].metadata
+        if "fields" not in metadata:
             raise UserError(f"--{path}: {name} has no fields.")
-        fields = typing.get_type_hints(inside)
-        if rest not in fields:
-            raise UserError(f"There is no option --{path}.{near(rest, fields)} It has: {', '.join(fields)}.")
-        value = {**getattr(config, name), rest: parse(path, words, fields[rest])}
+        if metadata["fields"] is None:  # whoever takes them knows their names and checks them
+            kind: Any = int | float | str
+        else:
+            fields = typing.get_type_hints(metadata["fields"])
+            if rest not in fields:
+                raise UserError(f"There is no option --{path}.{near(rest, fields)} It has: {', '.join(fields)}.")
+            kind = fields[rest]
+        value = {**getattr(config, name), rest: parse(path, words, kind)}
         return dataclasses.replace(config, **{name: value})
     return dataclasses.replace(config, **{name: parse(path, words, hints[name])})
 

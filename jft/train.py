@@ -19,6 +19,7 @@ from jft import bundle, features, losses, metrics, optim, plan, shard, tree, wei
 from jft.checkpoint import Checkpoints
 from jft.config import PLACE, Config, describe, write_json
 from jft.data import order, pipeline, sources
+from jft.data.cache import cache_dir
 from jft.data.prepare import make_prepare, work_size
 from jft.errors import UserError
 from jft.models import make_model
@@ -30,6 +31,7 @@ from jft.report.live import make_display
 from jft.report.log import MetricsLog
 from jft.run import Clock, Result, default_workdir, enter, fingerprint, versions
 from jft.step import State, make_eval_step, make_train_step, repeat
+from jft.use import evaluate_dataset, probabilities, row
 
 MAX_STEPS_PER_DISPATCH = 256
 DISPATCH_SECONDS = 0.5  # how long the host lets go of a run, so that Ctrl-C and the display stay prompt
@@ -47,6 +49,9 @@ def train(config: Config) -> Result:
     clock = Clock()
     if config.deterministic and "--xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    # Compiled programs outlive the process: the next seed, a resumed run and a repeated one find them.
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     display = make_display(config.display)
     with contextlib.closing(display):
         with clock("data"):
@@ -106,6 +111,7 @@ def build(
         drop_path=config.drop_path,
         remat=config.remat,
         axis_name=shard.DATA if config.sharding == "pmap" else None,
+        **config.model_options,
     )
     source = config.weights() if callable(config.weights) else config.weights
     if source == "none":
@@ -652,18 +658,21 @@ class Run:
         config, val, classes = self.config, self.data["val"], list(splits.classes)
         params = self.initial | self.best.params
         batch_stats = self.initial_stats | self.best.batch_stats
-        scores = metrics.summary(probabilities(self.best.logits, val.labels), val.labels, classes)
+        several = val.labels.ndim == 2
+        likely = probabilities(self.best.logits, several)
+        scores = metrics.summary(likely, val.labels, classes)
+        options = {"num_classes": len(classes), "image_size": list(self.preprocess.size), **config.model_options}
         bundle.save(
             self.workdir / "model",
             model_name=config.model,
-            model_options={"num_classes": len(classes), "image_size": list(self.preprocess.size)},
+            model_options=options,
             params={n: np.asarray(v) for n, v in params.items()},
             batch_stats={n: np.asarray(v) for n, v in batch_stats.items()},
             classes=classes,
             preprocess=self.preprocess,
-            card_info={"val": scores, "weights": str(self.loaded.path), "plan": [leg.stage.name for leg in self.legs]},
+            multi_label=several,
         )
-        bundle.write_validation(self.workdir, val.dataset.names, val.labels, self.best.logits, classes)
+        self._write_predictions(likely)
         result = {
             "model": config.model,
             "weights": str(self.loaded.path) if self.loaded.path else None,
@@ -681,8 +690,6 @@ class Run:
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         }
         if splits.test is not None:
-            from jft.use import evaluate_dataset
-
             result["test"] = evaluate_dataset(bundle.load(self.workdir / "model"), splits.test, self.display)
         write_json(self.workdir / "result.json", result)
         make_report(self.workdir)
@@ -690,11 +697,18 @@ class Run:
         self.display.note(f"The model is in {self.workdir / 'model'}, the report in {self.workdir / 'report.html'}.")
         return result
 
-
-def probabilities(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Softmax of the logits; where an image can have several labels, each class's sigmoid."""
-    link = jax.nn.softmax if labels.ndim == 1 else jax.nn.sigmoid
-    return np.asarray(link(jnp.asarray(logits, jnp.float32)))
+    def _write_predictions(self, likely: np.ndarray) -> None:
+        """predictions.csv, a row for each validation image, and all the probabilities beside it."""
+        val = self.data["val"]
+        names, labels, classes = val.dataset.names, val.labels, val.dataset.classes
+        rows = []
+        for name, label, p in zip(names, labels, likely, strict=True):
+            true = classes[int(label)] if labels.ndim == 1 else "|".join(c for c, y in zip(classes, label, strict=True) if y)
+            rows.append({"path": name, "true_label": true, **row(p, classes), "error": ""})
+        bundle.write_predictions(self.workdir / "predictions.csv", rows)
+        beside = self.workdir / ".predictions.npz"
+        np.savez_compressed(beside, probabilities=likely, labels=labels, names=np.array(names))
+        beside.replace(self.workdir / "predictions.npz")
 
 
 def summarise(parts: Sequence[str]) -> list[str]:

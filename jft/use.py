@@ -1,7 +1,6 @@
 """Using a model: evaluate it on labelled images, predict on others; a finished run's model, or a pretrained one."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,20 +147,24 @@ def predict(
     if paths:
         dataset, excluded = sources.unlabelled(paths, model.classes)
     else:
-        pixels = [np.asarray(i) for i in images]
-        dataset, excluded = sources.arrays(pixels, np.zeros(len(pixels), np.int32), ["?"]), []
+        dataset, excluded = sources.arrays(list(images), np.zeros(len(images), np.int32), ["?"]), []
     done = run_model(model, dataset, batch=batch, display=display)
-    several = model_is_multi_label(model)
-    likely = probabilities(done.logits, several)
-    rows = {}
-    for place, p in zip(done.kept, likely, strict=True):
-        best = np.argsort(-p, kind="stable")[:top_k]
-        row = {"path": dataset.names[place], "class_index": int(best[0])}
-        for rank, i in enumerate(best, 1):
-            suffix = "" if rank == 1 else f"_{rank}"
-            row |= {f"label{suffix}": model.classes[i], f"probability{suffix}": float(p[i])}
-        rows[dataset.names[place]] = row | {"error": ""}
+    likely = probabilities(done.logits, model.multi_label)
+    rows = {
+        dataset.names[place]: {"path": dataset.names[place], **row(p, model.classes, top_k), "error": ""}
+        for place, p in zip(done.kept, likely, strict=True)
+    }
     for name, reason in (*excluded, *done.excluded):
         rows[name] = {"path": name, "class_index": "", "label": "", "probability": "", "error": reason}
     order_of = [*dataset.names, *(name for name, _ in excluded)]
     return [rows[name] for name in order_of]
+
+
+def row(p: np.ndarray, classes: Sequence[str], top_k: int = 1) -> dict[str, Any]:
+    """The columns of one image's prediction: `class_index`, `label`, `probability`, then `label_2`, …"""
+    best = np.argsort(-p, kind="stable")[:top_k]
+    told: dict[str, Any] = {"class_index": int(best[0])}
+    for rank, i in enumerate(best, 1):
+        suffix = "" if rank == 1 else f"_{rank}"
+        told |= {f"label{suffix}": classes[i], f"probability{suffix}": float(p[i])}
+    return told

@@ -11,7 +11,9 @@ from jaxtyping import install_import_hook  # noqa: E402  (the flags above must b
 install_import_hook("jft", "typecheck.check")
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -40,3 +42,17 @@ def optax_promotion():
     """For tests that run optax's Adam, which multiplies floats by an integer count."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """A folder of class folders: 12 noisy pictures, 40×36, of each of three colours; one class name is awkward."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(("blue", "grün & <b>", "red")):
+        (root / name).mkdir()
+        for j in range(12):
+            pixels = rng.integers(0, 120, (36, 40, 3))
+            pixels[..., 2 - i] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{j}.png")
+    return root

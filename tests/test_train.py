@@ -1,0 +1,235 @@
+"""The loop on a tiny model: what a run leaves behind, and law 5: stopped anywhere and resumed is never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jft
+from jft import Stage, checkpoint, train
+from jft.bundle import load
+from jft.config import Config
+from jft.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+PLAN = (Stage("head", ("head",), epochs=2, augment=()), Stage("top", ("head", ("block2", 0.5)), epochs=2))
+
+
+def config(folder, workdir, **changes) -> Config:
+    """Two stages, one on cached features and one augmented, so that every kind of randomness is in the run."""
+    base = Config(
+        data=str(folder), model="tiny_vit", weights="none", plan=PLAN, batch=8, lr=1e-2, workdir=str(workdir),
+        display="quiet", dropout=0.1, drop_path=0.1, checkpoint_every=0.0,
+    )  # fmt: skip
+    return base.replace(**changes)
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    with jax.numpy_dtype_promotion("standard"):
+        return train.train(config(folder, tmp_path_factory.mktemp("finished") / "run"))
+
+
+def traces(workdir):
+    """All that a run computes, as bytes: the model, the log, the predictions and the last checkpoint's leaves."""
+    found = {f: (workdir / f).read_bytes() for f in ("model/model.safetensors", "metrics.jsonl", "predictions.csv")}
+    kept = checkpoint.Checkpoints(workdir / "checkpoints")
+    found["checkpoint"] = kept.positions()[0][1]["sums"]
+    kept.close()
+    return found
+
+
+def test_a_run_leaves_what_the_contract_names(finished, folder):
+    w, r = finished.workdir, finished.result
+    expected = ["checkpoints", "config.json", "metrics.jsonl", "model", "predictions.csv", "predictions.npz"]
+    assert set(expected + ["report.html", "result.json"]) <= {p.name for p in w.iterdir()}
+    assert json.loads((w / "result.json").read_text()) == r
+    assert r["classes"] == ["blue", "grün & <b>", "red"]
+    assert (r["val"]["count"], r["train"]["count"]) == (6, 30)
+    assert [(s["name"], s["steps"]) for s in r["stages"]] == [("head", 8), ("top", 8)]
+    assert r["stages"][0]["trainable_params"] == 3 * 32 + 3
+    assert set(r["seconds"]) == {"total", "import", "compile", "data", "features", "train", "eval"}
+    rows = [json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows if "loss" in row]
+    assert steps == list(range(1, 17))
+    assert all(np.isfinite(row["loss"]) for row in rows if "loss" in row)
+
+
+def test_val_is_the_accuracy_of_the_model_that_was_written(finished):
+    assert finished.evaluate()["accuracy"] == finished.result["val"]["accuracy"]
+    model = load(finished.workdir / "model")
+    assert model.classes == tuple(finished.result["classes"])
+
+
+def test_the_first_loss_is_ln_k(finished):
+    first = json.loads((finished.workdir / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(np.log(3), rel=1e-6)
+
+
+def test_a_finished_run_is_left_alone(finished, folder):
+    before = {p: p.stat().st_mtime_ns for p in finished.workdir.rglob("*")}
+    again = train.train(config(folder, finished.workdir))
+    assert again.result == finished.result
+    assert before == {p: p.stat().st_mtime_ns for p in finished.workdir.rglob("*")}
+
+
+def test_another_config_on_the_folder_is_refused_with_the_differences(finished, folder):
+    with pytest.raises(UserError, match=r"(?s)another configuration.*batch: 8 → 16"):
+        train.train(config(folder, finished.workdir, batch=16))
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 5, 8, 9, 12, 16])
+def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, monkeypatch, at):
+    """Crash when the line of this step is written: in stage 1, at the boundary, in stage 2, before the very end."""
+    write = train.MetricsLog.write
+
+    def crash(self, row):
+        if row["step"] == at and "val_loss" not in row:
+            raise Crash
+        write(self, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.MetricsLog, "write", crash)
+        with pytest.raises(Crash):
+            train.train(config(folder, tmp_path / "run"))
+    train.train(config(folder, tmp_path / "run"))
+    assert traces(tmp_path / "run") == traces(finished.workdir)
+
+
+KILLER = """
+import os, signal, sys
+import jax
+jax.config.update("jax_default_matmul_precision", "highest")
+from jft import checkpoint, train
+save, left = checkpoint.Checkpoints.save, [int(sys.argv[1])]
+def kill(self, step, *args):
+    save(self, step, *args)
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL if sys.argv[2] == "kill" else signal.SIGTERM)
+checkpoint.Checkpoints.save = kill
+from jft.cli import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def start(saves, how, *arguments):
+    env = os.environ | {"XLA_FLAGS": "", "JFT_CACHE": os.environ["JFT_CACHE"], "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-c", KILLER, str(saves), how, "finetune", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_and_begun_again_ends_bit_equal(folder, tmp_path):
+    """SIGKILL in stage 1, at the boundary and in stage 2, while a checkpoint is being written; SIGTERM saves and stops."""
+
+    def arguments(name):
+        return (
+            f"--data {folder} --model tiny_vit --weights none --plan lp-ft --epochs 4 --batch 8 --lr 1e-2 "
+            f"--dropout 0.1 --augment flip --checkpoint-every 0 --display plain --workdir {tmp_path / name}"
+        ).split()
+
+    reference = start(-1, "kill", *arguments("reference"))
+    assert reference.returncode == 0, reference.stderr
+    assert "Validation accuracy" in reference.stdout
+    for name, saves, how in (("one", 3, "kill"), ("boundary", 8, "kill"), ("two", 11, "kill"), ("term", 5, "term")):
+        stopped = start(saves, how, *arguments(name))
+        if how == "kill":
+            assert stopped.returncode == -signal.SIGKILL, stopped.stderr
+        else:
+            assert stopped.returncode == 130, stopped.stderr
+            assert "saved" in stopped.stderr and "goes on from there" in stopped.stderr
+        assert not (tmp_path / name / "result.json").exists()
+        again = start(-1, "kill", *arguments(name))
+        assert again.returncode == 0, again.stderr
+        assert traces(tmp_path / name) == traces(tmp_path / "reference"), name
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(finished, folder, tmp_path, monkeypatch):
+    write = train.MetricsLog.write
+
+    def crash(self, row):
+        if row["step"] == 12:
+            raise Crash
+        write(self, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.MetricsLog, "write", crash)
+        with pytest.raises(Crash):
+            train.train(config(folder, tmp_path / "run"))
+    newest = max((tmp_path / "run/checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
+    for file in (newest / "state").rglob("*"):
+        if file.is_file() and "/d/" in str(file):
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 1
+            file.write_bytes(data)
+    train.train(config(folder, tmp_path / "run"))
+    assert (tmp_path / "run/checkpoints-damaged" / newest.name).is_dir()
+    assert traces(tmp_path / "run") == traces(finished.workdir)
+
+
+def test_frozen_bytes_do_not_change_over_a_whole_run(folder, tmp_path):
+    """Law 1 through import, training, checkpoint and bundle."""
+    source = train.train(config(folder, tmp_path / "source", plan="full", epochs=1))
+    weights = str(source.workdir / "model/model.safetensors")
+    run = train.train(config(folder, tmp_path / "run", weights=weights, plan=PLAN[1:], keep_head=True))
+    a, b = load(source.workdir / "model"), load(run.workdir / "model")
+    moved = {n for n in a.params if a.params[n].tobytes() != b.params[n].tobytes()}
+    assert moved == {n for n in a.params if n.startswith(("head/", "block2/"))}
+
+
+@pytest.mark.parametrize("options", [{"features": False}, {"resident": 0.0}])
+def test_features_and_residence_do_not_change_the_result(finished, folder, tmp_path, options):
+    """Where the numbers come from (cache, memory, stream) is a matter of speed."""
+    run = train.train(config(folder, tmp_path / "run", **options))
+    a, b = load(finished.workdir / "model"), load(run.workdir / "model")
+    for name in a.params:
+        np.testing.assert_allclose(a.params[name], b.params[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("sharding", ["fsdp", "pmap"])
+def test_shardings_agree_through_the_loop(folder, tmp_path, sharding):
+    plain = dict(dropout=0.0, drop_path=0.0, plan=PLAN, model="tiny_resnet")
+    plain["plan"] = (Stage("top", ("head", "stage4"), epochs=1),)
+    one = train.train(config(folder, tmp_path / "one", **plain))
+    two = train.train(config(folder, tmp_path / "two", sharding=sharding, **plain))
+    a, b = load(one.workdir / "model"), load(two.workdir / "model")
+    for name in a.params:
+        np.testing.assert_allclose(a.params[name], b.params[name], rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_bad_images_are_named_counted_and_left_out(folder, tmp_path):
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    (data / "red" / "text.jpg").write_text("not an image")
+    (data / "blue" / "empty.png").write_bytes(b"")
+    result = train.train(config(data, tmp_path / "run", plan=PLAN[:1])).result
+    excluded = {e["path"]: e["reason"] for e in result["excluded"]}
+    assert {name.split("/")[-1] for name in excluded} == {"text.jpg", "empty.png"}
+    assert result["train"]["count"] + result["val"]["count"] == 36
+
+
+def test_shots_are_nested_and_drawn_by_seed(folder):
+    splits = train.read_data(Config(data=str(folder)))
+    one, three = (set(train.few_shots(splits.train, k, 0).names) for k in (1, 3))
+    assert len(one) == 3 and len(three) == 9 and one < three
+    assert one != set(train.few_shots(splits.train, 1, 1).names)
+
+
+def test_in_python_as_short_as_promised(folder, tmp_path):
+    run = jft.finetune(data=str(folder), model="tiny_vit", weights="none", batch=8, epochs=1, workdir=str(tmp_path / "w"), display="quiet")  # fmt: skip
+    picture = next((folder / "red").iterdir())
+    (row,) = run.predict(picture)
+    assert row["path"].endswith(picture.name) and row["label"] in run.result["classes"]
+    assert 1 / 3 <= row["probability"] <= 1

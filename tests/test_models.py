@@ -43,7 +43,7 @@ def tiny(request):
     """A tiny model with generated weights, a batch, and what the whole of it gives in evaluation."""
     model = make_model(request.param)
     params, stats = (generate(shapes) for shapes in model.shapes())
-    x = jnp.asarray(picture(3, *model.input_shape))
+    x = jnp.asarray(picture(8, *model.input_shape))
     return model, params, stats, x, jax.jit(model.apply)(params, stats, x)[0]
 
 
@@ -101,45 +101,58 @@ def test_mistakes_are_named():
 
 def test_spans_meet(tiny):
     model, params, stats, x, whole = tiny
-    for part in model.parts:
-        features, _ = jax.jit(partial(model.apply, stop=part))(params, stats, x)
-        y, _ = jax.jit(partial(model.apply, start=part))(params, stats, features)
-        np.testing.assert_allclose(y, whole, rtol=1e-5, atol=1e-6)
+
+    @jax.jit  # all of them at once: what they have in common is compiled once
+    def meet(params, stats, x):
+        features = {part: model.apply(params, stats, x, stop=part)[0] for part in model.parts}
+        return {part: model.apply(params, stats, h, start=part)[0] for part, h in features.items()}
+
+    for part, y in meet(params, stats, x).items():
+        np.testing.assert_allclose(y, whole, rtol=1e-5, atol=1e-6, err_msg=part)
 
 
 def test_statistics_move_in_the_named_parts_alone():
     model = make_model("tiny_resnet")
     params, stats = (generate(shapes) for shapes in model.shapes())
     x = jnp.asarray(picture(3, 32, 32, 3))
-    evaluation, same = jax.jit(model.apply)(params, stats, x)
-    assert all((same[n] == stats[n]).all() for n in stats)
-    for parts in (["stage1/block0"], ["stem", "stage4/block0"]):
-        y, new = jax.jit(partial(model.apply, update_stats=parts))(params, stats, x)
+
+    @jax.jit
+    def run(params, stats, x):
+        return {
+            part: model.apply(params, stats, x, update_stats=part and [part]) for part in ("", "stem", "stage4/block0")
+        }
+
+    results = run(params, stats, x)
+    for part, (y, new) in results.items():
         assert new.keys() == stats.keys()
-        moved = {n for n in stats if (new[n] != stats[n]).any()}
-        assert moved == {n for n in stats if n.rsplit("/", 2)[0] in parts or n.rsplit("/", 3)[0] in parts}
-        assert (y != evaluation).any()  # and the batch normalises there
+        moved = {n for n in stats if not np.array_equal(new[n], stats[n])}
+        assert moved == {n for n in stats if part and n.startswith(part + "/")}
+        assert not part or relative(y, results[""][0]) > 1e-3  # and the batch normalises there
 
 
 def test_randomness_only_in_trained_parts_and_by_key(tiny):
     name, (_, params, stats, x, whole) = tiny[0].name, tiny
     model = make_model(name, dropout=0.5, drop_path=0.5)
-    blocks = [p for p in model.parts if "block" in p]
-    run = jax.jit(model.apply, static_argnames=("start", "stop", "train"))
+    *_, block = (part for part in model.parts if "block" in part)
 
-    def draw(seed, train):
-        return run(params, stats, x, train=train, key=jax.random.key(seed))[0]
+    @jax.jit
+    def run(key):
+        apply = partial(model.apply, params, stats, key=key)
+        features = apply(x, stop=block, train=[*model.parts])[0]
+        return {
+            "none": apply(x, train=["stem", "embed", "pool"])[0],
+            "head": apply(x, train=["head"])[0],
+            "block": apply(x, train=[block])[0],
+            "all": apply(x, train=[*model.parts])[0],
+            "spans": model.apply(params, stats, features, start=block, train=[*model.parts], key=key)[0],
+        }
 
-    assert (run(params, stats, x)[0] == whole).all()
-    assert (draw(0, ("stem", "pool")) == whole).all()
-    for train in (("head",), tuple(blocks)):
-        assert (draw(0, train) == draw(0, train)).all()
-        assert (draw(0, train) != draw(1, train)).any()
-    middle = blocks[-1]
-    key, train = jax.random.key(0), tuple(model.parts)
-    features = run(params, stats, x, stop=middle, train=train, key=key)[0]
-    y = run(params, stats, features, start=middle, train=train, key=key)[0]
-    np.testing.assert_allclose(y, draw(0, train), rtol=1e-5, atol=1e-6)
+    first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_allclose(first["none"], whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first["spans"], first["all"], rtol=1e-5, atol=1e-6)
+    for trained in ("head", "block", "all"):
+        assert (first[trained] == again[trained]).all()
+        assert relative(first[trained], other[trained]) > 1e-3 and relative(first[trained], whole) > 1e-3
 
 
 def test_drop_path_keeps_the_expectation_and_drops_whole_examples():
@@ -154,20 +167,19 @@ def test_drop_path_keeps_the_expectation_and_drops_whole_examples():
 
 
 def test_fresh_parameters(tiny):
-    model, *_, x, _ = tiny
+    model = tiny[0]
     params, stats = model.init(jax.random.key(0))
     shapes = model.shapes()
     assert {n: (v.shape, v.dtype) for n, v in params.items()} == {n: (s.shape, s.dtype) for n, s in shapes[0].items()}
     assert stats.keys() == shapes[1].keys()
-    logits, _ = jax.jit(model.apply)(params, stats, x)
-    assert (logits == 0).all()
+    assert not params["head/kernel"].any()
     head = model.init(jax.random.key(0), ["head"])
     assert head[0].keys() == {"head/kernel", "head/bias"} and not head[1]
-    again, other = model.init(jax.random.key(0))[0], model.init(jax.random.key(1))[0]
+    again, other = (jax.device_get(model.init(jax.random.key(seed))[0]) for seed in (0, 1))
     body = [n for n in params if n.endswith("kernel") and not n.startswith("head")]
-    assert all((params[n] == again[n]).all() for n in params)
-    assert all((params[n] != other[n]).mean() > 0.9 for n in body)
-    draws = {float(v.ravel()[0] / v.std()) for v in (params[n] for n in body)}
+    assert all(np.array_equal(params[n], again[n]) for n in params)
+    assert all((again[n] != other[n]).mean() > 0.9 for n in body)
+    draws = {float(v.ravel()[0] / v.std()) for v in (again[n] for n in body)}
     assert len(draws) == len(body)  # no two parameters from one draw
 
 
@@ -196,14 +208,14 @@ def test_bfloat16_computes_near_float32_and_leaves_float32_outside(tiny):
 
 
 def test_remat_changes_no_gradient():
-    params = generate(make_model("tiny_vit").shapes()[0])
+    params = generate(make_model("tiny_vit", depth=2).shapes()[0])
     x = jnp.asarray(picture(2, 32, 32, 3))
 
     def gradient(remat):
-        model = make_model("tiny_vit", drop_path=0.5, remat=remat)
+        model = make_model("tiny_vit", depth=2, drop_path=0.5, remat=remat)
         run = partial(model.apply, train=[*model.parts], key=jax.random.key(0))
         loss = jax.grad(lambda p: jnp.square(run(p, {}, x)[0]).sum())
-        assert ("checkpoint" in str(jax.make_jaxpr(loss)(params))) == remat
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == remat
         return jax.jit(loss)(params)
 
     plain, again = gradient(False), gradient(True)
@@ -279,8 +291,8 @@ def test_parity_after_every_part(name, options):
             {n: weight(f"{part}/{n}", s.shape) for n, s in tree.under(t, part).items()} for t in (params, stats)
         ]
         x = run_part(module, dict(zip(("params", "batch_stats"), map(tree.nest, variables), strict=True)), x)
-        assert relative(sketch(x), golden) < 1e-4, part
-    assert relative(x, GOLDENS[f"{case(name, **options)}/logits"]) < 1e-4
+        assert relative(sketch(x), golden) < 2e-5, part
+    assert relative(x, GOLDENS[f"{case(name, **options)}/logits"]) < 2e-5
 
 
 def test_parity_of_training():
@@ -294,7 +306,7 @@ def test_parity_of_training():
         return (logits * cotangent).sum(), (logits, new)
 
     grads, (logits, new) = jax.jit(jax.grad(loss, has_aux=True))(params)
-    assert relative(logits, GOLDENS["tiny_resnet train/logits"]) < 1e-4
+    assert relative(logits, GOLDENS["tiny_resnet train/logits"]) < 2e-5
     for kind, tensors in (("stats", new), ("grads", grads)):
         row = np.concatenate([np.asarray(tensors[n]).ravel() for n in sorted(tensors)])
         assert relative(sketch(row), GOLDENS[f"tiny_resnet train/{kind}"]) < 1e-4, kind

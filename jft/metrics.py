@@ -32,17 +32,18 @@ def confusion(probabilities: Probabilities, labels: Labels) -> Int[np.ndarray, "
     return np.bincount(labels * k + probabilities.argmax(axis=1), minlength=k * k).reshape(k, k)
 
 
-def per_class(counts: Int[np.ndarray, "k k"]) -> dict[str, np.ndarray]:
-    """Precision, recall, F1 and the number of examples ("support") of each class, from a confusion matrix.
+def per_class(
+    right: Shaped[np.ndarray, " k"], support: Shaped[np.ndarray, " k"], said: Shaped[np.ndarray, " k"]
+) -> dict[str, Float[np.ndarray, " k"]]:
+    """Precision, recall and F1 of each class, from how often it was rightly said, was true, and was said.
 
-    Zero where undefined, as with scikit-learn's `zero_division=0`.
+    Zero where undefined, as with scikit-learn's `zero_division=0`. From a confusion matrix these are its diagonal, the
+    sums of its rows and of its columns.
     """
-    right, support, said = np.diag(counts), counts.sum(axis=1), counts.sum(axis=0)
     return {
         "precision": right / np.maximum(said, 1),
         "recall": right / np.maximum(support, 1),
         "f1": 2 * right / np.maximum(support + said, 1),
-        "support": support,
     }
 
 
@@ -123,13 +124,13 @@ def summary(probabilities: Probabilities, labels: Shaped[np.ndarray, "..."], cla
 def _one(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
     k = probabilities.shape[1]
     counts = confusion(probabilities, labels)
-    classwise = per_class(counts)
-    present, met = classwise["support"] > 0, counts.sum(axis=0) + counts.sum(axis=1) > 0
+    support, said = counts.sum(axis=1), counts.sum(axis=0)
+    classwise = per_class(np.diag(counts), support, said)
     return {
         "accuracy": accuracy(probabilities, labels),
         "top5_accuracy": top_k_accuracy(probabilities, labels) if k > 5 else None,
-        "balanced_accuracy": float(classwise["recall"][present].mean()),
-        "f1_macro": float(classwise["f1"][met].mean()),
+        "balanced_accuracy": float(classwise["recall"][support > 0].mean()),
+        "f1_macro": float(classwise["f1"][support + said > 0].mean()),
         "f1_micro": accuracy(probabilities, labels),  # the same, where each example has one label
         "log_loss": log_loss(probabilities, labels),
         "ece": ece(probabilities, labels),
@@ -139,13 +140,12 @@ def _one(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | Non
 
 def _several(probabilities: np.ndarray, targets: np.ndarray) -> dict[str, float | None]:
     said = probabilities >= 0.5
-    right = (said & targets).sum(axis=0)
-    met = said.sum(axis=0) + targets.sum(axis=0)
+    right, support, often = (said & targets).sum(axis=0), targets.sum(axis=0), said.sum(axis=0)
     p = probabilities.astype(np.float64).clip(np.finfo(np.float32).eps, 1 - np.finfo(np.float32).eps)
     return {
         "accuracy": float((said == targets).all(axis=1).mean()),
-        "f1_macro": float((2 * right / np.maximum(met, 1)).mean()),
-        "f1_micro": float(2 * right.sum() / max(met.sum(), 1)),
+        "f1_macro": float(per_class(right, support, often)["f1"].mean()),
+        "f1_micro": float(2 * right.sum() / max(support.sum() + often.sum(), 1)),
         "log_loss": float(-np.where(targets, np.log(p), np.log1p(-p)).mean()),
         "average_precision": average_precision(probabilities, targets),
         "auroc": auroc(probabilities, targets),

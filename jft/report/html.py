@@ -1,34 +1,712 @@
-"""`report.html`: a run on one page that needs no network, made from the files in the run's folder."""
+"""The report of a run: one HTML file that needs nothing beside it, made from the run's folder alone."""
 
-import os
-from html import escape
+import base64
+import html
+import io
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jft.metrics import wilson
-from jft.run import read_json
+import numpy as np
+
+from jft import metrics
+from jft.errors import UserError
+from jft.report import log, plots
+
+TABLE_CLASSES = 12  # a confusion matrix of more classes is drawn, not written
+MISTAKES, UNSURE, PAIRS, EXCLUDED = 24, 12, 15, 100  # at most so many are shown
+THUMBNAIL = 240  # pixels of its longer side: sharp on a phone's screen
+
+
+class Markup(str):
+    """HTML that is safe to stand in the page; every other string is escaped before it does."""
+
+
+def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
+    """An element. Children are markup, text, lists of these, or None; `class_` is the attribute `class`.
+
+    >>> tag("p", "a < b", class_="small")
+    '<p class="small">a &lt; b</p>'
+    """
+    told = "".join(f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(v))}"' for key, v in attributes.items())
+    return Markup(f"<{name}{told}>" + ("" if name in ("img", "meta") else f"{join(children)}</{name}>"))
+
+
+def join(children: Iterable[Any]) -> Markup:
+    """Markup as it is, text escaped, lists flattened, None left out."""
+    out = []
+    for child in children:
+        if isinstance(child, Markup):
+            out.append(child)
+        elif isinstance(child, list | tuple):
+            out.append(join(child))
+        elif child is not None:
+            out.append(html.escape(str(child)))
+    return Markup("".join(out))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder holds, as far as it is there."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]  # of the metrics log
+    classes: Sequence[str]
+    names: Sequence[str]  # of the validation images
+    labels: np.ndarray  # [n], or [n, k] where an image may have several
+    probabilities: np.ndarray  # [n, k]
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.labels.ndim == 2
 
 
 def make_report(workdir: str | Path) -> Path:
-    """Write `report.html` into a run's folder, from the files there alone; returns its path.
+    """Write `report.html` into a run's folder from what lies there, and return its path.
 
-    Raises UserError where the folder holds no finished run.
+    An interrupted run gets a report of what there is. Raises UserError where the folder is no run's.
     """
-    workdir = Path(workdir)
-    result = read_json(workdir / "result.json")
-    path, beside = workdir / "report.html", workdir / "report.html.part"
-    beside.write_text(_page(result), encoding="utf-8", errors="backslashreplace")
-    os.replace(beside, path)
+    run = read_run(Path(workdir))
+    sections = [
+        ("Result", _result(run)),
+        ("What was trained when", _stages(run)),
+        ("Curves", _curves(run)),
+        ("Classes", _classes(run)),
+        ("Calibration", _calibration(run)),
+        ("Mistakes", _mistakes(run)),
+        ("Data", _data(run)),
+        ("Time", _time(run)),
+        ("How to repeat it", _repeat(run)),
+    ]
+    path = run.folder / "report.html"
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(_page(run, [(title, body) for title, body in sections if body]), "utf-8", "replace")
+    beside.replace(path)
     return path
 
 
-def _page(result: dict[str, Any]) -> str:
-    val = result["val"]
-    low, high = wilson(round(val["accuracy"] * val["count"]), val["count"])
-    title = escape(f"{result['model']} on {Path(result['data']).name}")
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><h1>{title}</h1>"
-        f"<p>Validation accuracy {val['accuracy']:.1%} ({low:.1%} to {high:.1%}) of {val['count']} images.</p></html>\n"
+def read_run(folder: Path) -> Run:
+    """The files of a run's folder. Raises UserError where there is no config.json."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no run's folder: it has no config.json. `jft finetune --workdir` makes one.")
+    config, result = _json(folder / "config.json"), _json(folder / "result.json")
+    rows = log.read(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    classes = [str(c) for c in result.get("classes") or config.get("classes") or []]
+    names: list[str] = []
+    labels, probabilities = np.zeros(0, np.int64), np.zeros((0, len(classes)), np.float32)
+    if (folder / "predictions.npz").is_file():
+        try:
+            with np.load(folder / "predictions.npz", allow_pickle=False) as file:
+                names, labels, probabilities = [str(n) for n in file["names"]], file["labels"], file["probabilities"]
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{folder / 'predictions.npz'} is damaged: {error}") from None
+        labels = labels.astype(bool if labels.ndim == 2 else np.int64)
+        if probabilities.shape[1] != len(classes):
+            classes = classes or [str(i) for i in range(probabilities.shape[1])]
+    return Run(folder, config, result, rows, classes, names, labels, probabilities)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
+
+
+def _page(run: Run, sections: Sequence[tuple[str, Any]]) -> str:
+    title = f"{_model(run)} on {_data_name(run)}"
+    style = (resources.files("jft.report") / "style.css").read_text("utf-8")
+    ids = {name: re.sub(r"\W+", "-", name.lower()) for name, _ in sections}
+    body = tag(
+        "main",
+        tag("header", tag("h1", title), tag("p", _subtitle(run), class_="muted")),
+        tag("nav", [tag("a", name, href=f"#{ids[name]}") for name, _ in sections], aria_label="Sections"),
+        [
+            tag("section", tag("h2", name, id=f"{ids[name]}-title"), content, id=ids[name],
+                aria_labelledby=f"{ids[name]}-title")
+            for name, content in sections
+        ],
+        tag("footer", f"Made by jft {_versions(run).get('jft', '')} from the files in {run.folder.name}."),
+    )  # fmt: skip
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        # The page needs nothing from outside; this keeps it so, whatever a class or a file is called.
+        tag("meta", http_equiv="Content-Security-Policy",
+            content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
+        tag("title", title),
+        Markup(f"<style>\n{style}</style>"),
+    )  # fmt: skip
+    return f'<!DOCTYPE html>\n<html lang="en">{head}<body>{body}</body></html>\n'
+
+
+def _model(run: Run) -> str:
+    return str(run.result.get("model") or _settings(run).get("model") or "model")
+
+
+def _settings(run: Run) -> Mapping[str, Any]:
+    return run.config.get("config") or {}
+
+
+def _versions(run: Run) -> Mapping[str, Any]:
+    return run.config.get("versions") or {}
+
+
+def _data_name(run: Run) -> str:
+    given = str(run.result.get("data") or _settings(run).get("data") or "data")
+    return Path(given.rstrip("/")).name or given
+
+
+def _subtitle(run: Run) -> str:
+    plan = run.result.get("plan") or _settings(run).get("plan")
+    said = [
+        f"{len(run.classes)} classes" if run.classes else "",
+        f"plan {plan}" if isinstance(plan, str) else "",
+        f"seed {run.result['seed']}" if "seed" in run.result else "",
+        str(run.result.get("device", "")),
+    ]
+    return " · ".join(s for s in said if s)
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    caption: str = "",
+    text: Sequence[int] = (),
+    **attributes: Any,
+) -> Markup:
+    """A table whose first column names the rows; columns in `text` are set left, as the first is."""
+    align = [{"class_": "text"} if i in text else {} for i in range(len(columns))]
+    return tag(
+        "div",
+        tag(
+            "table",
+            tag("caption", caption) if caption else None,
+            tag("thead", tag("tr", [tag("th", c, scope="col", **a) for c, a in zip(columns, align, strict=True)])),
+            tag(
+                "tbody",
+                [
+                    tag("tr", tag("th", row[0], scope="row"),
+                        [tag("td", cell, **a) for cell, a in zip(row[1:], align[1:], strict=True)])
+                    for row in rows
+                ],
+            ),
+            **attributes,
+        ),
+        class_="scroll", tabindex="0",
+    )  # fmt: skip
+
+
+def _bar(share: float) -> Markup:
+    return tag("span", tag("i", style=f"--share: {100 * share:.1f}%"), class_="bar", aria_hidden="true")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _seconds(value: float) -> str:
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+
+
+# -- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _result(run: Run) -> Any:
+    if not run.result:
+        return tag("p", "This run has not finished: the same command goes on with it. Below is what there is so far.")
+    scores = dict(run.result.get("val") or {})
+    if len(run.labels):
+        scores |= metrics.summary(run.probabilities, run.labels, run.classes)
+    n = int(scores.get("count", 0))
+    tiles = []
+    if "accuracy" in scores and n:
+        right = round(scores["accuracy"] * n)
+        low, high = metrics.wilson(right, n)
+        told = f"{right:,} of {n:,} images right; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+        name = "Validation accuracy, all labels right" if run.several else "Validation accuracy"
+        tiles.append(_tile(name, _percent(scores["accuracy"]), told, class_="main"))
+    test = run.result.get("test") or {}
+    if "accuracy" in test:
+        tiles.append(_tile("Test accuracy", _percent(test["accuracy"]), f"of {test.get('count', 0):,} images"))
+    if len(run.labels) and not run.several:
+        often = np.bincount(run.labels, minlength=len(run.classes))
+        answer = f"always answering “{run.classes[often.argmax()]}”"
+        tiles.append(_tile("Majority baseline", _percent(often.max() / n), answer))
+    if "accuracy" in (last := run.result.get("last") or {}):
+        best = f"the model kept is of step {scores['best_step']:,}" if "best_step" in scores else "of the last step"
+        tiles.append(_tile("Last state", _percent(last["accuracy"]), best))
+    shown = (
+        ("average_precision", "Mean average precision", True, "over classes"),
+        ("top5_accuracy", "Top-5 accuracy", True, "the right class among the five likeliest"),
+        ("balanced_accuracy", "Balanced accuracy", True, "every class counts the same"),
+        ("f1_macro", "F1, macro", False, "mean over classes"),
+        ("f1_micro", "F1, micro", False, "over all labels") if run.several else ("", "", False, ""),
+        ("auroc", "AUROC", False, "each class against the rest"),
+        ("log_loss", "Log loss", False, "nats; 0 is perfect"),
+        ("ece", "Calibration error", True, "expected, 15 intervals"),
     )
+    for key, name, percent, note in shown:
+        if key in scores:
+            tiles.append(_tile(name, _percent(scores[key]) if percent else f"{scores[key]:.3f}", note))
+    if total := (run.result.get("seconds") or {}).get("total"):
+        tiles.append(_tile("Time", _seconds(total), "from the command to the result"))
+    return tag("dl", tiles, class_="tiles")
+
+
+def _tile(name: str, value: str, note: str = "", **attributes: Any) -> Markup:
+    return tag("div", tag("dt", name), tag("dd", value, tag("small", note) if note else None), **attributes)
+
+
+def _stages(run: Run) -> Any:
+    done = list(run.result.get("stages") or [])
+    if not done:
+        return None
+    numbers = [
+        (
+            f"{i}. {s.get('name', '')}",
+            f"{s.get('steps', 0):,}",
+            f"{s['epochs']:.3g}" if s.get("epochs") is not None else "",
+            f"{s['lr']:.2g}" if s.get("lr") is not None else "",
+            f"{s.get('trainable_params', 0):,}",
+            _percent(s["val_accuracy"]) if "val_accuracy" in s else "",
+            _seconds(s.get("seconds", 0)),
+        )
+        for i, s in enumerate(done, 1)
+    ]
+    columns = ("stage", "steps", "epochs", "peak rate", "parameters trained", "validation accuracy after it", "time")
+    return [_parts(run, [str(s.get("name", "")) for s in done]), _table(columns, numbers, class_="wide")]
+
+
+def _parts(run: Run, names: Sequence[str]) -> Any:
+    """A row for each stage, a box for each part of the model; tinted where it trains, by its learning rate."""
+    try:
+        parts, rates = _rates(run)
+    except Exception:  # a model or a plan that this version cannot build: the table below tells enough
+        return None
+    groups = [(key, list(members)) for key, members in groupby(range(len(parts)), lambda i: _group(parts[i]))]
+    top = max(max(r) for r in rates)
+    cells: list[Markup] = [tag("span")]
+    for _, members in groups:
+        first, last = parts[members[0]], parts[members[-1]]
+        digits = re.sub(r"^\D*", "", last)
+        told = (
+            first if len(members) == 1 and "/" not in first else _group(first) if "/" in first else f"{first}–{digits}"
+        )
+        cells.append(tag("span", told, class_="name"))
+    for i, (name, rate) in enumerate(zip(names, rates, strict=False), 1):
+        cells.append(tag("span", f"{i}. {name}", class_="stage", title=name))
+        for _, members in groups:
+            boxes = []
+            for m in members:
+                tint = 0.3 + 0.7 * rate[m] / top
+                on = {"class_": "on", "style": f"--share: {tint:.2f}"} if rate[m] else {}
+                boxes.append(tag("i", title=parts[m] + (f": rate {rate[m]:.2g}" if rate[m] else ": frozen"), **on))
+            trained = [parts[m] for m in members if rate[m]]
+            alt = f"{name}: {', '.join(trained)} trained" if trained else f"{name}: frozen"
+            cells.append(tag("span", boxes, class_="group", role="img", aria_label=alt))
+    columns = " ".join(f"minmax(min-content, {len(members)}fr)" for _, members in groups)
+    explain = "Parts of the model from the input (left) to the head: tinted where trained, stronger for a higher rate."
+    return [
+        tag("p", explain, class_="muted small"),
+        tag("div", tag("div", cells, class_="parts", style=f"grid-template-columns: max-content {columns}"),
+            class_="scroll", tabindex="0"),
+    ]  # fmt: skip
+
+
+def _group(part: str) -> str:
+    """What neighbouring parts are drawn together as: stage4 of stage4/block1, block of block11."""
+    return part.split("/")[0] if "/" in part else part.rstrip("0123456789")
+
+
+def _rates(run: Run) -> tuple[list[str], list[list[float]]]:
+    """The model's parts, and for each stage the peak learning rate of each; 0 where it is frozen."""
+    from jft.models import make_model
+    from jft.plan import Stage, multipliers, part_of
+    from jft.weights.readers import open_weights
+
+    about = _json(run.folder / "model" / "config.json")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+    parts = list(make_model(about["model"], **options).parts)
+    with open_weights(run.folder / "model" / "model.safetensors") as file:
+        names = [n for n in file.names if n not in set(about["batch_stats"])]
+    rates = []
+    for told in run.config["stages"]:
+        train = tuple(p if isinstance(p, str) else (p[0], p[1]) for p in told["train"])
+        stage = Stage(**{**told, "train": train})
+        rate = dict.fromkeys(parts, 0.0)
+        for name, multiple in multipliers(stage, names, parts).items():
+            part = part_of(name, parts)
+            rate[part] = max(rate[part], multiple * (stage.lr or 1.0))
+        rates.append(list(rate.values()))
+    return parts, rates
+
+
+def _curves(run: Run) -> Any:
+    firsts: dict[str, int] = {}
+    for row in run.rows:
+        if "stage" in row and "step" in row:
+            firsts.setdefault(str(row["stage"]), int(row["step"]))
+    if run.result.get("stages"):  # where a stage began, not where it first logged
+        step = 0
+        for stage in run.result["stages"]:
+            firsts[str(stage.get("name", ""))] = step
+            step += int(stage.get("steps", 0))
+    stages = list(firsts.items())
+    loss, val_loss = _series(run, "loss"), _series(run, "val_loss")
+    right, val_right = _series(run, "accuracy"), _series(run, "val_accuracy")
+    rate = _series(run, "lr")
+    drawn = [
+        ("Loss", plots.curve("Loss over the steps", loss, val_loss, stages)) if loss or val_loss else None,
+        ("Accuracy", plots.curve("Accuracy over the steps", right, val_right, stages, percent=True))
+        if right or val_right
+        else None,
+        ("Learning rate", plots.curve("Learning rate over the steps", rate, [], stages)) if rate else None,
+    ]
+    figures = [_figure(*d) for d in drawn if d]
+    if not figures:
+        return None
+    bad = sum(not np.isfinite(value) for _, value in loss)
+    told = f"The training loss was not a finite number in {bad} of {len(loss)} rows of the log." if bad else ""
+    listed = len(stages) > 4 or any(len(name) > 12 for name, _ in stages)
+    key = "Stages: " + ", ".join(f"{i} {name}" for i, (name, _) in enumerate(stages, 1)) + "." if listed else ""
+    return [
+        tag("div", figures, class_="figures"),
+        tag("p", key, class_="muted small") if key and len(stages) > 1 else None,
+        tag("p", told, class_="bad") if told else None,
+    ]
+
+
+def _series(run: Run, key: str) -> list[tuple[int, float]]:
+    return [
+        (int(row["step"]), float(row[key]))
+        for row in run.rows
+        if "step" in row and isinstance(row.get(key), int | float)
+    ]
+
+
+def _figure(caption: str, svg: str, **attributes: Any) -> Markup:
+    return tag("figure", tag("figcaption", caption), Markup(svg), **attributes)
+
+
+def _classes(run: Run) -> Any:
+    if not len(run.labels):
+        return None
+    if run.several:
+        said = run.probabilities >= 0.5
+        right, support, often = (said & run.labels).sum(0), run.labels.sum(0), said.sum(0)
+        return _per_class(run, right, support, often, None)
+    counts = metrics.confusion(run.probabilities, run.labels)
+    right, support, often = np.diag(counts), counts.sum(1), counts.sum(0)
+    parts: list[Any] = [tag("h3", "Confusion")]
+    if len(run.classes) <= TABLE_CLASSES:
+        parts.append(_confusion_table(run, counts))
+    else:
+        explain = (
+            "Each row is a true class, each column what was said, strong where it happened often: "
+            "right answers are blue, on the diagonal, mistakes orange."
+        )
+        parts += [
+            tag("p", explain, class_="muted small"),
+            tag("figure", Markup(plots.heatmap(counts)), class_="square"),
+        ]
+    wrong = counts - np.diag(right)
+    worst = [divmod(int(i), len(counts)) for i in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]]
+    pairs = [
+        (run.classes[true], run.classes[said], f"{wrong[true, said]:,}", _percent(wrong[true, said] / support[true]))
+        for true, said in worst
+        if wrong[true, said]
+    ]
+    if pairs and len(run.classes) > 2:
+        parts += [
+            tag("h3", "Most often confused"),
+            _table(("true class", "taken for", "images", "of the class"), pairs, text=(1,)),
+        ]
+    return [*parts, _per_class(run, right, support, often, wrong)]
+
+
+def _confusion_table(run: Run, counts: np.ndarray) -> Markup:
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    rows = []
+    for i, name in enumerate(run.classes):
+        cells = [
+            tag("td", f"{counts[i, j]:,}", class_="right" if i == j else "wrong",
+                style=f"--share: {0.55 * share[i, j] + (0.06 if counts[i, j] else 0):.3f}", title=_percent(share[i, j]))
+            for j in range(len(counts))
+        ]  # fmt: skip
+        rows.append(tag("tr", tag("th", name, scope="row"), cells))
+    return tag(
+        "div",
+        tag(
+            "table",
+            tag("caption", "Rows: the true class. Columns: what the model said. Numbers of validation images."),
+            tag("thead", tag("tr", tag("td"), [tag("th", name, scope="col") for name in run.classes])),
+            tag("tbody", rows),
+            class_="confusion",
+        ),
+        class_="scroll", tabindex="0",
+    )  # fmt: skip
+
+
+def _per_class(run: Run, right: np.ndarray, support: np.ndarray, often: np.ndarray, wrong: np.ndarray | None) -> Any:
+    found = metrics.per_class(right, support, often)
+    columns = ("class", "images", "precision", "recall", "", "F1", *(() if wrong is None else ("mostly taken for",)))
+    rows = []
+    for c in np.lexsort((np.arange(len(support)), found["f1"])):  # the worst first
+        there = support[c] > 0
+        taken = () if wrong is None else (run.classes[wrong[c].argmax()] if wrong[c].any() else "",)
+        rows.append(
+            (
+                run.classes[c],
+                f"{support[c]:,}",
+                _percent(found["precision"][c]) if often[c] else "–",
+                _percent(found["recall"][c]) if there else "–",
+                _bar(found["recall"][c]),
+                f"{found['f1'][c]:.3f}" if there or often[c] else "–",
+                *taken,
+            )
+        )
+    text = (6,)
+    first, rest = rows[:20], rows[20:]
+    more = None
+    if rest:
+        more = tag(
+            "details", tag("summary", f"The other {len(rest)} classes"), _table(columns, rest, "", text, class_="wide")
+        )
+    caption = (
+        "The worst F1 first. Precision: of the images said to be of the class, those that are. "
+        "Recall: of its images, those found."
+    )
+    return [tag("h3", "Class by class"), _table(columns, first, caption, text, class_="wide"), more]
+
+
+def _calibration(run: Run) -> Any:
+    if not len(run.labels) or run.several:
+        return None
+    count, confidence, right = metrics.calibration(run.probabilities, run.labels)
+    error = metrics.ece(run.probabilities, run.labels)
+    sure, correct = run.probabilities.max(axis=1), run.probabilities.argmax(axis=1) == run.labels
+    gap = sure.mean() - correct.mean()
+    lean = "over-confident" if gap > 0 else "under-confident"
+    told = (
+        f"When the model says 90 %, is it right nine times in ten? On average confidence and accuracy lie "
+        f"{_percent(error)} apart (expected calibration error); the mean confidence is {_percent(sure.mean())}, the "
+        f"accuracy {_percent(correct.mean())}" + (f": the model is {lean}." if abs(gap) > 0.01 else ".")
+    )
+    return [
+        tag("p", told),
+        tag(
+            "div",
+            _figure("Reliability: accuracy by confidence", plots.reliability(count, confidence, right)),
+            _figure("How sure the model is", plots.confidences(sure[correct], sure[~correct])),
+            class_="figures",
+        ),
+    ]
+
+
+def _mistakes(run: Run) -> Any:
+    if not len(run.labels):
+        return None
+    p, parts = run.probabilities, []
+    if run.several:
+        off = abs(p - run.labels)
+        worst = off.argmax(axis=1)
+        order = [i for i in np.argsort(-off.max(axis=1), kind="stable")[:MISTAKES] if off[i].max() > 0.5]
+        told = [
+            [
+                tag("b", run.classes[worst[i]]),
+                f" {'missed' if run.labels[i, worst[i]] else 'said, not labelled'}, {_percent(p[i, worst[i]])}",
+            ]
+            for i in order
+        ]
+        count = int((off > 0.5).any(axis=1).sum())
+    else:
+        said = p.argmax(axis=1)
+        wrong = np.flatnonzero(said != run.labels)
+        order = list(wrong[np.argsort(-p[wrong, said[wrong]], kind="stable")][:MISTAKES])
+        told = [
+            [
+                tag("b", run.classes[run.labels[i]]),
+                " taken for ",
+                tag("b", run.classes[said[i]]),
+                f", {_percent(p[i].max())}",
+            ]
+            for i in order
+        ]
+        count = len(wrong)
+    if order:
+        shown = "all of them" if len(order) == count else f"the {len(order)} most confident"
+        images = "image" if count == 1 else "images"
+        why = f"{count:,} {images} wrong; {shown}, surest first. Look here for wrong labels and for what classes share."
+        parts += [tag("p", why), _pictures(run, order, told)]
+    else:
+        parts.append(tag("p", "None: every validation image is right."))
+    if not run.several and p.shape[1] > 1:
+        two = np.sort(np.partition(p, -2, axis=1)[:, -2:], axis=1)
+        unsure = list(np.argsort(two[:, 1] - two[:, 0], kind="stable")[:UNSURE])
+        best = np.argsort(-p[unsure], axis=1, kind="stable")[:, :2]
+        told = [
+            [
+                tag("b", run.classes[a]), f" {_percent(p[i, a])} or ",
+                tag("b", run.classes[b]), f" {_percent(p[i, b])}? ",
+                "Right." if a == run.labels[i] else f"It is {run.classes[run.labels[i]]}.",
+            ]
+            for i, (a, b) in zip(unsure, best, strict=True)
+        ]  # fmt: skip
+        parts += [
+            tag("h3", "Most uncertain"),
+            tag("p", "The two likeliest classes lie closest here: pictures to label more of."),
+            _pictures(run, unsure, told),
+        ]
+    return parts
+
+
+def _pictures(run: Run, indices: Sequence[int], told: Sequence[Any]) -> Markup:
+    items = []
+    for i, text in zip(indices, told, strict=True):
+        name = run.names[i]
+        source = _thumbnail(run, name)
+        alt = "Validation image " + name
+        picture = (
+            tag("img", src=source, alt=alt, loading="lazy") if source else tag("span", "no picture", class_="none")
+        )
+        items.append(tag("li", picture, tag("p", text, tag("span", name, class_="path"))))
+    return tag("ul", items, class_="pictures")
+
+
+def _thumbnail(run: Run, name: str) -> str | None:
+    """A picture as a small JPEG in a data URL; None where it is not to be found or not to be read."""
+    from PIL import Image
+
+    from jft.data.decode import DecodeError, quiet, to_rgb
+
+    data = Path(str(run.result.get("data") or _settings(run).get("data") or "."))
+    for path in (data / name, data.parent / name, Path(name)):
+        try:
+            if not path.is_file():
+                continue
+            with quiet():
+                image = to_rgb(path.read_bytes())
+        except (OSError, ValueError, DecodeError):
+            continue
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=72, optimize=True)
+        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return None
+
+
+def _data(run: Run) -> Any:
+    parts: list[Any] = []
+    rows = []
+    for key, name in (("train", "training"), ("val", "validation"), ("test", "test")):
+        split = run.result.get(key) or {}
+        if "count" in split:
+            rows.append((name, f"{split['count']:,}"))
+    source = run.result.get("data") or _settings(run).get("data")
+    if source:
+        parts.append(tag("p", "From ", tag("b", source), "."))
+    if rows:
+        parts.append(_table(("split", "images"), rows))
+    if len(run.labels):
+        support = run.labels.sum(0) if run.several else np.bincount(run.labels, minlength=len(run.classes))
+        few = int(support.min())
+        told = f"The validation set has {few:,} to {int(support.max()):,} images a class."
+        if few < 20:
+            told += " A class of fewer than 20 says little about itself: one image is 5 points or more."
+        parts.append(tag("p", told, class_="small muted", style="margin-top: 12px"))
+    out = [(str(e.get("path", "")), str(e.get("reason", ""))) for e in run.result.get("excluded") or []]
+    if out:
+        more = f" The first {EXCLUDED} are shown." if len(out) > EXCLUDED else ""
+        parts += [
+            tag("h3", f"Left out: {len(out):,}"),
+            tag("p", f"These could not be used, for training or for validation.{more}"),
+            _table(("file", "reason"), out[:EXCLUDED], text=(1,)),
+        ]
+    elif run.result:
+        parts.append(tag("p", "Nothing was left out."))
+    return parts
+
+
+def _time(run: Run) -> Any:
+    seconds = dict(run.result.get("seconds") or {})
+    total = seconds.pop("total", 0.0)
+    if not total:
+        return None
+    names = {
+        "import": "reading weights",
+        "compile": "compiling",
+        "data": "reading and decoding images",
+        "features": "frozen parts, once per image",
+        "train": "training",
+        "eval": "validation",
+    }
+    rest = max(total - sum(seconds.values()), 0.0)
+    listed = [(names.get(k, k), v) for k, v in seconds.items()] + [("everything else", rest)]
+    rows = [(name, _seconds(v), _percent(v / total), _bar(min(v / total, 1))) for name, v in listed]
+    return _table(("phase", "time", "share", ""), [*rows, ("all", _seconds(total), "", "")], class_="wide")
+
+
+def _repeat(run: Run) -> Any:
+    parts: list[Any] = []
+    if settings := _settings(run):
+        command, left = _command(settings)
+        parts.append(tag("pre", command))
+        if left:
+            parts.append(tag("p", f"Set in a config file or in Python, see below: {', '.join(left)}.", class_="small"))
+    facts = [
+        ("weights", run.config.get("weights")),
+        ("sha256 of the weights", run.config.get("weights_sha256") or run.result.get("weights_sha256")),
+        ("sha256 of names, labels and classes", run.config.get("data_sha256")),
+        ("device", run.result.get("device")),
+        *_versions(run).items(),
+    ]
+    parts.append(_table(("what", "which"), [(k, v) for k, v in facts if v], text=(1,)))
+    whole = json.dumps(run.config, indent=1, ensure_ascii=False)
+    return [*parts, tag("details", tag("summary", "config.json"), tag("pre", whole))]
+
+
+def _command(settings: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The command line of a config, and the fields that no command line can hold."""
+    from jft.config import Config, describe
+
+    usual = describe(Config())
+    words, left = ["jft finetune"], []
+    for name, value in settings.items():
+        if value == usual.get(name):
+            continue
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for key, v in inner:
+            option = f"--{name}.{key}" if key else f"--{name}"
+            if isinstance(v, dict) or (isinstance(v, list) and any(isinstance(x, dict | list) for x in v)):
+                left.append(name)
+            else:
+                words.append(f"{option} {shlex.quote(_word(v))}")
+    return " \\\n  ".join(words), left
+
+
+def _word(value: Any) -> str:
+    if value is None or value == []:
+        return "none"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""The fine-tuned model as a folder: weights, what they were trained for, and how a picture must be prepared for them."""
+"""The fine-tuned model as a folder: weights, what they were trained for, and how a picture is prepared for them."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,14 @@ from jft.weights import open_weights
 from jft.weights.writers import write_safetensors
 
 FORMAT = 1
+
+
+@runtime_checkable
+class Writable(Protocol):
+    """An open text file, standard output, or whatever else takes text."""
+
+    def write(self, text: str, /) -> Any:
+        """Take this text."""
 
 
 @dataclass(frozen=True)
@@ -97,39 +105,45 @@ def save(
 def load(folder: str | Path) -> Bundle:
     """The bundle in a folder. Raises UserError where there is none, or where it is damaged or of a newer format."""
     folder = Path(folder)
+    file = folder / "config.json"
     try:
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        version, sha256 = about["format"], about["sha256"]
+        about = json.loads(file.read_text(encoding="utf-8"))
+        version = about["format"]
     except FileNotFoundError:
         raise UserError(f"{folder} holds no model: there is no config.json. A run's model is in RUN/model.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'} is no bundle's, or damaged ({error!r}).") from None
+        raise UserError(f"{file} is no bundle's, or damaged ({error!r}).") from None
     if version != FORMAT:
         raise UserError(f"{folder} is a bundle of format {version}; this jft {__version__} reads {FORMAT}. Update jft.")
-    with open_weights(folder / "model.safetensors") as file:
-        if file.sha256 != sha256:
-            raise UserError(f"{file.path} is damaged: its sha256 is not the one in config.json. Train or copy it again.")
-        arrays = {name: file.read(name) for name in file.names}
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-    model = make_model(about["model"], **options)
+    try:
+        name, sha256, classes = str(about["model"]), str(about["sha256"]), tuple(map(str, about["classes"]))
+        stats, multi_label = set(about["batch_stats"]), bool(about["multi_label"])
+        options, preprocess = _tuples(about["options"]), Preprocess(**_tuples(about["preprocess"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error!r}). Copy the folder again.") from None
+    with open_weights(folder / "model.safetensors") as weights:
+        if weights.sha256 != sha256:
+            raise UserError(
+                f"{weights.path} is damaged: its sha256 is not the one in config.json. Train or copy it again."
+            )
+        arrays = {n: weights.read(n) for n in weights.names}
+    model = make_model(name, **options)
     expected = {n: s.shape for shapes in model.shapes() for n, s in shapes.items()}
     found = {n: a.shape for n, a in arrays.items()}
     if expected != found:
         odd = sorted({n for n, _ in expected.items() ^ found.items()})
-        raise UserError(f"{folder} does not hold a {about['model']}: {', '.join(odd[:5])} differ.")
-    stats = set(about["batch_stats"])
-    preprocess = {k: tuple(v) if isinstance(v, list) else v for k, v in about["preprocess"].items()}
-    return Bundle(
-        model,
-        {n: a for n, a in arrays.items() if n not in stats},
-        {n: a for n, a in arrays.items() if n in stats},
-        tuple(about["classes"]),
-        Preprocess(**preprocess),
-        bool(about["multi_label"]),
-    )
+        raise UserError(f"{folder} does not hold a {name}: {', '.join(odd[:5])} differ.")
+    params = {n: a for n, a in arrays.items() if n not in stats}
+    batch_stats = {n: a for n, a in arrays.items() if n in stats}
+    return Bundle(model, params, batch_stats, classes, preprocess, multi_label)
 
 
-def write_predictions(out: str | Path | TextIO, rows: Sequence[Mapping[str, Any]]) -> None:
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples they were."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def write_predictions(out: str | Path | Writable, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as CSV: `path,class_index,label,probability`, `label_2,probability_2` …, `error`; whole or not at all.
 
     Quoted as RFC 4180 has it. Values are written as they are: a path or class that starts with `=` would be a formula
@@ -138,7 +152,7 @@ def write_predictions(out: str | Path | TextIO, rows: Sequence[Mapping[str, Any]
     known = ["path", "true_label", "class_index", "label", "probability"]
     columns = [c for c in known if c == "path" or any(c in row for row in rows) or c != "true_label"]
     more = {c for row in rows for c in row} - {*known, "error"}
-    columns += sorted(more, key=lambda c: (int(c.rsplit("_", 1)[1]), c)) + ["error"]
+    columns += [*sorted(more, key=lambda c: (int(c.rsplit("_", 1)[1]), c)), "error"]
     if not isinstance(out, str | Path):
         _write_rows(out, columns, rows)
         return
@@ -156,7 +170,7 @@ def write_predictions(out: str | Path | TextIO, rows: Sequence[Mapping[str, Any]
         beside.unlink(missing_ok=True)
 
 
-def _write_rows(file: TextIO, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_rows(file: Writable, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:

@@ -13,16 +13,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from generated import case, picture, size, sketch, weight
 
-# torchvision's compiled operators do not load beside every torch; only their declarations are needed here.
-library = torch.library.Library("torchvision", "DEF")
-for operator in ("nms", "qnms"):
-    library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
-import timm  # noqa: E402
-import torchvision  # noqa: E402
-from torchvision.models.resnet import Bottleneck, ResNet  # noqa: E402
+try:
+    import torchvision
+except RuntimeError:  # its compiled operators do not fit this torch: declarations are all that is asked for here
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
+import timm
+from torchvision.models.resnet import Bottleneck, ResNet
 
 RESNETS = ["tiny_resnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+RESNETS += ["wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
+VARIANTS = ["resnet18d", "resnet34d", "resnet50d", "resnet101d", "resnet152d"]  # timm's alone
+VARIANTS += ["seresnet50", "seresnet152d", "seresnext50_32x4d", "seresnext101_32x8d"]
 VITS = ["tiny_vit", "vit_tiny_patch16_224"]
 VITS += [f"vit_{size}_patch{patch}_224" for size in ("small", "base") for patch in (8, 16, 32)]
 VITS += [f"vit_large_patch{patch}_224" for patch in (14, 16, 32)] + ["vit_huge_patch14_224"]
@@ -30,7 +34,7 @@ CLASSES = 10
 
 # Their names to ours, kept apart from jft.weights on purpose: an oracle should not lean on what it judges.
 NAMES = [
-    (r"^conv1\.", r"stem.conv."),
+    (r"^conv1\.weight", r"stem.conv.weight"),
     (r"^bn1\.", r"stem.norm."),
     (r"^layer(\d+)\.(\d+)\.", r"stage\1/block\2."),
     (r"\.bn(\d)\.", r".norm\1."),
@@ -45,9 +49,21 @@ NAMES = [
 ]
 
 
-def ours(name: str, value: torch.Tensor) -> str:
+DEEP_NAMES = [  # a D variant's
+    (r"^conv1\.0\.", r"stem.conv1."),
+    (r"^conv1\.1\.", r"stem.norm1."),
+    (r"^conv1\.3\.", r"stem.conv2."),
+    (r"^conv1\.4\.", r"stem.norm2."),
+    (r"^conv1\.6\.", r"stem.conv3."),
+    (r"^bn1\.", r"stem.norm3."),
+    (r"\.downsample\.1\.", r".shortcut.conv."),
+    (r"\.downsample\.2\.", r".shortcut.norm."),
+]
+
+
+def ours(name: str, value: torch.Tensor, deep: bool = False) -> str:
     """Our name of a torch tensor."""
-    for pattern, replacement in NAMES:
+    for pattern, replacement in (DEEP_NAMES if deep else []) + NAMES:
         name = re.sub(pattern, replacement, name)
     if name.endswith(".weight"):
         name = name.removesuffix("weight") + ("scale" if value.ndim == 1 else "kernel")
@@ -63,10 +79,11 @@ def to_ours(value: torch.Tensor) -> np.ndarray:
 def fill(model: torch.nn.Module) -> None:
     """Give every tensor its generated value."""
     back = {4: (3, 2, 0, 1), 2: (1, 0)}
+    deep = any(name == "conv1.0.weight" for name in model.state_dict())
     with torch.no_grad():
         for name, value in model.state_dict().items():
             if not name.endswith("num_batches_tracked"):
-                new = weight(ours(name, value), to_ours(value).shape)
+                new = weight(ours(name, value, deep), to_ours(value).shape)
                 value.copy_(torch.from_numpy(new.transpose(back.get(value.ndim, tuple(range(value.ndim))))))
 
 
@@ -87,6 +104,8 @@ def build(name: str, **options: object) -> torch.nn.Module:
         return timm.models.VisionTransformer(
             img_size=size(name), patch_size=8, embed_dim=32, depth=3, num_heads=2, num_classes=CLASSES, **options
         )
+    if name in VARIANTS:
+        return timm.create_model(name, num_classes=CLASSES)
     return timm.create_model(name, img_size=size(name), num_classes=CLASSES, **options)
 
 
@@ -97,7 +116,7 @@ def tap(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     def watch(module: torch.nn.Module, part: str) -> None:
         module.register_forward_hook(lambda m, args, y: seen.__setitem__(part, y))
 
-    if isinstance(model, ResNet):
+    if hasattr(model, "layer4"):
         watch(model.maxpool, "stem")
         for stage in range(1, 5):
             for i, block in enumerate(getattr(model, f"layer{stage}")):
@@ -144,7 +163,7 @@ def record_training(name: str) -> dict[str, np.ndarray]:
 def main(path: str) -> None:
     """Record every model, and write them to one file."""
     arrays = record_training("tiny_resnet")
-    for name in [*RESNETS, *VITS]:
+    for name in [*RESNETS, *VARIANTS, *VITS]:
         print(name, flush=True)
         arrays |= record(name)
     for name in ("tiny_vit", "vit_small_patch32_224"):

@@ -13,8 +13,10 @@ from generated import case, picture, size, sketch, weight
 from jft import tree
 from jft.errors import UserError
 from jft.models import MODELS, make_model
+from jft.models.base import Model
 from jft.models.layers import BatchNorm, Conv, DropPath
-from jft.models.resnet import max_pool
+from jft.models.resnet import max_pool, mean_pool
+from jft.models.vit import Block
 
 TINY = ["tiny_resnet", "tiny_vit"]
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "models.npz")
@@ -24,6 +26,11 @@ PUBLISHED = {  # torchvision's and timm's documentation, 1,000 classes
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "wide_resnet50_2": 68_883_240,
+    "wide_resnet101_2": 126_886_696,
+    "resnext50_32x4d": 25_028_904,
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
     "vit_tiny_patch16_224": 5_717_416,
     "vit_small_patch16_224": 22_050_664,
     "vit_small_patch32_224": 22_878_952,
@@ -166,6 +173,24 @@ def test_drop_path_keeps_the_expectation_and_drops_whole_examples():
     assert rates == pytest.approx([0, 0.1, 0.2])
 
 
+def test_every_part_draws_for_itself_wherever_it_stands():
+    a, b = Block(1, 4, drop_path=0.5), Block(1, 4, drop_path=0.5)
+    model = Model("two", {"a": a, "b": b}, (2, 4), 1)
+    params, x = model.init(jax.random.key(0))[0], jnp.asarray(picture(32, 2, 4))
+
+    @jax.jit
+    def kept(key):
+        """Which examples each part leaves unchanged, run first and run second."""
+        h, _ = model.apply(params, {}, x, stop="b", train=["a", "b"], key=key)
+        alone, _ = model.apply(params, {}, x, start="b", train=["a", "b"], key=key)
+        after, _ = model.apply(params, {}, h, start="b", train=["a", "b"], key=key)
+        return [(y == z).all((1, 2)) for y, z in ((h, x), (alone, x), (after, h))]
+
+    first, alone, after = kept(jax.random.key(0))
+    assert 0 < first.sum() < 32 and (first != alone).any()
+    assert (alone == after).all()
+
+
 def test_fresh_parameters(tiny):
     model = tiny[0]
     params, stats = model.init(jax.random.key(0))
@@ -238,6 +263,11 @@ def test_max_pool_is_the_window_maximum(shape):
     x = -jnp.square(jnp.asarray(picture(*shape)))  # below 0, where padding by 0 would show
     window = [(1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))]
     assert (max_pool(x) == jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *window)).all()
+
+
+def test_mean_pool_at_odd_edges_counts_what_is_there():
+    x = jnp.arange(15.0).reshape(1, 3, 5, 1)
+    assert mean_pool(x)[0, :, :, 0].tolist() == [[3, 5, 6.5], [10.5, 12.5, 14]]
 
 
 def test_batch_norm_far_from_zero_and_over_devices():

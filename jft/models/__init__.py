@@ -10,12 +10,31 @@ from jft.models.base import Model
 from jft.models.resnet import make_resnet
 from jft.models.vit import make_vit
 
+_R18: dict[str, Any] = dict(depths=(2, 2, 2, 2), bottleneck=False)
+_R34: dict[str, Any] = dict(depths=(3, 4, 6, 3), bottleneck=False)
+_R50: dict[str, Any] = dict(depths=(3, 4, 6, 3), bottleneck=True)
+_R101: dict[str, Any] = dict(depths=(3, 4, 23, 3), bottleneck=True)
+_R152: dict[str, Any] = dict(depths=(3, 8, 36, 3), bottleneck=True)
 _RESNETS: dict[str, dict[str, Any]] = {
-    "resnet18": dict(depths=(2, 2, 2, 2), bottleneck=False),
-    "resnet34": dict(depths=(3, 4, 6, 3), bottleneck=False),
-    "resnet50": dict(depths=(3, 4, 6, 3), bottleneck=True),
-    "resnet101": dict(depths=(3, 4, 23, 3), bottleneck=True),
-    "resnet152": dict(depths=(3, 8, 36, 3), bottleneck=True),
+    "resnet18": _R18,
+    "resnet34": _R34,
+    "resnet50": _R50,
+    "resnet101": _R101,
+    "resnet152": _R152,
+    "resnet18d": _R18 | dict(variant_d=True),
+    "resnet34d": _R34 | dict(variant_d=True),
+    "resnet50d": _R50 | dict(variant_d=True),
+    "resnet101d": _R101 | dict(variant_d=True),
+    "resnet152d": _R152 | dict(variant_d=True),
+    "wide_resnet50_2": _R50 | dict(group_width=128),
+    "wide_resnet101_2": _R101 | dict(group_width=128),
+    "resnext50_32x4d": _R50 | dict(groups=32, group_width=4),
+    "resnext101_32x8d": _R101 | dict(groups=32, group_width=8),
+    "resnext101_64x4d": _R101 | dict(groups=64, group_width=4),
+    "seresnet50": _R50 | dict(squeeze=True),
+    "seresnet152d": _R152 | dict(squeeze=True, variant_d=True),
+    "seresnext50_32x4d": _R50 | dict(groups=32, group_width=4, squeeze=True),
+    "seresnext101_32x8d": _R101 | dict(groups=32, group_width=8, squeeze=True),
     "tiny_resnet": dict(depths=(2, 1, 1, 1), bottleneck=True, width=4, num_classes=10, default_size=32),
 }
 _VIT_SIZES: dict[str, dict[str, int]] = {

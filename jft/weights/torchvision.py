@@ -20,9 +20,14 @@ SOURCES = {
 
 def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
     """The rules for a model with these names and shapes; none for a family that torchvision names otherwise."""
-    if "stem/conv/kernel" not in ours:
+    deep = "stem/conv3/kernel" in ours  # ResNet-D, under timm's names: torchvision has none
+    if not deep and "stem/conv/kernel" not in ours:
         return ()
     found = [*conv("conv1", "stem/conv"), *batch_norm("bn1", "stem/norm")]
+    if deep:
+        found = [*conv("conv1.0", "stem/conv1"), *batch_norm("conv1.1", "stem/norm1")]
+        found += [*conv("conv1.3", "stem/conv2"), *batch_norm("conv1.4", "stem/norm2")]
+        found += [*conv("conv1.6", "stem/conv3"), *batch_norm("bn1", "stem/norm3")]
     for block in sorted({"/".join(name.split("/")[:2]) for name in ours if name.startswith("stage")}):
         theirs = block.replace("stage", "layer").replace("/block", ".")
         for i in (1, 2, 3):
@@ -30,7 +35,9 @@ def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
                 found += conv(f"{theirs}.conv{i}", f"{block}/conv{i}")
                 found += batch_norm(f"{theirs}.bn{i}", f"{block}/norm{i}")
         if f"{block}/shortcut/conv/kernel" in ours:
-            found += conv(f"{theirs}.downsample.0", f"{block}/shortcut/conv")
-            found += batch_norm(f"{theirs}.downsample.1", f"{block}/shortcut/norm")
+            place = int(deep)  # after the averaging
+            found += conv(f"{theirs}.downsample.{place}", f"{block}/shortcut/conv")
+            found += batch_norm(f"{theirs}.downsample.{place + 1}", f"{block}/shortcut/norm")
+        found += [*conv(f"{theirs}.se.fc1", f"{block}/se/fc1"), *conv(f"{theirs}.se.fc2", f"{block}/se/fc2")]
     found += linear("fc", "head")
     return present(found, ours)

@@ -6,7 +6,7 @@ Expected  test accuracy on 5-9, 10 labels a class, mean of 5 seeds: staged ahead
 Cost      under 2 minutes on 2 CPU cores.
 Command   jft finetune configs/digits.py
 
-A small ResNet learns 0-4 from all their pictures; its weights are written as a file under torchvision's names, and that
+A small ResNet learns 0-4 from all their pictures; its weights are written as a file under timm's names, and that
 file is imported as any pretrained weights are. On 5-9 three ways are compared, on the same few labels: the same network
 from scratch, the head alone on frozen features, and staged (the head first, then everything at a lower rate).
 """
@@ -57,7 +57,7 @@ def source_weights() -> Path:
     if not file.exists():
         run = jft.finetune(SOURCE, workdir=str(folder / "run"), display="quiet")
         model = jft.load(run.workdir / "model")
-        export(file, model.model, model.params, model.batch_stats, format="torchvision")
+        export(file, model.model, model.params, model.batch_stats, format="timm")
     return file
 
 

@@ -24,7 +24,7 @@ def checksum(leaf: np.ndarray) -> str:
     """A digest of a leaf's dtype, shape and bytes."""
     leaf = np.ascontiguousarray(leaf)
     digest = hashlib.blake2b(f"{leaf.dtype} {leaf.shape}".encode(), digest_size=16)
-    digest.update(leaf.reshape(-1).view(np.uint8))
+    digest.update(leaf.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -46,7 +46,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step: int, tree: Any, position: Mapping[str, Any]) -> None:
-        """Write the pytree of arrays and the JSON beside it; returns when the arrays are copied, before they lie on disk.
+        """Write the pytree of arrays and the JSON beside it; returns when they are copied, before they lie on disk.
 
         A step that is there already is left alone: the same step of the same run holds the same bytes.
         """

@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints; what is done is done elsewhere. Nothing heavy is imported before it is needed."""
+"""The command line: parses, calls, prints. What is done is done elsewhere, and imported only when it is needed."""
 
 import argparse
 import dataclasses
@@ -24,7 +24,7 @@ EXAMPLES = {
     "finetune": """
   jft finetune --data bees/                                     linear probe of a ResNet-50, about a minute on a CPU
   jft finetune --data bees/ --plan lp-ft --epochs 20 --seeds 5  five runs, mean and spread
-  jft finetune --data labels.csv --model vit_small_patch16_224 --weights hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k
+  jft finetune --data labels.csv --model vit_small_patch16_224  a CSV, the model's default weights
   jft finetune configs/digits.py --epochs 3                     a recipe with one field changed""",
     "plan": """
   jft plan --data bees/ --model resnet50 --plan gradual
@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     """All commands and their options; those of a run are made from the fields of `Config`."""
     parser = Parser(
         prog="jft",
-        description="Fine-tune pretrained vision models in JAX: import the weights, decide what trains when, train, look.",
+        description="Fine-tune pretrained vision models in JAX: import weights, decide what trains when, train, look.",
         epilog=_examples(""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -132,7 +132,12 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print as JSON")
 
     predict = command("predict", "Predict the classes of images", _predict)
-    predict.add_argument("paths", nargs="+", metavar="W IMAGES…", help="a run's folder (not with --model), then images, folders of images")  # fmt: skip
+    predict.add_argument(
+        "paths",
+        nargs="+",
+        metavar="W IMAGES…",
+        help="a run's folder (not with --model), then images, folders of images",
+    )
     predict.add_argument("--out", metavar="FILE.csv", help="write a CSV; default: print it")
     predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes told for each image (default: 1)")
     predict.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default: 32)")
@@ -162,7 +167,9 @@ def _config_options(parser: argparse.ArgumentParser) -> None:
         flags = list(dict.fromkeys([f"--{field.name.replace('_', '-')}", f"--{field.name}"]))
         inside = field.metadata.get("fields")
         for inner in dataclasses.fields(inside) if inside else ():
-            _option(group, [f"--{field.name}.{inner.name}"], f"{field.name}.{inner.name}", inner.type, argparse.SUPPRESS)
+            _option(
+                group, [f"--{field.name}.{inner.name}"], f"{field.name}.{inner.name}", inner.type, argparse.SUPPRESS
+            )
         if inside:
             group.add_argument(f"--{field.name}.FIELD", metavar="VALUE", dest="_", help=hint)
             continue
@@ -206,80 +213,14 @@ def _finetune(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from jft.models import make_model
-    from jft.preview import preview
-    from jft.train import read_data
-    from jft.weights import default_preprocess
+    from jft.preview import preview, text
 
     for name, config in configs_of(options).items():
-        splits = read_data(config)
-        model = make_model(
-            config.model,
-            num_classes=len(splits.classes),
-            image_size=config.image_size,
-            dtype=config.dtype,
-            dropout=config.dropout,
-            drop_path=config.drop_path,
-            remat=config.remat,
-        )
-        preprocess = replace(default_preprocess(model), size=tuple(model.input_shape[:2]), **config.preprocess)
-        told = preview(config, model, preprocess, splits, compile=not options.fast)
+        told = preview(config, compile=not options.fast)
         if options.json:
             print(json.dumps({"config": name} | told, indent=1))
         else:
-            print(_plan_text(name, told, options.names))
-
-
-def _plan_text(name: str, told: dict[str, Any], names: bool) -> str:
-    forward = told["forward"].get("flops")
-    lines = [name] if name else []
-    lines.append(
-        f"{told['model']}: {told['params']:,} parameters ({_bytes(told['params_bytes'])}), {told['classes']} classes, "
-        f"{told['train_images']:,} training images, batch {told['batch']}"
-        + (f", forward pass {_flops(forward)}" if forward else "")
-    )
-    for i, stage in enumerate(told["stages"], 1):
-        lines.append(f"\nstage {i} of {len(told['stages'])}: {stage['name']}, {stage['epochs']:.3g} epochs, {stage['steps']} steps")
-        share = stage["trainable_params"] / told["params"]
-        lines.append(f"  trains        {', '.join(stage['trains'])}: {stage['trainable_params']:,} parameters ({share:.1%})")
-        for group in stage["groups"]:
-            lines.append(f"  learning rate {group['lr']:.3g}: {group['params']:,} parameters in {len(group['names'])} arrays")
-            if names:
-                lines += [f"    {n}" for n in group["names"]]
-        lines.append(f"  optimizer     {_bytes(stage['optimizer_bytes'])} of state")
-        if stage["batch_norm"]["batch statistics"] or stage["batch_norm"]["running statistics"]:
-            modes = [f"{mode} in {', '.join(parts)}" for mode, parts in stage["batch_norm"].items() if parts]
-            lines.append(f"  BatchNorm     {'; '.join(modes)}")
-        lines.append(f"  augmentation  {', '.join(stage['augment']) or 'none'}")
-        if "step" in stage:
-            step = stage["step"]
-            ratio = f", {step['flops'] / forward:.2f} × the forward pass" if forward else ""
-            lines.append(f"  a step        {_flops(step['flops'])}{ratio}, {_bytes(step.get('temporary_bytes', 0))} of temporaries")  # fmt: skip
-        if stage["features_at"]:
-            cost = stage.get("step_from_features")
-            lines.append(
-                f"  features      the parts before {stage['features_at']} run once: {_bytes(stage['features_bytes'])} kept"
-                + (f"; then a step is {_flops(cost['flops'])}" if cost else "")
-            )
-    return "\n".join(lines)
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"
-
-
-def _flops(n: float) -> str:
-    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TFLOP"
+            print(text(name, told, options.names))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -322,7 +263,8 @@ def _predict(options: argparse.Namespace) -> None:
     if options.out:
         write_predictions(options.out, rows)
         bad = sum(bool(row["error"]) for row in rows)
-        print(f"{len(rows)} rows in {options.out}" + (f", {bad} of them images that cannot be read" if bad else ""), file=sys.stderr)  # fmt: skip
+        told = f", {bad} of them of images that cannot be read" if bad else ""
+        print(f"{len(rows)} rows in {options.out}{told}", file=sys.stderr)
     elif not options.json:
         write_predictions(sys.stdout, rows)
 
@@ -338,7 +280,7 @@ def _models(options: argparse.Namespace) -> None:
     names = [n for n in MODELS if fnmatch.fnmatchcase(n, options.pattern) or options.pattern in n]
     if not names:
         raise UserError(f"No model's name matches {options.pattern!r}.{near(options.pattern, MODELS)}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         model = make_model(name)
         source = next((m.SOURCES[name] for m in FORMATS.values() if name in m.SOURCES), None)
@@ -359,8 +301,8 @@ def _models(options: argparse.Namespace) -> None:
     print(f"{'name':{width}}  {'parameters':>11}  {'input':>9}  default weights")
     for row in rows:
         size = "×".join(map(str, row["input"]))
-        source = f"{row['weights']} ({row['licence']})" if row["weights"] else "none: pass --weights"
-        print(f"{row['name']:{width}}  {row['params'] / 1e6:>9.2f} M  {size:>9}  {source}")
+        origin = f"{row['weights']} ({row['licence']})" if row["weights"] else "none: pass --weights"
+        print(f"{row['name']:{width}}  {row['params'] / 1e6:>9.2f} M  {size:>9}  {origin}")
 
 
 if __name__ == "__main__":

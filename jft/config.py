@@ -34,7 +34,9 @@ class Config:
     weights: Any = _opt(
         None, "file (.safetensors .pth .npz), hf:ORG/REPO, none = from scratch; default: the model's own source"
     )
-    keep_head: bool = _opt(False, "keep the weights' own head, where it has as many classes as the data, in their order")
+    keep_head: bool = _opt(
+        False, "keep the weights' own head, where it has as many classes as the data, in their order"
+    )
     plan: Plan = _opt("head", "what trains when: head, full, gradual, lp-ft; or a tuple of stages")
     epochs: float = _opt(10.0, "passes over the training set, over all stages together")
     batch: int = _opt(32, "images a step, over all devices together")
@@ -50,7 +52,9 @@ class Config:
         None, "crop, flip, rrc, in order; none = nothing; default: crop flip, and nothing for a linear probe"
     )
     label_smoothing: float = _opt(0.0, "share of the label spread over all classes")
-    loss: Callable | None = _opt(None, "function (logits, batch) -> [b]; default: cross-entropy, binary for many labels")
+    loss: Callable | None = _opt(
+        None, "function (logits, batch) -> [b]; default: cross-entropy, binary for many labels"
+    )
     penalty: Callable | None = _opt(None, "R(f, f_s), a function (params, source) -> scalar, e.g. jft.penalties:l2_sp")
     penalty_weight: float = _opt(0.0, "λ in L + λR")
     shots: int | None = _opt(None, "train on so many images a class, drawn by seed; default: all")
@@ -155,7 +159,9 @@ def load_config(path: str | Path) -> Config | dict[str, Config]:
     made = module.config()
     configs = made if isinstance(made, dict) else {"": made}
     if not configs or not all(isinstance(c, Config) for c in configs.values()):
-        raise UserError(f"config() of {path} returned {type(made).__name__}; a jft.Config or a dict of them is expected.")
+        raise UserError(
+            f"config() of {path} returned {type(made).__name__}; a jft.Config or a dict of them is expected."
+        )
     return made
 
 

@@ -1,6 +1,7 @@
 """What a plan will train, and what a step of it costs, from shapes and compiled code; nothing is trained or read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -8,21 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jft import features, optim, plan, tree
+from jft.build import Leg, choose_loss, lay_out, make_leg_optimizer, make_leg_step, model_of, read_data, summarise
 from jft.config import Config
 from jft.data.prepare import work_size
 from jft.data.sources import Splits
 from jft.models.base import Model
 from jft.preprocess import Preprocess
 from jft.step import State, make_eval_step
-from jft.train import Leg, choose_loss, lay_out, make_leg_optimizer, make_leg_step, summarise
+from jft.weights import default_preprocess
 
 
-def preview(config: Config, model: Model, preprocess: Preprocess, splits: Splits, compile: bool = True) -> dict[str, Any]:
+def preview(config: Config, compile: bool = True) -> dict[str, Any]:
     """For each stage: what trains at which rate, parameters, optimizer bytes, FLOPs and memory of a step, BatchNorms.
 
     FLOPs and memory are the compiler's own counts for the step it compiled, on the device at hand; without `compile`
-    they are left out.
+    they are left out. Raises UserError for whatever the run itself would refuse of data and plan.
     """
+    config = config.replace(sharding="replicate")
+    splits = read_data(config)
+    model = model_of(config, len(splits.classes))
+    preprocess = replace(default_preprocess(model)[0], **config.preprocess)
     params, stats = model.shapes()
     stages = plan.resolve(config.plan, list(params), list(model.parts), epochs=config.epochs, lr=config.lr)
     legs = lay_out(config, stages, model, len(splits.train))
@@ -56,12 +62,15 @@ def _stage(
     for name in sorted(leg.trainable):
         rates.setdefault(leg.multipliers[name] * (leg.stage.lr or 0.0), []).append(name)
     cached = bool(leg.cut and config.features and not leg.augment)
-    told = {
+    told: dict[str, Any] = {
         "name": leg.stage.name,
         "epochs": leg.stage.epochs,
         "steps": leg.last - leg.first,
         "trains": summarise(leg.train_parts),
-        "groups": [{"lr": lr, "params": _count(params, names), "names": names} for lr, names in rates.items()],
+        "groups": [
+            {"lr": lr, "params": _count(params, names), "names": names}
+            for lr, names in sorted(rates.items(), reverse=True)
+        ],
         "trainable_params": _count(params, leg.trainable),
         "optimizer_bytes": optim.state_bytes(optimizer, trainable),
         "batch_norm": {
@@ -141,3 +150,54 @@ def _cost(lowered: Any) -> dict[str, float]:
     if memory is not None:
         found["temporary_bytes"] = int(memory.temp_size_in_bytes)
     return found
+
+
+def text(name: str, told: dict[str, Any], names: bool = False) -> str:
+    """A preview for people; with `names`, every parameter that trains."""
+    forward = told["forward"].get("flops")
+    lines = [name] if name else []
+    lines.append(
+        f"{told['model']}: {told['params']:,} parameters ({_bytes(told['params_bytes'])}), {told['classes']} classes, "
+        f"{told['train_images']:,} training images, batch {told['batch']}"
+        + (f", forward pass {_flops(forward)}" if forward else "")
+    )
+    for i, stage in enumerate(told["stages"], 1):
+        total, share = len(told["stages"]), stage["trainable_params"] / told["params"]
+        lines.append(f"\nstage {i} of {total}: {stage['name']}, {stage['epochs']:.3g} epochs, {stage['steps']} steps")
+        trains = ", ".join(stage["trains"])
+        lines.append(f"  trains        {trains}: {stage['trainable_params']:,} parameters ({share:.1%})")
+        for group in stage["groups"]:
+            arrays = f"{group['params']:,} parameters in {len(group['names'])} arrays"
+            lines.append(f"  learning rate {group['lr']:.3g}: {arrays}")
+            if names:
+                lines += [f"    {n}" for n in group["names"]]
+        lines.append(f"  optimizer     {_bytes(stage['optimizer_bytes'])} of state")
+        modes = [f"{mode} in {', '.join(parts)}" for mode, parts in stage["batch_norm"].items() if parts]
+        if modes:
+            lines.append(f"  BatchNorm     {'; '.join(modes)}")
+        lines.append(f"  augmentation  {', '.join(stage['augment']) or 'none'}")
+        if "step" in stage:
+            flops, memory = stage["step"]["flops"], stage["step"].get("temporary_bytes", 0)
+            ratio = f", {flops / forward:.2f} × the forward pass" if forward else ""
+            lines.append(f"  a step        {_flops(flops)}{ratio}, {_bytes(memory)} of temporaries")
+        if stage["features_at"]:
+            kept = f"the parts before {stage['features_at']} run once: {_bytes(stage['features_bytes'])} kept"
+            after = f"; then a step is {_flops(stage['step_from_features']['flops'])}" if "step" in stage else ""
+            lines.append(f"  features      {kept}{after}")
+    return "\n".join(lines)
+
+
+def _bytes(n: float) -> str:
+    return _scaled(n, ("B", "kB", "MB", "GB", "TB"))
+
+
+def _flops(n: float) -> str:
+    return _scaled(n, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"))
+
+
+def _scaled(n: float, units: Sequence[str]) -> str:
+    for unit in units[:-1]:
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} {units[-1]}"

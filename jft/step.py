@@ -55,9 +55,7 @@ def make_train_step(
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        augment_key, model_key = jax.random.split(
-            jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        )
+        augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step))
         if axis_name:  # each device draws its own dropout; augmentation keys already differ by example
             model_key = jax.random.fold_in(model_key, jax.lax.axis_index(axis_name))
         batch = prepare(batch, augment_key)

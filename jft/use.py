@@ -1,7 +1,7 @@
 """Using a model: evaluate it on labelled images, predict on others; a finished run's model, or a pretrained one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ def open_model(where: str | Path) -> Bundle:
     if (folder / "model").is_dir():
         return bundle.load(folder / "model")
     if (folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists():
-        raise UserError(f"{folder} holds a run that is not finished. Give its command again, and it goes on to the end.")
+        raise UserError(
+            f"{folder} holds a run that is not finished. Give its command again, and it goes on to the end."
+        )
     return bundle.load(folder)
 
 
@@ -42,8 +44,7 @@ def pretrained(model: str, source: str | None = None) -> Bundle:
     if loaded.missing:
         raise UserError(f"The weights lack {', '.join(loaded.missing[:3])}, so there is nothing to predict with.")
     names = loaded.classes or tuple(str(i) for i in range(classes))
-    preprocess = replace(loaded.preprocess, size=tuple(built.input_shape[:2]))
-    return Bundle(built, loaded.params, loaded.batch_stats, names, preprocess)
+    return Bundle(built, loaded.params, loaded.batch_stats, names, loaded.preprocess)
 
 
 @dataclass
@@ -125,6 +126,7 @@ def evaluate(workdir: str | Path, data: Any = None, display: Any = None) -> dict
             raise UserError(f"{workdir} was trained on data given in Python; pass the data to evaluate on.")
         found = load_object(given)() if ".py:" in given else given
         splits = sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
+        assert splits.val is not None  # the run had one
         return {"split": "val"} | evaluate_dataset(model, splits.val, display)
     splits = sources.load(data, val_fraction=0)
     name = "test" if splits.test else "val" if splits.val else "train"

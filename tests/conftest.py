@@ -6,7 +6,7 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jaxtyping import install_import_hook  # noqa: E402  (the flags above must be set before jax starts)
+from jaxtyping import install_import_hook  # (the flags above must be set before jax starts)
 
 install_import_hook("jft", "typecheck.check")
 

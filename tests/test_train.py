@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jft
-from jft import Stage, checkpoint, train
+from jft import Stage, build, checkpoint, train
 from jft.bundle import load
 from jft.config import Config
 from jft.errors import UserError
@@ -221,10 +221,10 @@ def test_bad_images_are_named_counted_and_left_out(folder, tmp_path):
 
 
 def test_shots_are_nested_and_drawn_by_seed(folder):
-    splits = train.read_data(Config(data=str(folder)))
-    one, three = (set(train.few_shots(splits.train, k, 0).names) for k in (1, 3))
+    splits = build.read_data(Config(data=str(folder)))
+    one, three = (set(build.few_shots(splits.train, k, 0).names) for k in (1, 3))
     assert len(one) == 3 and len(three) == 9 and one < three
-    assert one != set(train.few_shots(splits.train, 1, 1).names)
+    assert one != set(build.few_shots(splits.train, 1, 1).names)
 
 
 def test_in_python_as_short_as_promised(folder, tmp_path):

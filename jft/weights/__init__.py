@@ -1,6 +1,16 @@
 """Pretrained weights: read without executing anything, matched by rules, written again under the same names."""
 
-from jft.weights.formats import FORMATS, Loaded, Receipt, default_source, export, head_size, load, scratch
+from jft.weights.export import export
+from jft.weights.formats import (
+    FORMATS,
+    Loaded,
+    Receipt,
+    default_preprocess,
+    default_source,
+    head_size,
+    load,
+    scratch,
+)
 from jft.weights.readers import WeightFile, open_weights
 
 __all__ = [
@@ -8,6 +18,7 @@ __all__ = [
     "Loaded",
     "Receipt",
     "WeightFile",
+    "default_preprocess",
     "default_source",
     "export",
     "head_size",

@@ -1,35 +1,61 @@
-"""Pretrained weights into a model and out of it again, by the format whose rules explain every tensor."""
+"""Pretrained weights into a model, by the format whose rules explain every tensor."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
-import ml_dtypes
 import numpy as np
 
 from jft.errors import UserError, near
 from jft.preprocess import Preprocess
-from jft.weights import native, timm, torchvision
-from jft.weights.hub import Located, locate
+from jft.weights import native, timm, torchvision, transformers
+from jft.weights.hub import Located, locate, with_header
 from jft.weights.layout import contiguous
 from jft.weights.readers import WeightFile, open_weights
 from jft.weights.resample import resample_pos_embed
-from jft.weights.rules import HEAD, Match, Rule, Source, match, shown, to_theirs
-from jft.weights.writers import write_npz, write_safetensors
+from jft.weights.rules import HEAD, Match, Rule, Source, match, shown
+
+
+class Format(Protocol):
+    """A module of rules, or an object like one."""
+
+    @property
+    def SOURCES(self) -> Mapping[str, Source]:
+        """Weights in this format to be had, by model."""
+
+    @property
+    def rules(self) -> Callable[[Mapping[str, tuple[int, ...]]], tuple[Rule, ...]]:
+        """Rules for a model's names and shapes; none where the format has no such model."""
+
 
 # Where two formats mean the same by the same names, the first is the one that is named.
-FORMATS: dict[str, ModuleType] = {"torchvision": torchvision, "timm": timm, "jft": native}
+FORMATS: dict[str, Format] = {
+    "torchvision": torchvision,
+    "timm": timm,
+    "hf": transformers.HF,
+    "hf-v5": transformers.HF_V5,
+    "hf-bare": transformers.HF_BARE,
+    "hf-bare-v5": transformers.HF_BARE_V5,
+    "jft": native,
+}
 
 
 @runtime_checkable
 class Model(Protocol):
     """What is asked of a model: `jft.models.base.Model` has it."""
 
-    name: str
-    input_shape: tuple[int, ...]
-    num_classes: int
+    @property
+    def name(self) -> str:
+        """As in the table of models."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one example."""
+
+    @property
+    def num_classes(self) -> int:
+        """Of the head."""
 
     def shapes(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Shapes of parameters and of batch statistics, by name."""
@@ -71,12 +97,12 @@ class Receipt:
         lines += [f"  resized: {name} ({how})" for name, how in self.resized.items()]
         fresh = [name for name in self.missing if name not in self.replaced]
         if fresh:
-            lines.append(f"  not in the file, freshly initialised: {_some(fresh)}")
+            lines.append(f"  not in the file, freshly initialised: {some(fresh)}")
         if self.prefix:
             lines.append(f"  the prefix {self.prefix!r} of every name was taken off")
         lines += [f"  {note}" for note in (self.preprocess, *self.notes) if note]
         if self.not_finite:
-            lines.append(f"  warning: NaN or infinity in {_some(list(self.not_finite))}")
+            lines.append(f"  warning: NaN or infinity in {some(list(self.not_finite))}")
         return "\n".join(lines)
 
 
@@ -84,10 +110,10 @@ def _grouped(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     by_reason: dict[str, list[str]] = {}
     for name, why in reasons.items():
         by_reason.setdefault(why, []).append(name)
-    return [(_some(names), why) for why, names in by_reason.items()]
+    return [(some(names), why) for why, names in by_reason.items()]
 
 
-def _some(names: list[str], limit: int = 4) -> str:
+def some(names: list[str], limit: int = 4) -> str:
     """A few names and how many more; names alike but for their place are told by their endings."""
     endings = {name.rpartition(".")[2] for name in names}
     if len(names) > limit and len(endings) == 1:
@@ -156,8 +182,9 @@ def load(
             if rule in found.resize:
                 array, resized[rule.ours] = _resize(array, model, ours, f"{file.path}: {rule.names[0]!r}")
             arrays[rule.ours] = array
-        notes = [*file.notes, *_cast_note(file, found)]
+        notes = [*file.notes, *_cast_note(file, found), *_epsilon_note(model, located)]
         sha256 = file.sha256
+    located = with_header(located, file.metadata)
     preprocess, told = _preprocess(model, chosen, located)
     receipt = Receipt(
         model=model.name,
@@ -188,7 +215,9 @@ def load(
     )
 
 
-def head_size(model: Model, source: str | Path | None = None, *, format: str | None = None) -> int | None:
+def head_size(
+    model: Model, source: str | Path | None = None, *, format: str | None = None, skip: Collection[str] = ()
+) -> int | None:
     """The number of classes of the head in these weights, whatever the model's; None where they have no head.
 
     >>> n = head_size(make_model("resnet50"), "food101.pth")
@@ -197,7 +226,7 @@ def head_size(model: Model, source: str | Path | None = None, *, format: str | N
     located = locate(default_source(model.name).uri if source is None else source)
     ours, _ = _shapes(model)
     with open_weights(located.path) as file:
-        chosen, _ = _choose(model, ours, file, format, True, ())
+        chosen, _ = _choose(model, ours, file, format, True, skip)
         for rule in FORMATS[chosen].rules(ours):
             if rule.ours and rule.ours.startswith(HEAD + "/") and set(rule.names) <= set(file.names):
                 # The operation on a byte broadcast to their shape has our shape; our last axis is the classes.
@@ -268,6 +297,15 @@ def _cast_note(file: WeightFile, found: Match) -> list[str]:
     return [f"converted to float32: {sum(d == o for d in dtypes)} tensors of {o}" for o in others]
 
 
+def _epsilon_note(model: Any, located: Located) -> list[str]:
+    """transformers keeps the epsilon of its LayerNorms in `config.json`, and its default is not timm's."""
+    theirs = located.configs.get("config.json", {}).get("layer_norm_eps")
+    ours = getattr(getattr(model, "parts", {}).get("norm"), "epsilon", None)
+    if theirs is None or ours is None or theirs == ours:
+        return []
+    return [f"config.json says that LayerNorms add {theirs:g} to the variance; this model adds {ours:g}"]
+
+
 def _resize(array: np.ndarray, model: Model, ours: Mapping[str, tuple[int, ...]], where: str) -> tuple[np.ndarray, str]:
     patch = ours["embed/patch/kernel"]
     new_grid = (model.input_shape[0] // patch[0], model.input_shape[1] // patch[1])
@@ -293,59 +331,16 @@ def _size(model: Model) -> tuple[int, int]:
     return height, width
 
 
-def _preprocess(model: Model, format: str, located: Located) -> tuple[Preprocess, str]:
+def default_preprocess(model: Model, format: str | None = None) -> tuple[Preprocess, str]:
+    """The preprocessing of the model's default weights at the model's own size, and a sentence that says whose it is."""
     size = _size(model)
-    if found := located.preprocess:
-        return replace(found, size=size), "preprocessing: from the JSON beside the weights"
-    for name in (format, *FORMATS):
+    for name in ((format,) if format else ()) + tuple(FORMATS):
         if source := FORMATS[name].SOURCES.get(model.name):
             return replace(source.preprocess, size=size), f"preprocessing: assumed to be that of {source.uri}"
     return Preprocess(size=size), "preprocessing: unknown, assumed to be torchvision's"
 
 
-def export(
-    path: str | Path,
-    model: Model,
-    params: Mapping[str, np.ndarray],
-    batch_stats: Mapping[str, np.ndarray],
-    *,
-    format: str,
-    dtype: str = "float32",
-) -> Receipt:
-    """Write a model's arrays under a format's names, as `.safetensors` or `.npz`; the inverse of `load`.
-
-    >>> export("resnet50.safetensors", model, params, batch_stats, format="timm")
-    """
-    if format not in FORMATS:
-        raise UserError(f"There is no weight format {format!r}.{near(format, FORMATS)} Known: {', '.join(FORMATS)}.")
-    arrays = {name: np.asarray(array) for name, array in {**params, **batch_stats}.items()}
-    rules = FORMATS[format].rules({name: array.shape for name, array in arrays.items()})
-    if unnamed := sorted(set(arrays) - {rule.ours for rule in rules}):
-        raise UserError(f"The format {format} has no name for {_some(unnamed)} of {model.name}.")
-    tensors = to_theirs(rules, arrays, _dtype(dtype))
-    path = Path(path)
-    if path.suffix == ".npz":
-        write_npz(path, tensors)
-    elif path.suffix == ".safetensors":
-        # transformers refuses a safetensors file that does not say for which library it was laid out.
-        write_safetensors(path, tensors, {"format": "pt"} if format != "jft" else {"format": "jft"})
-    else:
-        raise UserError(f"Weights are written as .safetensors or .npz; {path.name} ends in neither.")
-    constants = [name for rule in rules if rule.ours is None for name in rule.names]
-    with open_weights(path) as file:
-        return Receipt(
-            model=model.name,
-            source=str(path),
-            format=format,
-            sha256=file.sha256,
-            used={name: rule.ours for rule in rules if rule.ours for name in rule.names},
-            notes=(f"written as the format has them, without meaning here: {_some(constants)}",) if constants else (),
-            direction="to",
-        )
-
-
-def _dtype(name: str) -> np.dtype:
-    known = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
-    if name not in known:
-        raise UserError(f"Weights are written as {', '.join(known)}, not {name!r}.{near(name, known)}")
-    return np.dtype(known[name])
+def _preprocess(model: Model, format: str, located: Located) -> tuple[Preprocess, str]:
+    if found := located.preprocess:
+        return replace(found, size=_size(model)), "preprocessing: from the JSON beside the weights"
+    return default_preprocess(model, format)

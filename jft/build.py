@@ -1,0 +1,255 @@
+"""From a config to what a run needs: its data, its model with weights, and its stages laid out over the data."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jft import features, losses, optim, plan, shard, weights
+from jft.config import Config
+from jft.data import order, pipeline, sources
+from jft.data.prepare import make_prepare, work_size
+from jft.errors import UserError
+from jft.models import make_model
+from jft.models.base import Model
+from jft.plan import Stage
+from jft.preprocess import Preprocess
+from jft.step import make_train_step
+
+
+def read_data(config: Config) -> sources.Splits:
+    """The splits the config names, with `shots` images a class where it asks for them."""
+    if config.data is None:
+        raise UserError("No data given. --data takes a folder of class folders, a CSV with path,label, or tfds:NAME.")
+    data = config.data() if callable(config.data) else config.data
+    splits = sources.load(data, seed=config.seed, val_fraction=config.val_fraction)
+    if config.shots is not None:
+        splits = replace(splits, train=few_shots(splits.train, config.shots, config.seed))
+    if splits.val is None:
+        raise UserError("The data have no validation split, and --val-fraction 0 holds nothing out to make one.")
+    return splits
+
+
+def model_of(config: Config, num_classes: int) -> Model:
+    """The architecture the config names, its options set."""
+    return make_model(
+        config.model,
+        num_classes=num_classes,
+        image_size=config.image_size,
+        dtype=config.dtype,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        remat=config.remat,
+        axis_name=shard.DATA if config.sharding == "pmap" else None,
+        **config.model_options,
+    )
+
+
+def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any], dict[str, Any], weights.Loaded]:
+    """The model for these classes, its parameters and statistics (pretrained, or fresh), and where they come from."""
+    model = model_of(config, len(classes))
+    source = config.weights() if callable(config.weights) else config.weights
+    loaded = weights.scratch(model) if source == "none" else weights.load(model, source, keep_head=config.keep_head)
+    params: dict[str, Any] = dict(loaded.params)
+    stats: dict[str, Any] = dict(loaded.batch_stats)
+    if loaded.missing:
+        fresh_params, fresh_stats = model.init(
+            jax.random.key(config.seed), plan.parts_with(loaded.missing, model.parts)
+        )
+        params = fresh_params | params
+        stats = fresh_stats | stats
+    preprocess = replace(loaded.preprocess, **config.preprocess)
+    return model, dict(sorted(params.items())), dict(sorted(stats.items())), replace(loaded, preprocess=preprocess)
+
+
+@dataclass
+class Split:
+    """One split ready to be read: decoded whole where it fits, else read again and again."""
+
+    dataset: sources.Dataset
+    preprocess: Preprocess
+    size: tuple[int, int]  # of the working images
+    images: np.ndarray | None  # uint8 [n, *size, 3]
+    threads: int | None
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.dataset.labels
+
+    def evaluation(self, batch: int) -> Iterator[dict[str, np.ndarray]]:
+        """Every example once, in order; the last batch is filled up with rows that its `mask` leaves out."""
+        if self.images is None:
+            yield from pipeline.evaluation_stream(self.dataset, self.preprocess, batch, self.threads, self.size)
+            return
+        for index, mask in zip(*order.evaluation_batches(len(self.labels), batch), strict=True):
+            yield {"image": self.images[index], "label": self.labels[index], "index": index, "mask": mask}
+
+
+def augmentation(config: Config, stage: Stage) -> tuple[str, ...]:
+    """Of this stage: a preset yields to what the config asks for, a stage that somebody wrote does not."""
+    if config.augment is not None and (isinstance(config.plan, str) or stage.augment is None):
+        return tuple(config.augment)
+    return ("crop", "flip") if stage.augment is None else stage.augment
+
+
+def load_images(
+    config: Config, splits: sources.Splits, stages: Sequence[Stage], preprocess: Preprocess, display: Any
+) -> tuple[dict[str, Split], list[tuple[str, str]]]:
+    """The training and validation images, those that cannot be read left out, and which these were."""
+    names = {name for stage in stages for name in augmentation(config, stage)}
+    data, left_out = {}, []
+    for split, dataset in (("train", splits.train), ("val", splits.val)):
+        assert dataset is not None
+        size = work_size(preprocess, sorted(names)) if split == "train" else preprocess.size
+        fits = 3 * size[0] * size[1] * len(dataset) <= memory_budget(config.resident)
+        images = None
+        with display.task(f"Decoding {split}", total=len(dataset), unit="images") as advance:
+            tell = _differences(advance)
+            if fits:
+                images, kept, bad = pipeline.decode_all(dataset, preprocess, size, config.threads, tell)
+            else:
+                kept, bad = pipeline.readable(dataset, preprocess, config.threads, tell)
+        for name, reason in bad:
+            display.warn(f"left out: {name}: {reason}")
+        left_out += bad
+        data[split] = Split(dataset.select(kept), preprocess, size, images, config.threads)
+        if not fits:
+            display.note(f"The images of {split} do not fit in memory (--resident): they are decoded every epoch.")
+    missing = [c for i, c in enumerate(splits.classes) if not _has_class(data["train"].labels, i)]
+    if missing:
+        raise UserError(f"No image of {', '.join(missing[:5])} could be read for training. The reasons are above.")
+    return data, left_out
+
+
+def _has_class(labels: np.ndarray, i: int) -> bool:
+    return bool((labels == i).any() if labels.ndim == 1 else True)
+
+
+def _differences(advance: Callable[[int], Any]) -> Callable[[int, int], None]:
+    """From "so many done of so many" to "so many more done"."""
+    told = [0]
+
+    def tell(done: int, total: int) -> None:
+        advance(done - told[0])
+        told[0] = done
+
+    return tell
+
+
+def few_shots(dataset: sources.Dataset, shots: int, seed: int) -> sources.Dataset:
+    """The first `shots` examples of each class in an order drawn by seed: fewer are always among more."""
+    if dataset.labels.ndim != 1:
+        raise UserError("--shots draws images by class; these data have several labels an image.")
+    if shots < 1:
+        raise UserError(f"--shots is {shots}; at least 1 image a class is needed.")
+    shuffled = order.permutation(len(dataset), seed, 1)
+    chosen = [shuffled[dataset.labels[shuffled] == c][:shots] for c in range(len(dataset.classes))]
+    return dataset.select(np.sort(np.concatenate(chosen)))
+
+
+def memory_budget(share: float) -> int:
+    """Bytes of data that may lie on each device: this share of what is free."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(share * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    return int(share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stage on this run's data: what trains, and which of the run's steps are its own."""
+
+    number: int
+    stage: Stage
+    multipliers: dict[str, float]
+    trainable: frozenset[str]
+    train_parts: tuple[str, ...]
+    update_stats: tuple[str, ...]  # parts whose BatchNorms use and move with the batch
+    cut: str | None  # the first part that trains; those before it can be run once
+    augment: tuple[str, ...]
+    first: int
+    last: int
+
+
+def lay_out(config: Config, stages: Sequence[Stage], model: Model, examples: int) -> list[Leg]:
+    """The legs of a plan: `round(epochs · examples / batch)` steps a stage, at least one."""
+    params, stats = model.shapes()
+    legs, step = [], 0
+    for number, stage in enumerate(stages):
+        values = plan.multipliers(stage, list(params), list(model.parts))
+        trainable = plan.trainable(values)
+        parts = plan.parts_with(trainable, model.parts)
+        norms = plan.parts_with(stats, parts) if stage.batch_norm == "auto" else []
+        last = step + max(1, round((stage.epochs or 0) * examples / config.batch))
+        legs.append(
+            Leg(
+                number, stage, values, trainable, tuple(parts), tuple(norms),
+                features.cut(model, trainable), augmentation(config, stage), step, last,
+            )
+        )  # fmt: skip
+        step = last
+    return legs
+
+
+def make_leg_step(
+    config: Config,
+    model: Model,
+    leg: Leg,
+    optimizer: Any,
+    preprocess: Preprocess,
+    source: Mapping[str, Any],
+    loss: Callable[..., Any],
+    start: str | None,
+) -> Callable[..., Any]:
+    """The train step of a leg, from features at `start` or from images."""
+    prepare = make_prepare(preprocess, leg.augment, train=True)
+    return (config.make_train_step or make_train_step)(
+        model,
+        optimizer,
+        trainable=leg.trainable,
+        train_parts=leg.train_parts,
+        update_stats=leg.update_stats,
+        prepare=(lambda batch, key: batch) if start else prepare,
+        loss=loss,
+        penalty=config.penalty,
+        penalty_weight=config.penalty_weight,
+        source=source,
+        start=start,
+        axis_name=shard.DATA if config.sharding == "pmap" else None,
+    )
+
+
+def make_leg_optimizer(config: Config, leg: Leg) -> tuple[Any, Callable[[int], Any]]:
+    """The optimizer of a leg over the parameters that train in it, and its learning rate by the leg's step."""
+    stage = leg.stage
+    warmup = config.warmup if stage.warmup is None else stage.warmup
+    assert stage.lr is not None  # plan.resolve has set it
+    schedule = optim.make_schedule(stage.schedule or config.schedule, stage.lr, leg.last - leg.first, warmup)
+    optimizer = optim.make_optimizer(
+        config.optimizer, schedule, leg.multipliers, weight_decay=config.weight_decay, clip=config.clip
+    )
+    return optimizer, schedule
+
+
+def choose_loss(config: Config, labels: np.ndarray) -> Callable[..., Any]:
+    """The config's loss, or cross-entropy, binary where an image can have several labels; with its smoothing."""
+    loss = config.loss or (losses.cross_entropy if labels.ndim == 1 else losses.binary_cross_entropy)
+    return partial(loss, label_smoothing=config.label_smoothing) if config.label_smoothing else loss
+
+
+def summarise(parts: Sequence[str]) -> list[str]:
+    """Part names with runs of blocks folded: stage4/block0, stage4/block1 → stage4; block9, block10 → block9-10."""
+    short: list[str] = []
+    for part in parts:
+        top = part.split("/")[0]
+        if short and short[-1] == top:
+            continue
+        if short and top.startswith("block") and short[-1].startswith("block"):
+            short[-1] = short[-1].split("-")[0] + "-" + top.removeprefix("block")
+            continue
+        short.append(top)
+    return short

@@ -1,13 +1,30 @@
-"""The metrics log, the live display, and the report of a run."""
+"""The metrics log, and the report of a run: complete, whole HTML, safe with whatever a class is called."""
 
+import csv
 import json
 import math
+import re
+import time
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import sklearn.metrics as sk
+from PIL import Image
+from synthetic_run import make_run
 
 from jft.errors import UserError
 from jft.report import log
+from jft.report.html import Markup, make_report, tag
+
+EVIL = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "a & b",
+    "</style></section>",
+    "$x^2",
+    "蚂蚁",
+]
 
 
 def test_log_reads_what_was_written(tmp_path):
@@ -70,3 +87,169 @@ def test_damage_inside_the_log_is_named(tmp_path, bad):
     path.write_text('{"step": 1}\n' + bad + '\n{"step": 3}\n')
     with pytest.raises(UserError, match="line 2"):
         log.read(path)
+
+
+class Page(HTMLParser):
+    """What a page consists of; its tags must close in the order in which they opened."""
+
+    EMPTY = ("meta", "img", "path", "use", "line", "rect")
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(path.read_text("utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def test_a_tag_escapes_all_but_markup():
+    assert tag("p", "a < b", Markup("<b>c</b>"), [None, tag("i", "&")], title='"x"') == (
+        '<p title="&quot;x&quot;">a &lt; b<b>c</b><i>&amp;</i></p>'
+    )
+
+
+def test_report_holds_what_it_must(tmp_path):
+    folder = make_run(tmp_path / "run", ["ants", "bees", "wasps"], 90)
+    page = Page(make_report(folder))
+    titles = ["Result", "What was trained when", "Curves", "Classes", "Calibration", "Mistakes", "Data", "Time"]
+    for words in [*titles, "How to repeat it", "Most uncertain", "95 % interval", "Majority baseline", "1. head",
+                  "3. all", "train/x/broken.jpg", "frozen parts, once per image", "jft finetune",
+                  "--preprocess.crop_pct 1.0", "0123456789abcdef" * 4]:  # fmt: skip
+        assert words in page.text, words
+    assert page.tags.count("svg") == 5 and page.tags.count("h1") == 1
+    alts = [value for tag, key, value in page.attributes if (tag, key) == ("svg", "aria-label")]
+    assert len(alts) == 5 and all(alts)
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for _, key, value in page.attributes if key in ("href", "xlink:href")} <= set(ids)
+    html = (folder / "report.html").read_text()
+    assert not re.search(r"#0[1-5]0[1-5]0[1-5]", html)  # every colour has become the page's
+    assert [p.name for p in folder.iterdir() if p.suffix == ".part"] == []
+
+
+def test_parts_are_drawn_as_the_plan_trains_them(tmp_path):
+    page = Page(make_report(make_run(tmp_path / "run", ["a", "b"], 20)))
+    told = [value for tag, key, value in page.attributes if (tag, key) == ("span", "aria-label")]
+    stages = {
+        name: [t.removeprefix(f"{name}: ") for t in told if t.startswith(f"{name}: ")] for name in ("head", "top")
+    }
+    assert stages["head"] == ["frozen"] * 4 + ["head trained"]
+    assert stages["top"] == ["frozen", "block2 trained", "norm trained", "frozen", "head trained"]
+
+
+def test_figures_equal_scikit_learn_on_the_csv(tmp_path):
+    folder = make_run(tmp_path / "run", ["ants", "bees", "wasps"], 200)
+    page = Page(make_report(folder))
+    with open(folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    true, said = [r["true_label"] for r in rows], [r["label"] for r in rows]
+    for name, value in [
+        ("Validation accuracy", f"{100 * sk.accuracy_score(true, said):.1f} %"),
+        ("Balanced accuracy", f"{100 * sk.balanced_accuracy_score(true, said):.1f} %"),
+        ("F1, macro", f"{sk.f1_score(true, said, average='macro'):.3f}"),
+    ]:
+        assert f"{name} {value}" in page.text
+    counts = sk.confusion_matrix(true, said, labels=["ants", "bees", "wasps"])
+    for name, row in zip(["ants", "bees", "wasps"], counts, strict=True):
+        assert f"{name} {' '.join(map(str, row))}" in page.text
+    precision, recall, f1, support = sk.precision_recall_fscore_support(true, said, labels=["ants"])
+    assert f"ants {support[0]} {100 * precision[0]:.1f} % {100 * recall[0]:.1f} % {f1[0]:.3f}" in page.text
+
+
+def test_hostile_names_are_only_text(tmp_path):
+    folder = make_run(tmp_path / "run", EVIL, 60)
+    result = json.loads((folder / "result.json").read_text())
+    result["data"] = result["model"] = "<script>alert(2)</script>"
+    result["excluded"] = [{"path": "<b onclick=x>\udc80.jpg", "reason": "</td><script>"}]
+    result["stages"][0]["name"] = "<i>$\\alpha$</i>"
+    (folder / "result.json").write_text(json.dumps(result))
+    page = Page(make_report(folder))
+    assert "script" not in page.tags and "i" in page.tags
+    assert {tag for tag, key, value in page.attributes if key.startswith("on")} == set()
+    assert {value[:5] for tag, key, value in page.attributes if key == "src"} <= {"data:"}
+    for name in EVIL:
+        assert " ".join(name.split()) in page.text
+    policy = [value for tag, key, value in page.attributes if (tag, key) == ("meta", "content")]
+    assert any("default-src 'none'" in value for value in policy)
+
+
+def test_several_labels_an_image(tmp_path):
+    page = Page(make_report(make_run(tmp_path / "run", ["red", "green", "blue", "none"], 80, several=True)))
+    assert "Mean average precision" in page.text and "all labels right" in page.text and "Class by class" in page.text
+    assert "Calibration" not in page.text.replace("Calibration error", "")
+
+
+def test_mistakes_are_shown_as_pictures(tmp_path):
+    data = tmp_path / "data"
+    for i in range(8):
+        (data / "val").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (1200, 900), (30 * i, 90, 120)).save(data / "val" / f"{i}.jpg")
+    (data / "val" / "9.jpg").write_text("no picture")
+    page = Page(make_report(make_run(tmp_path / "run", ["a", "b"], 45, data)))
+    sources = [value for tag, key, value in page.attributes if (tag, key) == ("img", "src")]
+    assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert all(len(source) < 20_000 for source in sources)
+    assert page.tags.count("img") == len(
+        [1 for tag, key, value in page.attributes if (tag, key) == ("img", "alt") and value]
+    )
+    assert "no picture" in page.text  # 9.jpg among the most uncertain or the wrong
+
+
+def test_an_interrupted_run_gets_a_report_too(tmp_path):
+    folder = make_run(tmp_path / "run", ["a", "b"], 20)
+    for name in ("result.json", "predictions.npz", "predictions.csv"):
+        (folder / name).unlink()
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 201, "loss": "NaN", "stage": "all"}\n{"step": 202, "lo')
+    page = Page(make_report(folder))
+    assert "has not finished" in page.text and page.tags.count("svg") == 3
+    assert "not a finite number in 1 of 201 rows" in page.text
+
+
+def test_a_report_is_the_same_again(tmp_path):
+    folder = make_run(tmp_path / "run", ["a", "b"], 20)
+    first = make_report(folder).read_bytes()
+    assert make_report(folder).read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "predictions.npz"])
+def test_a_damaged_run_is_named(tmp_path, name):
+    folder = make_run(tmp_path / "run", ["a", "b"], 20)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    with pytest.raises(UserError, match=name):
+        make_report(folder)
+
+
+def test_no_run_no_report(tmp_path):
+    with pytest.raises(UserError, match="no run's folder"):
+        make_report(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_large_run_stays_small_and_quick(tmp_path):
+    folder = make_run(tmp_path / "run", [f"species {i}" for i in range(200)], 10_000)
+    begun = time.monotonic()
+    path = make_report(folder)
+    assert time.monotonic() - begun < 20
+    assert path.stat().st_size < 5e6
+    assert "Most often confused" in Page(path).text

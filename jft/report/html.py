@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -40,7 +41,7 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
 
 def join(children: Iterable[Any]) -> Markup:
     """Markup as it is, text escaped, lists flattened, None left out."""
-    out = []
+    out: list[str] = []
     for child in children:
         if isinstance(child, Markup):
             out.append(child)
@@ -105,9 +106,10 @@ def read_run(folder: Path) -> Run:
     labels, probabilities = np.zeros(0, np.int64), np.zeros((0, len(classes)), np.float32)
     if (folder / "predictions.npz").is_file():
         try:
-            with np.load(folder / "predictions.npz", allow_pickle=False) as file:
+            # Opened here: np.load leaves a damaged archive open.
+            with open(folder / "predictions.npz", "rb") as raw, np.load(raw, allow_pickle=False) as file:
                 names, labels, probabilities = [str(n) for n in file["names"]], file["labels"], file["probabilities"]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{folder / 'predictions.npz'} is damaged: {error}") from None
         labels = labels.astype(bool if labels.ndim == 2 else np.int64)
         if probabilities.shape[1] != len(classes):
@@ -213,19 +215,18 @@ def _table(
     )  # fmt: skip
 
 
-def _bar(share: float) -> Markup:
+def _bar(share: Any) -> Markup:
     return tag("span", tag("i", style=f"--share: {100 * share:.1f}%"), class_="bar", aria_hidden="true")
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _percent(value: Any) -> str:
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _seconds(value: float) -> str:
-    if value < 60:
-        return f"{value:.1f} s"
     minutes, seconds = divmod(round(value), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+    told = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+    return (told if minutes else f"{value:.1f} s").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 # -- sections ---------------------------------------------------------------------------------------------------------
@@ -250,7 +251,7 @@ def _result(run: Run) -> Any:
         tiles.append(_tile("Test accuracy", _percent(test["accuracy"]), f"of {test.get('count', 0):,} images"))
     if len(run.labels) and not run.several:
         often = np.bincount(run.labels, minlength=len(run.classes))
-        answer = f"always answering “{run.classes[often.argmax()]}”"
+        answer = f"always answering “{run.classes[int(often.argmax())]}”"
         tiles.append(_tile("Majority baseline", _percent(often.max() / n), answer))
     if "accuracy" in (last := run.result.get("last") or {}):
         best = f"the model kept is of step {scores['best_step']:,}" if "best_step" in scores else "of the last step"
@@ -304,7 +305,8 @@ def _parts(run: Run, names: Sequence[str]) -> Any:
     except Exception:  # a model or a plan that this version cannot build: the table below tells enough
         return None
     groups = [(key, list(members)) for key, members in groupby(range(len(parts)), lambda i: _group(parts[i]))]
-    top = max(max(r) for r in rates)
+    used = [r for rate in rates for r in rate if r]
+    low, high = np.log(min(used)), np.log(max(used))
     cells: list[Markup] = [tag("span")]
     for _, members in groups:
         first, last = parts[members[0]], parts[members[-1]]
@@ -318,8 +320,10 @@ def _parts(run: Run, names: Sequence[str]) -> Any:
         for _, members in groups:
             boxes = []
             for m in members:
-                tint = 0.3 + 0.7 * rate[m] / top
-                on = {"class_": "on", "style": f"--share: {tint:.2f}"} if rate[m] else {}
+                on = {}
+                if rate[m]:
+                    tint = 0.3 + 0.7 * (np.log(rate[m]) - low) / (high - low) if high > low else 1.0
+                    on = {"class_": "on", "style": f"--share: {tint:.2f}"}
                 boxes.append(tag("i", title=parts[m] + (f": rate {rate[m]:.2g}" if rate[m] else ": frozen"), **on))
             trained = [parts[m] for m in members if rate[m]]
             alt = f"{name}: {', '.join(trained)} trained" if trained else f"{name}: frozen"
@@ -419,7 +423,8 @@ def _classes(run: Run) -> Any:
     right, support, often = np.diag(counts), counts.sum(1), counts.sum(0)
     parts: list[Any] = [tag("h3", "Confusion")]
     if len(run.classes) <= TABLE_CLASSES:
-        parts.append(_confusion_table(run, counts))
+        explain = "Rows: the true class. Columns: what the model said. Numbers of validation images."
+        parts += [tag("p", explain, class_="muted small"), _confusion_table(run, counts)]
     else:
         explain = (
             "Each row is a true class, each column what was said, strong where it happened often: "
@@ -458,10 +463,9 @@ def _confusion_table(run: Run, counts: np.ndarray) -> Markup:
         "div",
         tag(
             "table",
-            tag("caption", "Rows: the true class. Columns: what the model said. Numbers of validation images."),
             tag("thead", tag("tr", tag("td"), [tag("th", name, scope="col") for name in run.classes])),
             tag("tbody", rows),
-            class_="confusion",
+            class_="confusion", aria_label="Confusion matrix",
         ),
         class_="scroll", tabindex="0",
     )  # fmt: skip
@@ -530,7 +534,7 @@ def _mistakes(run: Run) -> Any:
     if run.several:
         off = abs(p - run.labels)
         worst = off.argmax(axis=1)
-        order = [i for i in np.argsort(-off.max(axis=1), kind="stable")[:MISTAKES] if off[i].max() > 0.5]
+        order = [i for i in np.argsort(-off.max(axis=1), kind="stable")[:MISTAKES].tolist() if off[i].max() > 0.5]
         told = [
             [
                 tag("b", run.classes[worst[i]]),
@@ -542,7 +546,7 @@ def _mistakes(run: Run) -> Any:
     else:
         said = p.argmax(axis=1)
         wrong = np.flatnonzero(said != run.labels)
-        order = list(wrong[np.argsort(-p[wrong, said[wrong]], kind="stable")][:MISTAKES])
+        order = wrong[np.argsort(-p[wrong, said[wrong]], kind="stable")][:MISTAKES].tolist()
         told = [
             [
                 tag("b", run.classes[run.labels[i]]),
@@ -562,7 +566,7 @@ def _mistakes(run: Run) -> Any:
         parts.append(tag("p", "None: every validation image is right."))
     if not run.several and p.shape[1] > 1:
         two = np.sort(np.partition(p, -2, axis=1)[:, -2:], axis=1)
-        unsure = list(np.argsort(two[:, 1] - two[:, 0], kind="stable")[:UNSURE])
+        unsure = np.argsort(two[:, 1] - two[:, 0], kind="stable")[:UNSURE].tolist()
         best = np.argsort(-p[unsure], axis=1, kind="stable")[:, :2]
         told = [
             [

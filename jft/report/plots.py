@@ -24,9 +24,7 @@ def curve(
     val: Sequence[tuple[int, float]],
     stages: Sequence[tuple[str, int]],
     *,
-    label: str = "",
     percent: bool = False,
-    log: bool = False,
 ) -> str:
     """A figure over the run's steps: training as a line, validation as points; `stages` are names and first steps."""
     figure, axes = _figure(4.6, 2.6)
@@ -41,16 +39,13 @@ def curve(
             axes.axvline(first, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
         if len(stages) > 1:
             told = name if len(stages) <= 4 and len(name) <= 12 else str(i + 1)
-            axes.annotate(told, (first, 1), xycoords=("data", "axes fraction"), xytext=(3, 3),
+            axes.annotate(told, (first, 1), xycoords=("data", "axes fraction"), xytext=(3, -8),
                           textcoords="offset points", fontsize=8.5, color=MUTED)  # fmt: skip
     if percent:
         axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}" if abs(100 * v - round(100 * v)) < 1e-6 else f"{v:.1%}")
-    if log:
-        axes.set_yscale("log")
     if train and val:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.4)
+        _legend(axes)
     axes.set_xlabel("step")
-    axes.set_ylabel(label)
     return _svg(figure, title)
 
 
@@ -79,7 +74,7 @@ def confidences(right: Float[np.ndarray, " n"], wrong: Float[np.ndarray, " m"]) 
     axes.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
     axes.yaxis.get_major_locator().set_params(integer=True)
     _percent(axes.xaxis)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left", handlelength=1)
+    _legend(axes)
     return _svg(figure, "Confidence of right and wrong predictions")
 
 
@@ -87,11 +82,11 @@ def heatmap(counts: Int[np.ndarray, "k k"]) -> str:
     """A confusion matrix too large for numbers: each row's shares as tints, right ones blue, wrong ones orange."""
     figure, axes = _figure(6.4, 6.2)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # The tint is the alpha: it works on a light and on a dark page. The root makes a few mistakes in many visible.
+    # The tint is the alpha: it works on a light and on a dark page. The power makes a few mistakes in many visible.
     picture = np.zeros((*counts.shape, 4), np.uint8)
-    picture[..., :3] = (234, 88, 12)
+    picture[..., :3] = (240, 110, 30)
     np.einsum("iic->ic", picture)[:, :3] = (59, 130, 246)
-    picture[..., 3] = np.rint(255 * np.sqrt(share))
+    picture[..., 3] = np.rint(255 * share**0.35)
     axes.imshow(picture, interpolation="none", aspect="equal")
     axes.set(xlabel="predicted class, by index", ylabel="true class, by index")
     axes.grid(visible=False)
@@ -101,17 +96,25 @@ def heatmap(counts: Int[np.ndarray, "k k"]) -> str:
 def _figure(width: float, height: float) -> tuple["Figure", Any]:
     from matplotlib.figure import Figure  # takes half a second, and only a report needs it
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    # Margins in inches, not a layout engine: it would draw everything twice.
+    figure = Figure(figsize=(width, height))
+    left, right, bottom, top = 0.68, 0.2, 0.5, 0.26
+    axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
     axes.grid(color=LINE, linewidth=0.7)
     axes.set_axisbelow(True)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(LINE)
-    axes.tick_params(colors=MUTED, labelsize=9.5, length=0)
+    axes.tick_params(colors=MUTED, labelsize=9.5, length=0, pad=5)
     axes.xaxis.label.set(color=MUTED, fontsize=9.5)
     axes.yaxis.label.set(color=MUTED, fontsize=9.5)
     return figure, axes
+
+
+def _legend(axes: Any) -> None:
+    """Above the axes, where no curve can run through it."""
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2, ncols=2, loc="lower right",
+                bbox_to_anchor=(1, 1.05), borderaxespad=0, borderpad=0)  # fmt: skip
 
 
 def _percent(axis: Any) -> None:
@@ -131,7 +134,7 @@ def _svg(figure: "Figure", title: str) -> str:
     import matplotlib
 
     prefix = re.sub(r"\W+", "-", title.lower())
-    settings = {"svg.fonttype": "none", "svg.hashsalt": prefix, "text.parse_math": False}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": prefix, "text.parse_math": False}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # Stage names may be in scripts that matplotlib's font lacks; the browser's has them.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)

@@ -1,21 +1,23 @@
 """What a person sees while a run works: a live view on a terminal, plain lines elsewhere, nothing, or JSON lines."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jft.errors import UserError
+from jft.report.log import plain
 
 MODES = ("auto", "plain", "quiet", "json")
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
-LIVE_SECONDS = 0.1
+LIVE_SECONDS = 0.1  # between two looks at the figures of a step
 
 
 def make_display(mode: str = "auto") -> "Display":
-    """The display of this name; `auto` is live where standard output is a terminal or a notebook, else plain lines."""
+    """The display of this name; `auto` is live where standard output is a terminal, else plain lines."""
     if mode not in MODES:
         raise UserError(f"There is no display {mode!r}; it is one of {', '.join(MODES)}.")
     if mode == "quiet":
@@ -24,8 +26,9 @@ def make_display(mode: str = "auto") -> "Display":
         return JsonDisplay()
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=True)
-    if mode == "auto" and (console.is_terminal or console.is_jupyter):
+    # In a notebook too: plain lines are kept with it, and rich's bars there need widgets that may not be installed.
+    console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
+    if mode == "auto" and console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(console)
     return PlainDisplay(console)
 
@@ -43,6 +46,44 @@ def duration(seconds: float) -> str:
 def figures(values: Mapping[str, float]) -> str:
     """`loss 0.312, accuracy 94.1 %`."""
     return ", ".join(f"{k} {v:.1%}" if "accuracy" in k else f"{k} {v:.3g}" for k, v in values.items())
+
+
+class Patient:
+    """A stream whose failures fail no run: it replaces what it cannot encode, and is silent once nobody can read it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.gone = stream, stream is None
+
+    def write(self, text: str) -> int:
+        """Write what can be written; returns the length of the text, as streams do."""
+        if not self.gone:
+            encoding = getattr(self.stream, "encoding", None) or "utf-8"
+            try:
+                self.stream.write(text.encode(encoding, "replace").decode(encoding))
+            except (OSError, ValueError) as error:
+                self._leave(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        if not self.gone:
+            try:
+                self.stream.flush()
+            except (OSError, ValueError) as error:
+                self._leave(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _leave(self, error: Exception) -> None:
+        self.gone = True
+        with suppress(OSError, ValueError):
+            print(f"jft: nothing more can be printed ({error}); the run goes on.", file=sys.stderr)
+        # Python flushes standard output once more when it ends, and would end with an error of its own.
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stream.fileno())
+            os.close(null)
 
 
 class Display:
@@ -90,8 +131,13 @@ class Display:
 class JsonDisplay(Display):
     """One JSON object a line on standard output, for programs that watch a run."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.out, self.told = Patient(sys.stdout), -LIVE_SECONDS
+
     def _tell(self, event: str, **values: Any) -> None:
-        print(json.dumps({"event": event, **values}, ensure_ascii=False), flush=True)
+        self.out.write(json.dumps({"event": event, **plain(values)}, allow_nan=False) + "\n")
+        self.out.flush()
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
@@ -104,7 +150,10 @@ class JsonDisplay(Display):
         self._tell("stage", number=number, of=count, name=name, detail=detail)
 
     def step(self, done: int, total: int, values: Mapping[str, float], rate: float) -> None:
-        self._tell("step", step=done, of=total, images_per_second=round(rate, 1), **values)
+        now = time.monotonic()
+        if now - self.told >= LIVE_SECONDS or done >= total:
+            self.told = now
+            self._tell("step", step=done, of=total, images_per_second=round(rate, 1), **values)
 
     def validation(self, values: Mapping[str, float], best: bool) -> None:
         self._tell("validation", best=best, **values)
@@ -124,16 +173,13 @@ class PlainDisplay(Display):
 
     def __init__(self, console: Any) -> None:
         super().__init__()
+        console.file = Patient(console.file)
         self.console = console
         self.told = time.monotonic()
 
     def _print(self, text: str, style: str | None = None) -> None:
         # Names and reasons come from files: nothing in them is markup.
-        try:
-            self.console.print(text, style=style, markup=False, emoji=False)
-        except UnicodeEncodeError:
-            encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-            self.console.print(text.encode(encoding, "replace").decode(encoding), markup=False, emoji=False)
+        self.console.print(text, style=style, markup=False, emoji=False)
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -206,7 +252,7 @@ class LiveDisplay(PlainDisplay):
             TextColumn("{task.fields[told]}", markup=False),
             console=console,
             transient=True,
-            refresh_per_second=8,
+            refresh_per_second=4,
         )
         self.progress.start()
         self.bar: Any = None

@@ -33,7 +33,7 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row. Values may be numbers, strings, lists, dicts, and NumPy or JAX scalars."""
-        self._file.write(json.dumps(_plain(row), allow_nan=False).encode() + b"\n")
+        self._file.write(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
 
     def truncate(self, step: int) -> None:
         """Remove the rows whose `step` is greater than `step`; rows without a step stay."""
@@ -87,11 +87,12 @@ def _rows(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return rows
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value as JSON takes it: NumPy and JAX scalars as numbers, NaN and infinities by name."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if hasattr(value, "item"):  # a NumPy or JAX scalar
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -7,7 +7,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,13 @@ class Located:
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What the JSON beside the weights says about the pictures, in timm's or Hugging Face's keys, if it does."""
+        """What the JSON beside the weights says about the pictures, in timm's, Hugging Face's or our keys, if any."""
         try:
             if isinstance(cfg := self.configs.get("config.json", {}).get("pretrained_cfg"), dict):
                 return _timm_preprocess(cfg)
+            if isinstance(own := self.configs.get("config.json", {}).get("preprocess"), dict):
+                given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}
+                return Preprocess(**given)
             if cfg := self.configs.get("preprocessor_config.json"):
                 return _hf_preprocess(cfg)
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -55,7 +58,7 @@ class Located:
     def classes(self) -> tuple[str, ...] | None:
         """The class names in the JSON beside the weights, in order, if it has any."""
         config = self.configs.get("config.json", {})
-        names = config.get("label_names")
+        names = config.get("label_names", config.get("classes"))
         if isinstance(names, list):
             described = config.get("label_descriptions")
             return tuple(str(described.get(n, n) if isinstance(described, dict) else n) for n in names)
@@ -90,6 +93,15 @@ def locate(source: str | Path) -> Located:
             f"There is no weight file {path}. Weights come from a file, a folder, hf:ORG/REPO or https://…#sha256=…"
         )
     return Located(path, str(path), _configs(path.parent))
+
+
+def with_header(located: Located, metadata: Mapping[str, str]) -> Located:
+    """The same weights, with what their file's own header says, where an export of ours wrote it."""
+    try:
+        about = json.loads(metadata["jft"])
+    except (KeyError, ValueError):
+        return located
+    return replace(located, configs={"config.json": about}) if isinstance(about, dict) else located
 
 
 def _choose(names: Iterable[str], where: str) -> str:

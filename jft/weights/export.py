@@ -1,0 +1,227 @@
+"""The way out: arrays under a format's names, Hugging Face's folders, and the code that opens them elsewhere."""
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jft.errors import UserError, near
+from jft.preprocess import Preprocess
+from jft.weights import transformers
+from jft.weights.formats import FORMATS, Model, Receipt, some
+from jft.weights.readers import open_weights
+from jft.weights.rules import Rule, to_theirs
+from jft.weights.writers import write_npz, write_safetensors
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
+
+
+def export(
+    path: str | Path,
+    model: Model,
+    params: Mapping[str, np.ndarray],
+    batch_stats: Mapping[str, np.ndarray],
+    *,
+    format: str,
+    dtype: str = "float32",
+    about: Mapping[str, Any] | None = None,
+) -> Receipt:
+    """Write a model's arrays under a format's names, as `.safetensors` or `.npz`; the inverse of `load`.
+
+    `about` goes into the header of a `.safetensors`, where `load` finds its "preprocess" and "classes" again.
+
+    >>> export("resnet50.safetensors", model, params, batch_stats, format="timm")
+    """
+    arrays = {name: np.asarray(array) for name, array in {**params, **batch_stats}.items()}
+    rules = named(format, model, {name: array.shape for name, array in arrays.items()})
+    tensors = to_theirs(rules, arrays, dtype_of(dtype))
+    path = Path(path)
+    if path.suffix == ".npz":
+        write_npz(path, tensors)
+    elif path.suffix == ".safetensors":
+        # transformers refuses a safetensors file that does not say for which library it was laid out.
+        header = {"format": "jft" if format == "jft" else "pt"}
+        if about:
+            header["jft"] = json.dumps(about, ensure_ascii=False)
+        write_safetensors(path, tensors, header)
+    else:
+        raise UserError(f"Weights are written as .safetensors or .npz; {path.name} ends in neither.")
+    constants = [name for rule in rules if rule.ours is None and rule.fill is not None for name in rule.names]
+    with open_weights(path) as file:
+        return Receipt(
+            model=model.name,
+            source=str(path),
+            format=format,
+            sha256=file.sha256,
+            used={name: rule.ours for rule in rules if rule.ours for name in rule.names},
+            notes=(f"written as the format has them, without meaning here: {some(constants)}",) if constants else (),
+            direction="to",
+        )
+
+
+def named(format: str, model: Model, ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
+    """The format's rules for these arrays. Raises UserError where it has no name for one."""
+    if format not in FORMATS:
+        raise UserError(f"There is no weight format {format!r}.{near(format, FORMATS)} Known: {', '.join(FORMATS)}.")
+    rules = FORMATS[format].rules(ours)
+    if unnamed := sorted(set(ours) - {rule.ours for rule in rules}):
+        able = [name for name in FORMATS if set(ours) <= {rule.ours for rule in FORMATS[name].rules(ours)}]
+        raise UserError(
+            f"The format {format} has no name for {some(unnamed)} of {model.name}. "
+            f"Formats that have: {', '.join(able)}."
+        )
+    return rules
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The NumPy dtype in which weights are written."""
+    if name not in DTYPES:
+        raise UserError(f"Weights are written as {', '.join(DTYPES)}, not {name!r}.{near(name, DTYPES)}")
+    return np.dtype(DTYPES[name])
+
+
+def about(model: Model, classes: Sequence[str], preprocess: Preprocess) -> dict[str, Any]:
+    """What a file of weights should say of itself."""
+    return {"model": model.name, "classes": list(classes), "preprocess": asdict(preprocess)}
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which appears under its name when it is whole."""
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    beside.mkdir()
+    try:
+        yield beside
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def export_hf(
+    folder: str | Path,
+    model: Any,
+    params: Mapping[str, np.ndarray],
+    batch_stats: Mapping[str, np.ndarray],
+    *,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    multi_label: bool = False,
+    dtype: str = "float32",
+    card: str = "",
+) -> Receipt:
+    """Write a folder that transformers' Auto classes open: the model, its classes and its image processor.
+
+    `card` is Markdown that the folder's README.md ends with.
+    """
+    folder = Path(folder)
+    ours = {name: tuple(array.shape) for name, array in {**params, **batch_stats}.items()}
+    named("hf", model, ours)
+    config = transformers.config(model, ours, classes, multi_label)
+    processor = transformers.processor(preprocess)
+    with new_folder(folder) as beside:
+        receipt = export(beside / "model.safetensors", model, params, batch_stats, format="hf", dtype=dtype)
+        for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+            (beside / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        readme = _card(model.name, classes, preprocess, card)
+        (beside / "README.md").write_text(readme, encoding="utf-8")
+    told = {**vars(receipt), "source": str(folder), "notes": (*receipt.notes, *_processor_notes(preprocess))}
+    return Receipt(**told)
+
+
+def _processor_notes(preprocess: Preprocess) -> tuple[str, ...]:
+    if preprocess.squash:
+        return ()
+    return (
+        "the image processor gives jft's pixels with backend='pil', but for pictures whose resized side leaves 3, 7, "
+        "11 … pixels over the crop: there transformers cuts one pixel further up or left",
+    )
+
+
+def _card(model: str, classes: Sequence[str], preprocess: Preprocess, more: str) -> str:
+    listed = ", ".join(classes[:50]) + (f" and {len(classes) - 50} more" if len(classes) > 50 else "")
+    code = "\n".join(hf_code("FOLDER_OR_REPO"))
+    return (
+        f"""---
+library_name: transformers
+pipeline_tag: image-classification
+tags:
+- image-classification
+- jft
+---
+# {model}, {len(classes)} classes
+
+An image classifier fine-tuned with jft. Classes: {listed}.
+
+```python
+{code}
+```
+
+Pictures are {_words(preprocess)}. Turn them upright first (`PIL.ImageOps.exif_transpose`), as jft does and image
+processors do not.
+
+{more}""".rstrip()
+        + "\n"
+    )
+
+
+def _words(preprocess: Preprocess) -> str:
+    height, width = preprocess.size
+    how = (
+        f"resized to {height}×{width} whole"
+        if preprocess.squash
+        else f"resized to {preprocess.resize} pixels on the shorter side, of which the centre {height}×{width} is taken"
+    )
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (preprocess.mean, preprocess.std))
+    return f"{how} ({preprocess.interpolation}), divided by 255, less the mean ({mean}), divided by ({std})"
+
+
+# --- the code that opens an export
+
+
+def timm_code(path: str | Path, model: Model, ours: Mapping[str, tuple[int, ...]], default: Model) -> list[str]:
+    """Lines of Python that load the file with timm; `default` is the model of this name without options."""
+    options = [f"num_classes={model.num_classes}", f"checkpoint_path={str(path)!r}"]
+    if "embed/pos_embed" in ours and model.input_shape != default.input_shape:
+        options.append(f"img_size={tuple(model.input_shape[:2])}")
+    shapes = {name: tuple(leaf.shape) for name, leaf in default.shapes()[0].items()}
+    if (kernel := ours.get("embed/patch/kernel")) and kernel[:2] != shapes["embed/patch/kernel"][:2]:
+        options.append(f"patch_size={kernel[0]}")
+    if "pool/norm/scale" in ours and "pool/norm/scale" not in shapes:
+        options.append('global_pool="avg"')
+    return ["import timm", f"model = timm.create_model({model.name!r}, {', '.join(options)}).eval()"]
+
+
+def torchvision_code(path: str | Path, model: Model) -> list[str]:
+    """Lines of Python that load the file with torchvision."""
+    return [
+        "import torchvision",
+        "from safetensors.torch import load_file",
+        f"model = torchvision.models.get_model({model.name!r}, num_classes={model.num_classes}).eval()",
+        f"model.load_state_dict(load_file({str(path)!r}))",
+    ]
+
+
+def hf_code(folder: str | Path) -> list[str]:
+    """Lines of Python that open the folder with transformers."""
+    return [
+        "from transformers import AutoImageProcessor, AutoModelForImageClassification",
+        f"processor = AutoImageProcessor.from_pretrained({str(folder)!r})",
+        f"model = AutoModelForImageClassification.from_pretrained({str(folder)!r})",
+        'logits = model(**processor(images=picture.convert("RGB"), return_tensors="pt")).logits',
+    ]
+
+
+def transform_code(preprocess: Preprocess) -> list[str]:
+    """Lines of Python that prepare a PIL picture as jft does, with torchvision's transforms."""
+    size, filter = tuple(preprocess.size), f"T.InterpolationMode.{preprocess.interpolation.upper()}"
+    resize = f"T.Resize({size}, {filter})" if preprocess.squash else f"T.Resize({preprocess.resize}, {filter})"
+    steps = [resize, *([] if preprocess.squash else [f"T.CenterCrop({size})"]), "T.ToTensor()"]
+    steps.append(f"T.Normalize({tuple(preprocess.mean)}, {tuple(preprocess.std)})")
+    return ["from torchvision import transforms as T", f"transform = T.Compose([{', '.join(steps)}])"]

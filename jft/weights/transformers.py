@@ -1,0 +1,258 @@
+"""Hugging Face transformers' names (ViT and ResNet), and the JSON its models and image processors are made from.
+
+Files keep the names of transformers 4, which version 5 still writes and reads; in memory version 5 has others for ViT,
+and a state dict saved by hand has those. A model without its task's head (`ViTModel`) leaves out the prefix and has a
+pooler.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jft.errors import UserError
+from jft.preprocess import Preprocess
+from jft.weights.rules import LINEAR, Concat, Rule, Source, batch_norm, conv, linear, norm, present
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class BlockNames:
+    """Where a generation of the library keeps what a ViT's block holds."""
+
+    block: str
+    query: str
+    key: str
+    value: str
+    proj: str
+    fc1: str
+    fc2: str
+
+
+_V4 = BlockNames(
+    block="encoder.layer.{}",
+    query="attention.attention.query",
+    key="attention.attention.key",
+    value="attention.attention.value",
+    proj="attention.output.dense",
+    fc1="intermediate.dense",
+    fc2="output.dense",
+)
+_V5 = BlockNames(
+    block="layers.{}",
+    query="attention.q_proj",
+    key="attention.k_proj",
+    value="attention.v_proj",
+    proj="attention.o_proj",
+    fc1="mlp.fc1",
+    fc2="mlp.fc2",
+)
+
+
+@dataclass(frozen=True)
+class Names:
+    """A format: the names of a generation, of a model with the head of its task or of a bare one."""
+
+    blocks: BlockNames
+    bare: bool = False
+    SOURCES: dict[str, Source] = field(default_factory=dict)
+
+    def rules(self, ours: Shapes) -> tuple[Rule, ...]:
+        """The rules for a model with these names and shapes; none for a family that the library has not."""
+        # A ResNet has the same names in both generations, so the first has them for both.
+        family = _family(ours)
+        if family is None or (family is _resnet and self.blocks is _V5):
+            return ()
+        return present(family(ours, self.blocks, self.bare), ours)
+
+
+HF, HF_V5 = Names(_V4), Names(_V5)
+HF_BARE, HF_BARE_V5 = Names(_V4, bare=True), Names(_V5, bare=True)
+
+
+def _vit(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
+    root = "" if bare else "vit."
+    found = [
+        Rule(f"{root}embeddings.cls_token", "embed/cls_token"),
+        Rule(f"{root}embeddings.position_embeddings", "embed/pos_embed", resize=True),
+        *conv(f"{root}embeddings.patch_embeddings.projection", "embed/patch"),
+    ]
+    i = 0
+    while f"block{i}/norm1/scale" in ours:
+        theirs, block = root + names.block.format(i), f"block{i}"
+        qkv = [f"{theirs}.{part}" for part in (names.query, names.key, names.value)]
+        found += norm(f"{theirs}.layernorm_before", f"{block}/norm1")
+        found += [
+            Rule(tuple(f"{part}.weight" for part in qkv), f"{block}/attn/qkv/kernel", Concat(3, -1, LINEAR)),
+            Rule(tuple(f"{part}.bias" for part in qkv), f"{block}/attn/qkv/bias", Concat(3)),
+        ]
+        found += linear(f"{theirs}.{names.proj}", f"{block}/attn/proj")
+        found += norm(f"{theirs}.layernorm_after", f"{block}/norm2")
+        found += linear(f"{theirs}.{names.fc1}", f"{block}/mlp/fc1")
+        found += linear(f"{theirs}.{names.fc2}", f"{block}/mlp/fc2")
+        i += 1
+    found += norm(f"{root}layernorm", "norm")
+    if bare:  # the pooler follows the class token and belongs to no classifier
+        return [*found, Rule("pooler.dense.weight", None), Rule("pooler.dense.bias", None)]
+    return [*found, *linear("classifier", "head")]
+
+
+def _resnet(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
+    root = "" if bare else "resnet."
+
+    def layer(theirs: str, kernel: str, scale: str) -> list[Rule]:
+        return conv(f"{theirs}.convolution", kernel) + batch_norm(f"{theirs}.normalization", scale)
+
+    found = layer(f"{root}embedder.embedder", "stem/conv", "stem/norm")
+    for block in _blocks(ours):
+        stage, _, place = block.removeprefix("stage").partition("/block")
+        theirs = f"{root}encoder.stages.{int(stage) - 1}.layers.{place}"
+        for i in range(_convs(ours, block)):
+            found += layer(f"{theirs}.layer.{i}", f"{block}/conv{i + 1}", f"{block}/norm{i + 1}")
+        if f"{block}/shortcut/conv/kernel" in ours:
+            found += layer(f"{theirs}.shortcut", f"{block}/shortcut/conv", f"{block}/shortcut/norm")
+    return found if bare else [*found, *linear("classifier.1", "head")]
+
+
+def _family(ours: Shapes) -> Callable[[Shapes, BlockNames, bool], list[Rule]] | None:
+    if "embed/patch/kernel" in ours:
+        return _vit
+    return _resnet if "stem/conv/kernel" in ours else None
+
+
+def _blocks(ours: Shapes) -> list[str]:
+    return sorted({"/".join(name.split("/")[:2]) for name in ours if name.startswith("stage")})
+
+
+def _convs(ours: Shapes, block: str) -> int:
+    return sum(f"{block}/conv{i}/kernel" in ours for i in (1, 2, 3))
+
+
+# --- config.json
+
+
+def config(model: Any, ours: Shapes, classes: Sequence[str], multi_label: bool = False) -> dict[str, Any]:
+    """What `config.json` says of a classifier, so that the library builds the same one.
+
+    Raises UserError for a model that the library's own does not compute.
+    """
+    family = _family(ours)
+    if family is None:
+        raise UserError(f"transformers has no model that jft knows how to make of {model.name}.")
+    made = _vit_config(model, ours) if family is _vit else _resnet_config(model, ours)
+    return {
+        **made,
+        "num_channels": 3,
+        "id2label": {str(i): name for i, name in enumerate(classes)},
+        "label2id": {name: i for i, name in enumerate(classes)},
+        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+    }
+
+
+def _vit_config(model: Any, ours: Shapes) -> dict[str, Any]:
+    blocks = [name for name in model.parts if name.startswith("block")]
+    for name in blocks:
+        _plain(model, name, {"heads", "mlp"})
+    _plain(model, "embed", {"patch", "dim"})
+    _plain(model, "norm", {"epsilon"})
+    patch, _, _, dim = ours["embed/patch/kernel"]
+    height, width = model.input_shape[:2]
+    return {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "hidden_size": dim,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": model.parts["block0"].heads,
+        "intermediate_size": ours["block0/mlp/fc1/kernel"][1],
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": model.parts["norm"].epsilon,
+        "qkv_bias": "block0/attn/qkv/bias" in ours,
+        "patch_size": patch,
+        "image_size": height if height == width else [height, width],
+    }
+
+
+def _resnet_config(model: Any, ours: Shapes) -> dict[str, Any]:
+    stages: dict[str, list[str]] = {}
+    for block in _blocks(ours):
+        stages.setdefault(block.split("/")[0], []).append(block)
+    bottleneck = _convs(ours, "stage1/block0") == 3
+    outs = []
+    _plain(model, "stem", {"width"})
+    for s, blocks in enumerate(stages.values()):
+        out = ours[f"{blocks[0]}/conv{3 if bottleneck else 2}/kernel"][-1]
+        outs.append(out)
+        for b, block in enumerate(blocks):
+            _plain(model, block, {"convs"})
+            stride, inner = 2 if s > 0 and b == 0 else 1, out // 4
+            expected = (
+                [(1, inner, 1), (3, inner, stride), (1, out, 1)] if bottleneck else [(3, out, stride), (3, out, 1)]
+            )
+            if [tuple(conv) for conv in model.parts[block].convs] != expected:
+                raise UserError(f"transformers' ResNet has no block with the convolutions of {model.name}'s {block}.")
+    return {
+        "architectures": ["ResNetForImageClassification"],
+        "model_type": "resnet",
+        "embedding_size": ours["stem/conv/kernel"][-1],
+        "hidden_sizes": outs,
+        "depths": [len(blocks) for blocks in stages.values()],
+        "layer_type": "bottleneck" if bottleneck else "basic",
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+    }
+
+
+# How a part computes or is trained, not what.
+_MANNER = {"parent", "name", "dtype", "drop_path", "axis_name"}
+
+
+def _plain(model: Any, part: str, known: Collection[str]) -> None:
+    """Refuse a part with an option that the library's own model would leave out without a word."""
+    module = model.parts[part]
+    for option in dataclasses.fields(module):
+        value = getattr(module, option.name)
+        if option.name not in {*known, *_MANNER} and value != option.default:
+            raise UserError(
+                f"transformers' own model cannot be {model.name}: its {part} has {option.name}={value!r}. "
+                "Export it to timm, or as stablehlo."
+            )
+
+
+# --- preprocessor_config.json
+
+_PIL_CODES = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4}
+
+
+def processor(preprocess: Preprocess) -> dict[str, Any]:
+    """What `preprocessor_config.json` says, so that an image processor gives the pixels of `preprocess`.
+
+    BitImageProcessor is the plain one that resizes the shorter side to any number of pixels and cuts the centre out;
+    ViTImageProcessor only squashes. Where an odd number of pixels is left over by the crop, the library rounds down and
+    torchvision, and so jft, to the even number: the crop then lies one pixel apart in a quarter of all sizes.
+    """
+    height, width = preprocess.size
+    window = {"height": height, "width": width}
+    if preprocess.squash:
+        kind: dict[str, Any] = {"image_processor_type": "ViTImageProcessor", "size": window}
+    else:
+        kind = {
+            "image_processor_type": "BitImageProcessor",
+            "size": {"shortest_edge": preprocess.resize},
+            "do_center_crop": True,
+            "crop_size": window,
+        }
+    return {
+        **kind,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "resample": _PIL_CODES[preprocess.interpolation],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }

@@ -88,9 +88,9 @@ def save(
             "batch_stats": sorted(batch_stats),
             "sha256": sha256,
         }
-        (beside / "config.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (beside / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="ascii")
         if card:
-            (beside / "README.md").write_text(card, encoding="utf-8")
+            (beside / "README.md").write_text(card, encoding="utf-8", errors="replace")
         if folder.exists():
             old = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.old")
             folder.rename(old)

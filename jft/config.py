@@ -227,7 +227,8 @@ def override(config: Any, path: str, words: list[str]) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
     beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    # ASCII: the name of a file or class may hold bytes that are no UTF-8.
+    beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="ascii")
     beside.replace(path)
 
 

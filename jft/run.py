@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jft.config import Config, differences, write_json
+from jft.config import Config, describe, differences, write_json
 from jft.data.sources import Splits
 from jft.errors import UserError
 
@@ -70,6 +70,14 @@ def default_workdir(config: Config) -> str:
     data = Path(str(config.data)).stem if isinstance(config.data, str | Path) else "data"
     scheme = config.plan if isinstance(config.plan, str) else "plan"
     return f"runs/{data.replace(':', '-')}-{config.model}-{scheme}"
+
+
+def data_path(config: Config) -> str:
+    """The data as they can be found from any folder: an absolute path, or what the config says of other sources."""
+    data = config.data
+    if isinstance(data, str | Path) and Path(data).expanduser().exists():
+        return str(Path(data).expanduser().resolve())
+    return str(describe(data))
 
 
 def fingerprint(splits: Splits) -> str:

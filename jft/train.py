@@ -36,9 +36,10 @@ from jft.data.prepare import make_prepare
 from jft.errors import UserError
 from jft.models.base import Model
 from jft.plan import Stage
+from jft.report.card import model_card
 from jft.report.live import make_display
 from jft.report.log import MetricsLog
-from jft.run import Clock, Result, default_workdir, enter, fingerprint, versions
+from jft.run import Clock, Result, data_path, default_workdir, enter, fingerprint, versions
 from jft.step import State, make_eval_step, repeat
 from jft.use import evaluate_dataset, probabilities, row
 
@@ -74,6 +75,7 @@ def train(config: Config) -> Result:
         workdir = Path(config.workdir or default_workdir(config))
         what = {
             "config": {k: v for k, v in describe(config).items() if k not in PLACE},
+            "data": data_path(config),
             "stages": describe(stages),
             "preprocess": describe(loaded.preprocess),
             "classes": list(splits.classes),
@@ -453,28 +455,17 @@ class Run:
         """Write the bundle of the best state, the predictions, result.json and the report; returns the result."""
         assert self.best is not None and self.logits is not None
         config, val, classes = self.config, self.data["val"], list(splits.classes)
-        params = self.initial | self.best.params
-        batch_stats = self.initial_stats | self.best.batch_stats
+        params = {n: np.asarray(v) for n, v in (self.initial | self.best.params).items()}
+        batch_stats = {n: np.asarray(v) for n, v in (self.initial_stats | self.best.batch_stats).items()}
         several = val.labels.ndim == 2
         likely = probabilities(self.best.logits, several)
         scores = metrics.summary(likely, val.labels, classes)
-        options = {"num_classes": len(classes), "image_size": list(self.preprocess.size), **config.model_options}
-        bundle.save(
-            self.workdir / "model",
-            model_name=config.model,
-            model_options=options,
-            params={n: np.asarray(v) for n, v in params.items()},
-            batch_stats={n: np.asarray(v) for n, v in batch_stats.items()},
-            classes=classes,
-            preprocess=self.preprocess,
-            multi_label=several,
-        )
-        self._write_predictions(likely)
+        model = bundle.Bundle(self.model, params, batch_stats, splits.classes, self.preprocess, several)
         result = {
             "model": config.model,
             "weights": str(self.loaded.path) if self.loaded.path else None,
             "weights_sha256": self.loaded.sha256,
-            "data": str(describe(config.data)),
+            "data": data_path(config),
             "classes": classes,
             "seed": config.seed,
             "plan": config.plan if isinstance(config.plan, str) else [leg.stage.name for leg in self.legs],
@@ -483,18 +474,42 @@ class Run:
             "train": {"count": len(self.data["train"].labels)},
             "excluded": [{"path": name, "reason": reason} for name, reason in excluded],
             "stages": self.records,
-            "seconds": self.clock.seconds(),
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         }
         if splits.test is not None:
-            result["test"] = evaluate_dataset(bundle.load(self.workdir / "model"), splits.test, self.display)
+            with self.clock("eval"):
+                result["test"] = evaluate_dataset(model, splits.test, self.display)
+        bundle.save(
+            self.workdir / "model",
+            model_name=config.model,
+            model_options={
+                "num_classes": len(classes),
+                "image_size": list(self.preprocess.size),
+                **config.model_options,
+            },
+            params=params,
+            batch_stats=batch_stats,
+            classes=classes,
+            preprocess=self.preprocess,
+            multi_label=several,
+            card=model_card({**result, "origin": self.loaded.receipt.source, "multi_label": several}),
+        )
+        self._write_predictions(likely)
+        result["seconds"] = self.clock.seconds()
         write_json(self.workdir / "result.json", result)
-        from jft.report.html import make_report  # not needed before a run's very end
-
-        make_report(self.workdir)
         self.display.note(f"Validation accuracy {scores['accuracy']:.2%} of {len(val.labels)} images.")
-        self.display.note(f"The model is in {self.workdir / 'model'}, the report in {self.workdir / 'report.html'}.")
+        self.display.note(f"The model is in {self.workdir / 'model'}.")
+        self._report()
         return result
+
+    def _report(self) -> None:
+        """Draw the report; the run is finished by now, so a report that fails is told and costs nothing else."""
+        from jft.report.html import make_report
+
+        try:
+            self.display.note(f"The report is in {make_report(self.workdir)}.")
+        except Exception as error:
+            self.display.warn(f"The report could not be made: {type(error).__name__}: {error}")
 
     def _write_predictions(self, likely: np.ndarray) -> None:
         """predictions.csv, a row for each validation image, and all the probabilities beside it."""

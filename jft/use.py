@@ -120,10 +120,12 @@ def evaluate(workdir: str | Path, data: Any = None, display: Any = None) -> dict
     """
     model = open_model(workdir)
     if data is None:
-        config = read_json(Path(workdir) / "config.json")["config"]
-        given = config["data"]
-        if not isinstance(given, str):
-            raise UserError(f"{workdir} was trained on data given in Python; pass the data to evaluate on.")
+        about = read_json(Path(workdir) / "config.json")
+        config, given = about["config"], about["data"]
+        if not (isinstance(config["data"], str) and (Path(given).exists() or ":" in given)):
+            raise UserError(
+                f"{workdir} was trained on {given}, which is not here now, or was given in Python. Pass --data."
+            )
         found = load_object(given)() if ".py:" in given else given
         splits = sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
         assert splits.val is not None  # the run had one

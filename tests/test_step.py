@@ -148,7 +148,8 @@ def test_distribute_leaves_the_callers_arrays_alone(problem):
     mesh = shard.make_mesh(jax.devices()[:1])
     step, state, _ = make(model, params, stats, ("head",))
     placed = shard.distribute(state, mesh)
-    shard.compile_steps(repeat(step), placed, mesh)(placed, shard.distribute(batch, mesh), np.arange(16, dtype=np.int32)[None], np.int32(1))  # fmt: skip
+    run = shard.compile_steps(repeat(step), placed, mesh)
+    run(placed, shard.distribute(batch, mesh), np.arange(16, dtype=np.int32)[None], np.int32(1))
     assert not any(leaf.is_deleted() for leaf in params.values())
 
 

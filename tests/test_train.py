@@ -130,7 +130,7 @@ def start(saves, how, *arguments):
 
 @pytest.mark.slow
 def test_killed_by_the_system_and_begun_again_ends_bit_equal(folder, tmp_path):
-    """SIGKILL in stage 1, at the boundary and in stage 2, while a checkpoint is being written; SIGTERM saves and stops."""
+    """SIGKILL in stage 1, at the boundary, in stage 2, while a checkpoint is being written; SIGTERM saves and stops."""
 
     def arguments(name):
         return (

@@ -332,7 +332,7 @@ def _size(model: Model) -> tuple[int, int]:
 
 
 def default_preprocess(model: Model, format: str | None = None) -> tuple[Preprocess, str]:
-    """The preprocessing of the model's default weights at the model's own size, and a sentence that says whose it is."""
+    """The preprocessing of the model's default weights at the model's own size, and a sentence on whose it is."""
     size = _size(model)
     for name in ((format,) if format else ()) + tuple(FORMATS):
         if source := FORMATS[name].SOURCES.get(model.name):

@@ -21,7 +21,7 @@ STAGES = [
 ]
 
 
-def make_run(folder: Path, classes: list[str], n: int, data: Path | None = None, several: bool = False) -> Path:
+def make_run(folder: Path, classes: list[str], n: int, data: Path | str | None = None, several: bool = False) -> Path:
     """Write every file of a finished run, its report excepted."""
     rng = np.random.default_rng(0)
     k = len(classes)
@@ -38,7 +38,7 @@ def make_run(folder: Path, classes: list[str], n: int, data: Path | None = None,
         probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         true = [classes[i] for i in labels]
     probabilities = probabilities.astype(np.float32)
-    pictures = sorted(p.relative_to(data).as_posix() for p in data.rglob("*.jp*g")) if data else []
+    pictures = sorted(p.relative_to(data).as_posix() for p in data.rglob("*.jp*g")) if isinstance(data, Path) else []
     names = [pictures[i % len(pictures)] if pictures else f"val/{true[i]}/{i:05}.jpg" for i in range(n)]
     np.savez_compressed(folder / "predictions.npz", probabilities=probabilities, labels=labels, names=np.array(names))
     best = probabilities.argmax(1)

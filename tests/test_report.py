@@ -3,8 +3,8 @@
 import csv
 import json
 import math
-import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,8 +13,9 @@ import sklearn.metrics as sk
 from PIL import Image
 from synthetic_run import make_run
 
+from jft.data.sources import arrays
 from jft.errors import UserError
-from jft.report import log
+from jft.report import log, plots
 from jft.report.html import Markup, make_report, tag
 
 EVIL = [
@@ -92,8 +93,6 @@ def test_damage_inside_the_log_is_named(tmp_path, bad):
 class Page(HTMLParser):
     """What a page consists of; its tags must close in the order in which they opened."""
 
-    EMPTY = ("meta", "img", "path", "use", "line", "rect")
-
     def __init__(self, path):
         super().__init__()
         self.open, self.tags, self.attributes, self.words = [], [], [], []
@@ -122,6 +121,45 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
+@pytest.mark.parametrize(
+    ("span", "whole", "wanted"),
+    [
+        ((0.13, 0.92), False, [0.2, 0.4, 0.6, 0.8]),
+        ((0, 1), False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        ((1, 16), True, [5, 10, 15]),
+        ((0, 2), True, [0, 1, 2]),
+        ((0, 3e-5), False, [0, 5e-6, 1e-5, 1.5e-5, 2e-5, 2.5e-5, 3e-5]),
+        ((-300, 1e4), False, [0, 2000, 4000, 6000, 8000, 10000]),
+    ],
+)
+def test_ticks_are_round_and_within(span, whole, wanted):
+    assert plots.ticks(span, whole=whole) == wanted
+
+
+nothing, infinite = [(1, math.nan), (2, math.inf)], [(1, 1e38), (2, -1e38)]
+
+
+@pytest.mark.parametrize("train", [[], [(5, 0.5)], [(i, 0.0) for i in range(2000)], nothing, infinite])
+@pytest.mark.parametrize("val", [[], [(1, 1.0)], nothing])
+@pytest.mark.parametrize("percent", [True, False])
+def test_curves_of_anything(train, val, percent):
+    if train or val:
+        svg = plots.curve("<t>", train, val, [("a", 0), ("b<", 1)], percent=percent)
+        assert "nan" not in svg and "inf" not in svg and "&lt;t&gt;" in svg and "<t>" not in svg
+
+
+def test_curves_leave_a_gap_where_the_loss_was_no_number():
+    svg = plots.curve("t", [(1, 1.0), (2, 0.5), (3, math.nan), (4, 0.25), (5, 0.2)], [], [])
+    path = svg.split('class="line train" d="')[1].split('"')[0]
+    assert path.count("M") == 2 and path.count("L") == 2
+
+
+def test_stages_are_called_by_name_where_it_fits():
+    assert plots.stage_labels([("head", 0), ("full", 50)], 100) == ["head", "full"]
+    assert plots.stage_labels([("head", 0), ("full", 95)], 100) == ["1", "2"]
+    assert plots.stage_labels([("head", 0)], 0) == ["1"] and plots.stage_labels([], 5) == []
+
+
 def test_a_tag_escapes_all_but_markup():
     assert tag("p", "a < b", Markup("<b>c</b>"), [None, tag("i", "&")], title='"x"') == (
         '<p title="&quot;x&quot;">a &lt; b<b>c</b><i>&amp;</i></p>'
@@ -142,8 +180,6 @@ def test_report_holds_what_it_must(tmp_path):
     ids = [value for _, key, value in page.attributes if key == "id"]
     assert len(ids) == len(set(ids))
     assert {value[1:] for _, key, value in page.attributes if key in ("href", "xlink:href")} <= set(ids)
-    html = (folder / "report.html").read_text()
-    assert not re.search(r"#0[1-5]0[1-5]0[1-5]", html)  # every colour has become the page's
     assert [p.name for p in folder.iterdir() if p.suffix == ".part"] == []
 
 
@@ -199,20 +235,50 @@ def test_several_labels_an_image(tmp_path):
     assert "Calibration" not in page.text.replace("Calibration error", "")
 
 
+def shown(page):
+    return [value for tag, key, value in page.attributes if (tag, key) == ("img", "src")]
+
+
 def test_mistakes_are_shown_as_pictures(tmp_path):
     data = tmp_path / "data"
-    for i in range(8):
-        (data / "val").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (1200, 900), (30 * i, 90, 120)).save(data / "val" / f"{i}.jpg")
-    (data / "val" / "9.jpg").write_text("no picture")
+    (data / "val").mkdir(parents=True)
+    for i in range(45):
+        Image.new("RGB", (1200, 900), (5 * i, 90, 120)).save(data / "val" / f"{i}.jpg")
+    folder = make_run(tmp_path / "run", ["a", "b"], 45, data)
+    page = Page(make_report(folder))
+    count = len(shown(page))
+    assert 8 < count <= 24
+    assert all(source.startswith("data:image/jpeg;base64,") and len(source) < 20_000 for source in shown(page))
+    alts = [value for tag, key, value in page.attributes if (tag, key) == ("img", "alt")]
+    assert len(alts) == count and all(alts)
+    (data / "val" / alts[0].rpartition("/")[2]).write_text("no picture")
+    page = Page(make_report(folder))
+    assert len(shown(page)) < count and "no picture" in page.text
+
+
+def test_pictures_of_arrays(tmp_path):
+    names = np.load(make_run(tmp_path / "run", ["a", "b"], 45) / "predictions.npz")["names"]
+    pixels = np.random.default_rng(0).integers(0, 255, (45, 8, 8), np.uint8)
+    images = replace(arrays(pixels, np.arange(45) % 2), names=tuple(names.tolist()))
+    page = Page(make_report(tmp_path / "run", images))
+    assert shown(page) and all(source.startswith("data:image/png;base64,") for source in shown(page))
+
+
+@pytest.mark.parametrize("data", ["tfds:mnist", "uint8[9, 8, 8, 3] sha256:0123", "/no/such/folder", "{'train': 'x'}"])
+def test_without_pictures_there_is_a_table(tmp_path, data):
     page = Page(make_report(make_run(tmp_path / "run", ["a", "b"], 45, data)))
-    sources = [value for tag, key, value in page.attributes if (tag, key) == ("img", "src")]
-    assert sources and all(source.startswith("data:image/jpeg;base64,") for source in sources)
-    assert all(len(source) < 20_000 for source in sources)
-    assert page.tags.count("img") == len(
-        [1 for tag, key, value in page.attributes if (tag, key) == ("img", "alt") and value]
-    )
-    assert "no picture" in page.text  # 9.jpg among the most uncertain or the wrong
+    assert not shown(page) and "what the model said of it" in page.text and "val/a/0" in page.text
+
+
+def test_no_file_outside_the_data_is_shown(tmp_path):
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (80, 80)).save(tmp_path / "secret.jpg")
+    folder = make_run(tmp_path / "run", ["a", "b"], 45, tmp_path / "data")
+    with np.load(folder / "predictions.npz") as file:
+        held = dict(file)
+    held["names"] = np.array(["../secret.jpg", str(tmp_path / "secret.jpg"), "/" * 40] * 15)
+    np.savez(folder / "predictions.npz", **held)
+    assert not shown(Page(make_report(folder)))
 
 
 def test_an_interrupted_run_gets_a_report_too(tmp_path):

@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import groupby
@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from jft import metrics
+from jft.data.sources import Dataset
 from jft.errors import UserError
 from jft.report import log, plots
 
 TABLE_CLASSES = 12  # a confusion matrix of more classes is drawn, not written
-MISTAKES, UNSURE, PAIRS, EXCLUDED = 24, 12, 15, 100  # at most so many are shown
+MISTAKES, UNSURE, PAIRS, EXCLUDED = 16, 8, 15, 100  # at most so many are shown
 THUMBNAIL = 240  # pixels of its longer side: sharp on a phone's screen
 
 
@@ -52,6 +53,9 @@ def join(children: Iterable[Any]) -> Markup:
     return Markup("".join(out))
 
 
+Read = Callable[[str], bytes | np.ndarray | None]
+
+
 @dataclass(frozen=True)
 class Run:
     """What a run's folder holds, as far as it is there."""
@@ -64,6 +68,7 @@ class Run:
     names: Sequence[str]  # of the validation images
     labels: np.ndarray  # [n], or [n, k] where an image may have several
     probabilities: np.ndarray  # [n, k]
+    read: Read  # a picture by its name; None where it is not to be found
 
     @property
     def several(self) -> bool:
@@ -71,12 +76,13 @@ class Run:
         return self.labels.ndim == 2
 
 
-def make_report(workdir: str | Path) -> Path:
+def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
     """Write `report.html` into a run's folder from what lies there, and return its path.
 
-    An interrupted run gets a report of what there is. Raises UserError where the folder is no run's.
+    Its pictures come from `images`, else from the folder or CSV that the run was given, if it is still there. An
+    interrupted run gets a report of what there is. Raises UserError where the folder is no run's.
     """
-    run = read_run(Path(workdir))
+    run = read_run(Path(workdir), images)
     sections = [
         ("Result", _result(run)),
         ("What was trained when", _stages(run)),
@@ -95,7 +101,7 @@ def make_report(workdir: str | Path) -> Path:
     return path
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, images: Dataset | None = None) -> Run:
     """The files of a run's folder. Raises UserError where there is no config.json."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no run's folder: it has no config.json. `jft finetune --workdir` makes one.")
@@ -114,7 +120,8 @@ def read_run(folder: Path) -> Run:
         labels = labels.astype(bool if labels.ndim == 2 else np.int64)
         if probabilities.shape[1] != len(classes):
             classes = classes or [str(i) for i in range(probabilities.shape[1])]
-    return Run(folder, config, result, rows, classes, names, labels, probabilities)
+    data = str(result.get("data") or (config.get("config") or {}).get("data") or ".")
+    return Run(folder, config, result, rows, classes, names, labels, probabilities, _reader(data, images))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -391,7 +398,8 @@ def _curves(run: Run) -> Any:
         return None
     bad = sum(not np.isfinite(value) for _, value in loss)
     told = f"The training loss was not a finite number in {bad} of {len(loss)} rows of the log." if bad else ""
-    listed = len(stages) > 4 or any(len(name) > 12 for name, _ in stages)
+    last = max((s for s, _ in (*loss, *val_loss, *right, *val_right, *rate)), default=0)
+    listed = plots.stage_labels(stages, last) != [name for name, _ in stages]
     key = "Stages: " + ", ".join(f"{i} {name}" for i, (name, _) in enumerate(stages, 1)) + "." if listed else ""
     return [
         tag("div", figures, class_="figures"),
@@ -585,38 +593,61 @@ def _mistakes(run: Run) -> Any:
 
 
 def _pictures(run: Run, indices: Sequence[int], told: Sequence[Any]) -> Markup:
+    """Pictures with what is told of each; a table where there is not one picture to be found."""
+    sources = [_thumbnail(run, i) for i in indices]
+    if not any(sources):
+        rows = [(run.names[i], text) for i, text in zip(indices, told, strict=True)]
+        return _table(("image", "what the model said of it"), rows, text=(1,))
     items = []
-    for i, text in zip(indices, told, strict=True):
+    for i, text, found in zip(indices, told, sources, strict=True):
         name = run.names[i]
-        source = _thumbnail(run, name)
-        alt = "Validation image " + name
-        picture = (
-            tag("img", src=source, alt=alt, loading="lazy") if source else tag("span", "no picture", class_="none")
-        )
+        picture: Markup = tag("span", "no picture", class_="none")
+        if found:
+            source, small = found
+            kind = {"class_": "small"} if small else {}
+            picture = tag("img", src=source, alt=f"Validation image {name}", loading="lazy", **kind)
         items.append(tag("li", picture, tag("p", text, tag("span", name, class_="path"))))
     return tag("ul", items, class_="pictures")
 
 
-def _thumbnail(run: Run, name: str) -> str | None:
-    """A picture as a small JPEG in a data URL; None where it is not to be found or not to be read."""
+def _thumbnail(run: Run, i: int) -> tuple[str, bool] | None:
+    """A picture as a data URL, and whether it has few pixels; None where it is not to be found or not to be read."""
     from PIL import Image
 
-    from jft.data.decode import DecodeError, quiet, to_rgb
+    from jft.data.decode import quiet, to_rgb
 
-    data = Path(str(run.result.get("data") or _settings(run).get("data") or "."))
-    for path in (data / name, data.parent / name, Path(name)):
-        try:
-            if not path.is_file():
-                continue
-            with quiet():
-                image = to_rgb(path.read_bytes())
-        except (OSError, ValueError, DecodeError):
-            continue
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
+    try:
+        content = run.read(run.names[i])
+        if content is None:
+            return None
+        with quiet():
+            image = to_rgb(content)
+    except (OSError, ValueError, UserError):  # a DecodeError is a ValueError
+        return None
+    small = max(image.size) <= 64
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    if small:
+        image.save(file, "PNG")
+    else:
         image.save(file, "JPEG", quality=72, optimize=True)
-        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-    return None
+    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}", small
+
+
+def _reader(data: str, images: Dataset | None) -> Read:
+    """How to come by a picture of the run's data: from the data set, if given, else from the files it named."""
+    if images is not None:
+        place = {name: i for i, name in enumerate(images.names)}
+        return lambda name: images.read(place[name]) if name in place else None
+    given = Path(data).expanduser()
+    folder = given if given.is_dir() else given.parent if given.is_file() else None
+
+    def read(name: str) -> bytes | None:
+        if folder is None or Path(name).is_absolute() or ".." in Path(name).parts:
+            return None
+        return (folder / name).read_bytes() if (folder / name).is_file() else None
+
+    return read
 
 
 def _data(run: Run) -> Any:

@@ -1,21 +1,43 @@
-"""The report's figures: SVG drawn by matplotlib, whose colours are the page's own, so that they turn dark with it."""
+"""The report's figures as small SVGs to stand in a page: their colours and type are those of its style sheet."""
 
+import base64
 import io
-import re
-import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-# Drawn in colours that occur nowhere else, which then become CSS variables: matplotlib knows no variables.
-INK, MUTED, LINE, BLUE, ORANGE = "#010101", "#020202", "#030303", "#040404", "#050505"
-_VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", BLUE: "--blue", ORANGE: "--orange"}
 MAX_POINTS = 400  # of a curve: more than a screen shows
+LETTER = 7.5  # units that a letter takes, at most
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A figure's paper, `width` by `height` units, and the ranges of x and y that its inner rectangle shows."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    width: float = 360
+    height: float = 230
+    left: float = 60
+    top: float = 24
+    right: float = 18
+    bottom: float = 42
+
+    def at_x(self, x: float) -> float:
+        """Units from the left edge."""
+        return self.left + (x - self.x[0]) / (self.x[1] - self.x[0]) * (self.width - self.left - self.right)
+
+    def at_y(self, y: float) -> float:
+        """Units from the upper edge."""
+        return (
+            self.height
+            - self.bottom
+            - (y - self.y[0]) / (self.y[1] - self.y[0]) * (self.height - self.top - self.bottom)
+        )
 
 
 def curve(
@@ -27,133 +49,205 @@ def curve(
     percent: bool = False,
 ) -> str:
     """A figure over the run's steps: training as a line, validation as points; `stages` are names and first steps."""
-    figure, axes = _figure(4.6, 2.6)
-    if train:
-        x, y = _thinned(train)
-        axes.plot(x, y, color=BLUE, linewidth=1.4, label="training")
-    if val:
-        x, y = np.array(val, np.float64).T
-        axes.plot(x, y, color=ORANGE, linewidth=1.4, marker="o", markersize=3.5, label="validation")
-    for i, (name, first) in enumerate(stages):
+    steps = [s for s, _ in (*train, *val)]
+    values = [v for _, v in (*train, *val) if math.isfinite(v)]
+    first, last = min([*steps, *(s for _, s in stages)]), max(steps)
+    frame = Frame((first, max(last, first + 1)), _range(values, (0.0, 1.0) if percent else (0.0, math.inf)))
+    out = [_axes(frame, ticks(frame.x, whole=True), ticks(frame.y), _share if percent else _number, "step", "")]
+    named = stage_labels(stages, last)
+    for i, (_, begin) in enumerate(stages if len(stages) > 1 else ()):
+        x = frame.at_x(begin)
         if i:
-            axes.axvline(first, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
-        if len(stages) > 1:
-            told = name if len(stages) <= 4 and len(name) <= 12 else str(i + 1)
-            axes.annotate(told, (first, 1), xycoords=("data", "axes fraction"), xytext=(3, -8),
-                          textcoords="offset points", fontsize=8.5, color=MUTED)  # fmt: skip
-    if percent:
-        axes.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}" if abs(100 * v - round(100 * v)) < 1e-6 else f"{v:.1%}")
+            out.append(f'<path class="edge" d="M{x:.1f} {frame.top}V{frame.height - frame.bottom}"/>')
+        out.append(f'<text x="{x + 3:.1f}" y="{frame.top - 6}">{escape(named[i])}</text>')
+    if train:
+        out.append(_line(frame, _thinned(train), "train"))
+    if val:
+        out.append(_line(frame, val, "val", dots=True))
     if train and val:
-        _legend(axes)
-    axes.set_xlabel("step")
-    return _svg(figure, title)
+        out.append(_legend(frame, (("train", "training"), ("val", "validation"))))
+    return _svg(frame, title, out)
+
+
+def stage_labels(stages: Sequence[tuple[str, int]], last: int) -> list[str]:
+    """What a curve calls its stages: by name where every name fits over its stretch, else by number."""
+    if not stages:
+        return []
+    begins = [begin for _, begin in stages]
+    room = 280 / max(last - begins[0], 1)
+    ends = [*begins[1:], last]
+    fit = all((end - begin) * room > LETTER * len(name) for (name, begin), end in zip(stages, ends, strict=True))
+    return [name if fit else str(i) for i, (name, _) in enumerate(stages, 1)]
 
 
 def reliability(
     count: Int[np.ndarray, " bins"], confidence: Float[np.ndarray, " bins"], right: Float[np.ndarray, " bins"]
 ) -> str:
     """Accuracy against confidence in each interval: on the diagonal, the model is right as often as it says."""
-    figure, axes = _figure(4.6, 3.4)
-    width, some = 1 / len(count), count > 0
-    left = np.arange(len(count)) * width
-    axes.bar(left[some], right[some], width * 0.92, align="edge", color=BLUE, alpha=0.75, linewidth=0)
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-    axes.plot(confidence[some], right[some], color=ORANGE, linewidth=1.2, marker="o", markersize=3.5)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
-    _percent(axes.xaxis)
-    _percent(axes.yaxis)
-    return _svg(figure, "Reliability: accuracy against confidence")
+    frame, bins = Frame((0, 1), (0, 1.02), height=270, top=8), len(count)
+    out = [_axes(frame, _FIFTHS, _FIFTHS, _share, "confidence", "accuracy", x_told=_share)]
+    for i in np.flatnonzero(count):
+        told = f"confidence {i / bins:.0%} to {(i + 1) / bins:.0%}: {count[i]:,} images, {right[i]:.0%} right"
+        out.append(_bar(frame, i / bins, (i + 1) / bins, 0.0, float(right[i]), "train", told))
+    out.append(f'<path class="edge" d="M{frame.at_x(0)} {frame.at_y(0)}L{frame.at_x(1)} {frame.at_y(1):.1f}"/>')
+    met = [(float(confidence[i]), float(right[i])) for i in np.flatnonzero(count)]
+    out.append(_line(frame, met, "val", dots=True))
+    return _svg(frame, "Reliability: accuracy against confidence", out)
 
 
 def confidences(right: Float[np.ndarray, " n"], wrong: Float[np.ndarray, " m"]) -> str:
     """How sure the model is where it is right, and where it is wrong."""
-    figure, axes = _figure(4.6, 3.4)
     edges = np.linspace(0, 1, 26)
-    axes.hist([right, wrong], edges, stacked=True, color=[BLUE, ORANGE], alpha=0.8, linewidth=0,
-              label=["right", "wrong"], rwidth=0.92)  # fmt: skip
-    axes.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    _percent(axes.xaxis)
-    _legend(axes)
-    return _svg(figure, "Confidence of right and wrong predictions")
+    good, bad = np.histogram(right, edges)[0], np.histogram(wrong, edges)[0]
+    frame = Frame((0, 1), (0, 1.05 * max(int((good + bad).max()), 1)), height=270, top=8)
+    out = [_axes(frame, _FIFTHS, ticks(frame.y, whole=True), _number, "confidence", "images", x_told=_share)]
+    for low, high, g, b in zip(edges[:-1].tolist(), edges[1:].tolist(), good.tolist(), bad.tolist(), strict=True):
+        told = f"confidence {low:.0%} to {high:.0%}: {g:,} right, {b:,} wrong"
+        if g:
+            out.append(_bar(frame, low, high, 0, g, "train", told))
+        if b:
+            out.append(_bar(frame, low, high, g, g + b, "val", told))
+    out.append(_legend(frame, (("train", "right"), ("val", "wrong"))))
+    return _svg(frame, "Confidence of right and wrong predictions", out)
 
 
 def heatmap(counts: Int[np.ndarray, "k k"]) -> str:
     """A confusion matrix too large for numbers: each row's shares as tints, right ones blue, wrong ones orange."""
-    figure, axes = _figure(6.4, 6.2)
+    from PIL import Image
+
+    k = len(counts)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # The tint is the alpha: it works on a light and on a dark page. The power makes a few mistakes in many visible.
-    picture = np.zeros((*counts.shape, 4), np.uint8)
+    picture = np.zeros((k, k, 4), np.uint8)
     picture[..., :3] = (240, 110, 30)
     np.einsum("iic->ic", picture)[:, :3] = (59, 130, 246)
     picture[..., 3] = np.rint(255 * share**0.35)
-    axes.imshow(picture, interpolation="none", aspect="equal")
-    axes.set(xlabel="predicted class, by index", ylabel="true class, by index")
-    axes.grid(visible=False)
-    return _svg(figure, "Confusion matrix")
+    Image.fromarray(picture).save(file := io.BytesIO(), "PNG", optimize=True)
+    png = base64.b64encode(file.getvalue()).decode()
+    frame = Frame((0, k), (k, 0), width=640, height=640, left=64, top=14, bottom=56)
+    middles = [(i + 0.5, str(i)) for i in map(int, ticks((0, k - 1), whole=True))]
+    left, top = frame.left, frame.top
+    out = [
+        f'<image x="{left}" y="{top}" width="{frame.width - left - frame.right}" '
+        f'height="{frame.height - top - frame.bottom}" preserveAspectRatio="none" href="data:image/png;base64,{png}"/>',
+        *(f'<text class="mid" x="{frame.at_x(v):.1f}" y="{frame.height - 36}">{t}</text>' for v, t in middles),
+        *(f'<text class="end" x="{left - 8}" y="{frame.at_y(v) + 4:.1f}">{t}</text>' for v, t in middles),
+        _titles(frame, "predicted class, by index", "true class, by index"),
+    ]
+    return _svg(frame, f"Confusion matrix of {k} classes", out)
 
 
-def _figure(width: float, height: float) -> tuple["Figure", Any]:
-    from matplotlib.figure import Figure  # takes half a second, and only a report needs it
+def ticks(span: tuple[float, float], count: int = 6, whole: bool = False) -> list[float]:
+    """Round numbers within a range, about `count` of them, evenly spaced.
 
-    # Margins in inches, not a layout engine: it would draw everything twice.
-    figure = Figure(figsize=(width, height))
-    left, right, bottom, top = 0.68, 0.2, 0.5, 0.26
-    axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
-    axes.grid(color=LINE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(LINE)
-    axes.tick_params(colors=MUTED, labelsize=9.5, length=0, pad=5)
-    axes.xaxis.label.set(color=MUTED, fontsize=9.5)
-    axes.yaxis.label.set(color=MUTED, fontsize=9.5)
-    return figure, axes
+    >>> ticks((0.13, 0.92))
+    [0.2, 0.4, 0.6, 0.8]
+    """
+    low, high = min(span), max(span)
+    rough = max((high - low) / count, 1e-300)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    if whole:
+        step = max(round(step), 1)
+    return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(math.ceil(low / step - 1e-9),
+            math.floor(high / step + 1e-9) + 1)]  # fmt: skip
 
 
-def _legend(axes: Any) -> None:
-    """Above the axes, where no curve can run through it."""
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, handlelength=1.2, ncols=2, loc="lower right",
-                bbox_to_anchor=(1, 1.05), borderaxespad=0, borderpad=0)  # fmt: skip
+_FIFTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 
-def _percent(axis: Any) -> None:
-    axis.set_ticks(np.linspace(0, 1, 6), [f"{v:.0%}" for v in np.linspace(0, 1, 6)])
+def _range(values: Sequence[float], bounds: tuple[float, float]) -> tuple[float, float]:
+    """Where the values lie, with some air, yet not beyond what such values can be."""
+    if not values:
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    air = 0.06 * (high - low) or 0.1 * abs(high) or 0.1
+    floor, ceiling = min(bounds[0], low), max(bounds[1], high)
+    return max(low - air, floor), min(high + air, ceiling + air / 3)
 
 
-def _thinned(points: Sequence[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """At most `MAX_POINTS` means of neighbours; a gap where a value is not finite."""
-    x, y = np.array(points, np.float64).T
-    y[~np.isfinite(y)] = np.nan
-    groups = np.array_split(np.arange(len(x)), min(len(x), MAX_POINTS))
-    return np.array([x[g].mean() for g in groups]), np.array([y[g].mean() for g in groups])
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _svg(figure: "Figure", title: str) -> str:
-    """The figure as an `<svg>` to stand in a page: text as text, ids of its own, colours by variables, no size."""
-    import matplotlib
+def _share(value: float) -> str:
+    return f"{100 * value:.3g}%"
 
-    prefix = re.sub(r"\W+", "-", title.lower())
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": prefix, "text.parse_math": False}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # Stage names may be in scripts that matplotlib's font lacks; the browser's has them.
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        file = io.StringIO()
-        figure.savefig(
-            file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
-    svg = (
-        re.sub(r'\bid="', f'id="{prefix}-', svg)
-        .replace("url(#", f"url(#{prefix}-")
-        .replace('href="#', f'href="#{prefix}-')
+
+def _axes(
+    frame: Frame,
+    xs: Iterable[float],
+    ys: Iterable[float],
+    told: Callable[[float], str],
+    x_title: str,
+    y_title: str,
+    x_told: Callable[[float], str] = _number,
+) -> str:
+    """Grid lines with their numbers, and what they are numbers of."""
+    out, below = [], frame.height - frame.bottom
+    for v in xs:
+        x = frame.at_x(v)
+        out.append(f'<path class="grid" d="M{x:.1f} {frame.top}V{below}"/>')
+        out.append(f'<text class="mid" x="{x:.1f}" y="{below + 16}">{x_told(v)}</text>')
+    for v in ys:
+        y = frame.at_y(v)
+        out.append(f'<path class="grid" d="M{frame.left} {y:.1f}H{frame.width - frame.right}"/>')
+        out.append(f'<text class="end" x="{frame.left - 8}" y="{y + 4:.1f}">{told(v)}</text>')
+    return "".join([*out, _titles(frame, x_title, y_title)])
+
+
+def _titles(frame: Frame, x_title: str, y_title: str) -> str:
+    y = (frame.top + frame.height - frame.bottom) / 2
+    out = f'<text x="{frame.left}" y="{frame.height - 7}">{x_title}</text>'
+    return out + (f'<text class="mid" transform="translate(13 {y}) rotate(-90)">{y_title}</text>' if y_title else "")
+
+
+def _line(frame: Frame, points: Sequence[tuple[float, float]], kind: str, dots: bool = False) -> str:
+    """Points joined by a line, with a gap where a value is not finite."""
+    path, pen, circles = [], "M", []
+    for x, y in points:
+        if not math.isfinite(y):
+            pen = "M"
+            continue
+        place = f"{frame.at_x(x):.1f} {frame.at_y(y):.1f}"
+        path.append(pen + place)
+        pen = "L"
+        if dots:
+            circles.append(f"M{place}h0")  # a line of no length with round ends
+    marks = f'<path class="dots {kind}" d="{"".join(circles)}"/>' if circles else ""
+    return f'<path class="line {kind}" d="{"".join(path)}"/>{marks}' if path else ""
+
+
+def _bar(frame: Frame, low: float, high: float, bottom: float, top: float, kind: str, told: str) -> str:
+    x, y = frame.at_x(low) + 0.5, frame.at_y(top)
+    width, height = frame.at_x(high) - frame.at_x(low) - 1, frame.at_y(bottom) - y
+    return (
+        f'<rect class="bar-{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">'
+        f"<title>{told}</title></rect>"
     )
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    box = re.search(r'viewBox="([^"]*)"', svg)
-    assert box is not None
-    head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box[1]}" role="img" aria-label="{title}">'
-    return re.sub(r"<svg[^>]*>", head, svg, count=1)
+
+
+def _legend(frame: Frame, entries: Sequence[tuple[str, str]]) -> str:
+    """Below the axes at the right, where no curve can run through it."""
+    out, x, y = "", frame.width - frame.right, frame.height - 7
+    for kind, name in reversed(entries):
+        out += f'<text class="end" x="{x}" y="{y}">{name}</text>'
+        x -= LETTER * len(name) + 5
+        out += f'<path class="dots {kind}" d="M{x} {y - 4}h0"/>'
+        x -= 12
+    return out
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """At most `MAX_POINTS` means of neighbours; a gap where a value is not finite."""
+    table: Shaped[np.ndarray, "n 2"] = np.array(points, np.float64)
+    table[~np.isfinite(table)] = np.nan
+    groups = np.array_split(table, min(len(table), MAX_POINTS))
+    return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
+
+
+def _svg(frame: Frame, title: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg class="plot" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(title)}">'
+        f"{''.join(parts)}</svg>"
+    )

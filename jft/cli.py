@@ -35,6 +35,14 @@ EXAMPLES = {
     "predict": """
   jft predict runs/bees-resnet50-head photos/ x.jpg --out preds.csv
   jft predict --model resnet50 --weights resnet50.safetensors photos/ --top-k 5""",
+    "export": """
+  jft export runs/bees-resnet50-head --format timm
+  jft export runs/bees-resnet50-head --format hf --out bees-hf/ --receipt receipt.json
+  jft export runs/bees-resnet50-head --format stablehlo --preprocess-inside --dtype bfloat16""",
+    "import": """
+  jft import resnet50.pth --model resnet50                      what would be used of it, and how
+  jft import hf:google/vit-base-patch16-224 --model vit_base_patch16_224 --out vit-base/
+  jft import old.pth --model resnet50 --skip 'ema.*' --out resnet50.safetensors""",
     "models": """
   jft models
   jft models 'vit_*_patch16*'""",
@@ -145,10 +153,41 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--weights", metavar="FILE", help="of --model; default: the model's own source")
     predict.add_argument("--json", action="store_true", help="print JSON lines instead of CSV")
 
+    out = command("export", "Write a run's model as another tool reads it", _export)
+    out.add_argument("workdir", metavar="W", help="a run's folder, or a model's")
+    out.add_argument(
+        "--format", required=True, metavar="FORMAT", help="timm, torchvision, hf, safetensors, npz, stablehlo"
+    )
+    out.add_argument("--out", metavar="PATH", help="file or, for hf and stablehlo, folder (default: in W)")
+    out.add_argument("--dtype", default="float32", metavar="T", help="of the weights: float32, float16, bfloat16")
+    out.add_argument(
+        "--preprocess-inside", action="store_true", help="stablehlo: take uint8 pictures, normalise inside"
+    )
+    _receipt_options(out)
+
+    taken = command(
+        "import",
+        "Convert weights of any format, without training",
+        _import,
+        "Prints what is done with every tensor; writes nothing without --out.",
+    )
+    taken.add_argument("source", metavar="SOURCE", help="a file, a folder, hf:ORG/REPO or https://…#sha256=…")
+    taken.add_argument("--model", required=True, metavar="NAME", help="what they are weights of, see `jft models`")
+    taken.add_argument("--out", metavar="PATH", help="a .safetensors or .npz under jft's names, else a model's folder")
+    taken.add_argument("--format", metavar="FORMAT", help="whose names they have; default: those that fit")
+    taken.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="names to leave out; repeatable")
+    taken.add_argument("--image-size", type=int, metavar="N", help="side of the pictures (default: the model's own)")
+    _receipt_options(taken)
+
     models = command("models", "List the architectures", _models)
     models.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a glob over names (default: all)")
     models.add_argument("--json", action="store_true", help="print as JSON")
     return parser
+
+
+def _receipt_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--receipt", metavar="FILE.json", help="write what became of every tensor")
+    parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
 
 
 def _examples(name: str) -> str:
@@ -267,6 +306,47 @@ def _predict(options: argparse.Namespace) -> None:
         print(f"{len(rows)} rows in {options.out}{told}", file=sys.stderr)
     elif not options.json:
         write_predictions(sys.stdout, rows)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from jft.convert import export_model, write_receipt
+
+    done = export_model(
+        options.workdir,
+        options.format,
+        options.out,
+        preprocess_inside=options.preprocess_inside,
+        dtype=options.dtype,
+    )
+    if options.receipt:
+        write_receipt(options.receipt, done.receipt.json())
+    if options.json:
+        print(json.dumps(done.receipt.json(), indent=1))
+        return
+    print(done.receipt)
+    if done.code:
+        print("\n" + "\n".join(done.code))
+
+
+def _import(options: argparse.Namespace) -> None:
+    from jft.convert import import_weights, write_receipt
+
+    read, written = import_weights(
+        options.source,
+        options.model,
+        options.out,
+        format=options.format,
+        skip=options.skip,
+        image_size=options.image_size,
+    )
+    told = read.json() | {"written": written.json() if written else None}
+    if options.receipt:
+        write_receipt(options.receipt, told)
+    if options.json:
+        print(json.dumps(told, indent=1))
+        return
+    print(read)
+    print(written if written else "nothing written: no --out")
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -82,7 +82,7 @@ def export_stablehlo(
     }
     with new_folder(Path(folder)) as beside:
         (beside / "model.stablehlo").write_bytes(data)
-        (beside / "model.json").write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (beside / "model.json").write_text(json.dumps(said, indent=1) + "\n", encoding="ascii")
     return Receipt(
         model=bundle.model.name,
         source=str(folder),
@@ -94,7 +94,7 @@ def export_stablehlo(
     )
 
 
-def code(folder: str | Path, preprocess_inside: bool = False) -> list[str]:
+def stablehlo_code(folder: str | Path, preprocess_inside: bool = False) -> list[str]:
     """Lines of Python that open the folder with JAX alone."""
     kind = "uint8" if preprocess_inside else "float32"
     return [

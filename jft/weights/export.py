@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from jft.weights.rules import Rule, to_theirs
 from jft.weights.writers import write_npz, write_safetensors
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
+PICTURE = "ImageOps.exif_transpose(Image.open('x.jpg')).convert('RGB')"  # as jft reads it: upright, in colours
 
 
 def export(
@@ -49,7 +51,7 @@ def export(
         # transformers refuses a safetensors file that does not say for which library it was laid out.
         header = {"format": "jft" if format == "jft" else "pt"}
         if about:
-            header["jft"] = json.dumps(about, ensure_ascii=False)
+            header["jft"] = json.dumps(about)
         write_safetensors(path, tensors, header)
     else:
         raise UserError(f"Weights are written as .safetensors or .npz; {path.name} ends in neither.")
@@ -118,7 +120,7 @@ def export_hf(
 ) -> Receipt:
     """Write a folder that transformers' Auto classes open: the model, its classes and its image processor.
 
-    `card` is Markdown that the folder's README.md ends with.
+    `card` is the bundle's own model card, which becomes the folder's.
     """
     folder = Path(folder)
     ours = {name: tuple(array.shape) for name, array in {**params, **batch_stats}.items()}
@@ -128,9 +130,9 @@ def export_hf(
     with new_folder(folder) as beside:
         receipt = export(beside / "model.safetensors", model, params, batch_stats, format="hf", dtype=dtype)
         for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
-            (beside / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
         readme = _card(model.name, classes, preprocess, card)
-        (beside / "README.md").write_text(readme, encoding="utf-8")
+        (beside / "README.md").write_text(readme, "utf-8", "backslashreplace")
     told = {**vars(receipt), "source": str(folder), "notes": (*receipt.notes, *_processor_notes(preprocess))}
     return Receipt(**told)
 
@@ -144,31 +146,34 @@ def _processor_notes(preprocess: Preprocess) -> tuple[str, ...]:
     )
 
 
-def _card(model: str, classes: Sequence[str], preprocess: Preprocess, more: str) -> str:
-    listed = ", ".join(classes[:50]) + (f" and {len(classes) - 50} more" if len(classes) > 50 else "")
-    code = "\n".join(hf_code("FOLDER_OR_REPO"))
-    return (
-        f"""---
-library_name: transformers
-pipeline_tag: image-classification
-tags:
-- image-classification
-- jft
----
-# {model}, {len(classes)} classes
-
-An image classifier fine-tuned with jft. Classes: {listed}.
-
+def _card(model: str, classes: Sequence[str], preprocess: Preprocess, card: str) -> str:
+    """The bundle's own model card with another library's name and use; without one, the little that is known."""
+    code = "\n".join(["from PIL import Image, ImageOps", *hf_code("FOLDER_OR_REPOSITORY")])
+    use = f"""## Use
 ```python
 {code}
 ```
 
-Pictures are {_words(preprocess)}. Turn them upright first (`PIL.ImageOps.exif_transpose`), as jft does and image
-processors do not.
+Pictures are {_words(preprocess)}."""
+    if "\n## Use\n" in card:
+        card = card.replace("library_name: jft", "library_name: transformers")
+        return re.sub(r"(?<=\n)## Use\n.*?(?=\n\n## |$)", lambda _: use, card, count=1, flags=re.DOTALL)
+    listed = ", ".join(classes[:100]) + (f" and {len(classes) - 100} more" if len(classes) > 100 else "")
+    return f"""---
+library_name: transformers
+pipeline_tag: image-classification
+tags:
+- jft
+- image-classification
+---
+# {model}, {len(classes)} classes
 
-{more}""".rstrip()
-        + "\n"
-    )
+{use}
+
+## Classes
+
+{listed}.
+"""
 
 
 def _words(preprocess: Preprocess) -> str:
@@ -190,11 +195,12 @@ def timm_code(path: str | Path, model: Model, ours: Mapping[str, tuple[int, ...]
     options = [f"num_classes={model.num_classes}", f"checkpoint_path={str(path)!r}"]
     if "embed/pos_embed" in ours and model.input_shape != default.input_shape:
         options.append(f"img_size={tuple(model.input_shape[:2])}")
-    shapes = {name: tuple(leaf.shape) for name, leaf in default.shapes()[0].items()}
-    if (kernel := ours.get("embed/patch/kernel")) and kernel[:2] != shapes["embed/patch/kernel"][:2]:
-        options.append(f"patch_size={kernel[0]}")
-    if "pool/norm/scale" in ours and "pool/norm/scale" not in shapes:
-        options.append('global_pool="avg"')
+    usual = {name: tuple(leaf.shape) for name, leaf in default.shapes()[0].items()}
+    patch = "embed/patch/kernel"
+    if patch in ours and ours[patch][:2] != usual[patch][:2]:
+        options.append(f"patch_size={ours[patch][0]}")
+    if "pool/norm/scale" in ours and "pool/norm/scale" not in usual:
+        options.append("global_pool='avg'")
     return ["import timm", f"model = timm.create_model({model.name!r}, {', '.join(options)}).eval()"]
 
 
@@ -208,20 +214,26 @@ def torchvision_code(path: str | Path, model: Model) -> list[str]:
     ]
 
 
-def hf_code(folder: str | Path) -> list[str]:
-    """Lines of Python that open the folder with transformers."""
-    return [
-        "from transformers import AutoImageProcessor, AutoModelForImageClassification",
-        f"processor = AutoImageProcessor.from_pretrained({str(folder)!r})",
-        f"model = AutoModelForImageClassification.from_pretrained({str(folder)!r})",
-        'logits = model(**processor(images=picture.convert("RGB"), return_tensors="pt")).logits',
-    ]
-
-
 def transform_code(preprocess: Preprocess) -> list[str]:
     """Lines of Python that prepare a PIL picture as jft does, with torchvision's transforms."""
     size, filter = tuple(preprocess.size), f"T.InterpolationMode.{preprocess.interpolation.upper()}"
     resize = f"T.Resize({size}, {filter})" if preprocess.squash else f"T.Resize({preprocess.resize}, {filter})"
     steps = [resize, *([] if preprocess.squash else [f"T.CenterCrop({size})"]), "T.ToTensor()"]
     steps.append(f"T.Normalize({tuple(preprocess.mean)}, {tuple(preprocess.std)})")
-    return ["from torchvision import transforms as T", f"transform = T.Compose([{', '.join(steps)}])"]
+    return [
+        "from PIL import Image, ImageOps",
+        "from torchvision import transforms as T",
+        f"transform = T.Compose([{', '.join(steps)}])",
+        f"logits = model(transform({PICTURE})[None])",
+    ]
+
+
+def hf_code(folder: str | Path) -> list[str]:
+    """Lines of Python that open the folder with transformers."""
+    return [
+        "from transformers import AutoImageProcessor, AutoModelForImageClassification",
+        f"processor = AutoImageProcessor.from_pretrained({str(folder)!r})",
+        f"model = AutoModelForImageClassification.from_pretrained({str(folder)!r})",
+        f"picture = {PICTURE}",
+        "logits = model(**processor(images=picture, return_tensors='pt')).logits",
+    ]

@@ -17,6 +17,9 @@ SOURCES = {
     for depth in (18, 34, 50, 101, 152)
 }
 
+# What torchvision's own get_model makes by the same name.
+HAS = {*SOURCES, "wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"}
+
 
 def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
     """The rules for a model with these names and shapes; none for a family that torchvision names otherwise."""

@@ -188,9 +188,9 @@ def _resnet_config(model: Any, ours: Shapes) -> dict[str, Any]:
         for b, block in enumerate(blocks):
             _plain(model, block, {"convs"})
             stride, inner = 2 if s > 0 and b == 0 else 1, out // 4
-            expected = (
-                [(1, inner, 1), (3, inner, stride), (1, out, 1)] if bottleneck else [(3, out, stride), (3, out, 1)]
-            )
+            expected = [(3, out, stride, 1), (3, out, 1, 1)]
+            if bottleneck:
+                expected = [(1, inner, 1, 1), (3, inner, stride, 1), (1, out, 1, 1)]
             if [tuple(conv) for conv in model.parts[block].convs] != expected:
                 raise UserError(f"transformers' ResNet has no block with the convolutions of {model.name}'s {block}.")
     return {

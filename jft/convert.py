@@ -1,0 +1,197 @@
+"""Models out to other tools and weights in from them, without training: what `jft export` and `jft import` do."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jft import bundle, weights
+from jft.bundle import Bundle
+from jft.errors import UserError, near
+from jft.models import make_model
+from jft.stablehlo import export_stablehlo, stablehlo_code
+from jft.use import open_model
+from jft.weights import torchvision
+from jft.weights.export import about, export_hf, hf_code, named, timm_code, torchvision_code, transform_code
+from jft.weights.formats import Receipt, some
+
+# Each format, and the file or folder it makes where none is named.
+EXPORTS = {
+    "timm": "timm.safetensors",
+    "torchvision": "torchvision.safetensors",
+    "hf": "hf",
+    "safetensors": "jft.safetensors",
+    "npz": "jft.npz",
+    "stablehlo": "stablehlo",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, and the lines of Python that open it elsewhere."""
+
+    path: Path
+    receipt: Receipt
+    code: tuple[str, ...]
+
+
+def export_model(
+    where: str | Path,
+    format: str,
+    out: str | Path | None = None,
+    *,
+    preprocess_inside: bool = False,
+    dtype: str = "float32",
+) -> Exported:
+    """Write the model of a run's folder, or of a bundle, as another tool reads it; by default into `where`.
+
+    `format` is one of `EXPORTS`. `dtype` is that of the weights; `preprocess_inside` makes a StableHLO program take
+    uint8 pictures. Raises UserError where there is something already, or nothing of the tool's could load it.
+
+    >>> print("\\n".join(export_model("runs/bees", "timm").code))
+    """
+    if format not in EXPORTS:
+        raise UserError(f"There is no format {format!r}.{near(format, EXPORTS)} Known: {', '.join(EXPORTS)}.")
+    if preprocess_inside and format != "stablehlo":
+        raise UserError(f"--preprocess-inside is for stablehlo, which is a program; {format} holds weights alone.")
+    model = open_model(where)
+    path = Path(out) if out is not None else Path(where) / EXPORTS[format]
+    ending = Path(EXPORTS[format]).suffix
+    if path.suffix != ending and (ending or path.suffix in (".safetensors", ".npz", ".pth")):
+        raise UserError(
+            f"--format {format} writes {'a file ending in ' + ending if ending else 'a folder'}; {path} is none."
+        )
+    _vacant(path)
+    if format == "hf":
+        receipt, code = _write_hf(model, path, dtype, _card(Path(where)))
+    elif format == "stablehlo":
+        receipt = export_stablehlo(path, model, preprocess_inside=preprocess_inside, dtype=dtype)
+        code = stablehlo_code(path, preprocess_inside)
+    else:
+        receipt, code = _write_file(model, path, dtype, format)
+    return Exported(path, receipt, tuple(code))
+
+
+def _write_hf(model: Bundle, path: Path, dtype: str, card: str) -> tuple[Receipt, list[str]]:
+    receipt = export_hf(
+        path,
+        model.model,
+        model.params,
+        model.batch_stats,
+        classes=model.classes,
+        preprocess=model.preprocess,
+        multi_label=model.multi_label,
+        dtype=dtype,
+        card=card,
+    )
+    return receipt, [*hf_code(path), "print(model.config.id2label[int(logits.argmax())])"]
+
+
+def _write_file(model: Bundle, path: Path, dtype: str, format: str) -> tuple[Receipt, list[str]]:
+    made = model.model
+    names = "jft" if format in ("safetensors", "npz") else format
+    if names != "jft":
+        _loadable(format, model)
+    told = about(made, model.classes, model.preprocess)
+    receipt = weights.export(path, made, model.params, model.batch_stats, format=names, dtype=dtype, about=told)
+    if names == "jft":
+        return receipt, []
+    ours = {name: tuple(array.shape) for name, array in model.params.items()}
+    load = timm_code(path, made, ours, make_model(made.name)) if format == "timm" else torchvision_code(path, made)
+    few = len(model.classes) <= 20
+    labels = f"classes = {list(model.classes)}" if few else "# the classes are in the file's header, under 'jft'"
+    return receipt, [*load, *transform_code(model.preprocess), labels]
+
+
+def _loadable(format: str, model: Bundle) -> None:
+    """Refuse what the tool has names for, or not even those, but no model that would load them."""
+    name = model.model.name
+    named(format, model.model, {n: tuple(a.shape) for n, a in {**model.params, **model.batch_stats}.items()})
+    if name.startswith("tiny_") or (format == "torchvision" and name not in torchvision.HAS):
+        raise UserError(
+            f"{format} has no model called {name}, so nothing of it could load the file. --format safetensors, npz and "
+            f"stablehlo hold any model; in Python, jft.weights.export(…, format={format!r}) writes the arrays under "
+            f"{format}'s names all the same."
+        )
+
+
+def _card(where: Path) -> str:
+    for folder in (where / "model", where):
+        if (folder / "README.md").is_file():
+            return (folder / "README.md").read_text("utf-8", "replace")
+    return ""
+
+
+def _vacant(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} exists already. Remove it, or name another place with --out.")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}.")
+
+
+def import_weights(
+    source: str | Path,
+    name: str,
+    out: str | Path | None = None,
+    *,
+    format: str | None = None,
+    skip: Collection[str] = (),
+    image_size: int | None = None,
+) -> tuple[Receipt, Receipt | None]:
+    """Read weights of any format into the model `name`, and write them as jft's; nothing is trained.
+
+    `out` is a `.safetensors` or `.npz` of arrays under our names, or else a folder, a bundle that `jft predict` and
+    `jft export` take. Returns what was read and what was written. Without `out` nothing is: the receipt alone tells.
+
+    >>> read, written = import_weights("resnet50.pth", "resnet50", "resnet50.safetensors")
+    """
+    path = Path(out) if out is not None else None
+    if path is not None:
+        _vacant(path)
+    options: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
+    classes = weights.head_size(make_model(name, **options), source, format=format, skip=skip)
+    if classes is not None:
+        options["num_classes"] = classes
+    model = make_model(name, **options)
+    loaded = weights.load(model, source, format=format, skip=skip)
+    if path is None:
+        return loaded.receipt, None
+    labels = loaded.classes or tuple(str(i) for i in range(model.num_classes))
+    if path.suffix in (".safetensors", ".npz"):
+        told = about(model, labels, loaded.preprocess)
+        if not loaded.classes:
+            del told["classes"]
+        written = weights.export(path, model, loaded.params, loaded.batch_stats, format="jft", about=told)
+        return loaded.receipt, written
+    if loaded.missing:
+        raise UserError(
+            f"A bundle is a whole model, and these weights lack {some(list(loaded.missing))}. "
+            "Write a .safetensors, which may be without, or fine-tune: `jft finetune --weights …` makes a new head."
+        )
+    bundle.save(
+        path,
+        model_name=name,
+        model_options=options | {"image_size": list(model.input_shape[:2])},
+        params=loaded.params,
+        batch_stats=loaded.batch_stats,
+        classes=labels,
+        preprocess=loaded.preprocess,
+    )
+    with weights.open_weights(path / "model.safetensors") as file:
+        used = {n: n for n in file.names}
+        written = Receipt(name, str(path), "jft", file.sha256, used=used, direction="to")
+    return loaded.receipt, written
+
+
+def write_receipt(path: str | Path, told: Any) -> None:
+    """A receipt as a JSON file. Raises UserError where it cannot be written."""
+    file = Path(path)
+    beside = file.with_name(file.name + ".part")
+    try:
+        beside.write_text(json.dumps(told, indent=1) + "\n", encoding="ascii")
+        beside.replace(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}.") from None
+    finally:
+        beside.unlink(missing_ok=True)

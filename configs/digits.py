@@ -31,7 +31,7 @@ def digits(chosen: range) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scenes(images: np.ndarray, times: int, seed: int) -> np.ndarray:
-    """Each picture `times` times, at twice its size, at a random place of a 32×32 canvas among four scraps of others."""
+    """Each picture `times` times, at twice its size, at a random place of a 32×32 canvas with four scraps of others."""
     rng = np.random.default_rng(seed)
     large = images.repeat(2, axis=1).repeat(2, axis=2)
     canvases = np.zeros((len(images) * times, 32, 32), np.uint8)

@@ -228,7 +228,8 @@ def test_shots_are_nested_and_drawn_by_seed(folder):
 
 
 def test_in_python_as_short_as_promised(folder, tmp_path):
-    run = jft.finetune(data=str(folder), model="tiny_vit", weights="none", batch=8, epochs=1, workdir=str(tmp_path / "w"), display="quiet")  # fmt: skip
+    options = dict(model="tiny_vit", weights="none", batch=8, epochs=1, workdir=str(tmp_path / "w"), display="quiet")
+    run = jft.finetune(data=str(folder), **options)
     picture = next((folder / "red").iterdir())
     (row,) = run.predict(picture)
     assert row["path"].endswith(picture.name) and row["label"] in run.result["classes"]

@@ -1,0 +1,197 @@
+"""The command line as a user meets it: help, the whole way, and every kind of wrong input with its one message."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jft import cli, config
+from jft.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+COMMANDS = ("finetune", "plan", "evaluate", "predict", "models")
+
+
+def test_help_needs_no_jax():
+    code = "import sys; from jft.cli import main; main(['--help']); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "examples:" in shown and f"jft {command}" in shown
+
+
+def test_every_field_of_a_config_is_an_option_with_a_sentence():
+    import dataclasses
+
+    for field in dataclasses.fields(config.Config):
+        assert len(field.metadata["help"]) > 10, field.name
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    import jax
+
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    words = f"finetune --data {folder} --model tiny_vit --weights none --epochs 2 --batch 8 --workdir {workdir}"
+    with jax.numpy_dtype_promotion("standard"):
+        assert cli.main([*words.split(), "--display", "plain", "--preprocess.crop_pct", "1.0"]) == 0
+    return workdir
+
+
+def test_evaluate_tells_what_the_run_told(run, capsys):
+    assert cli.main(["evaluate", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["accuracy"] == json.loads((run / "result.json").read_text())["val"]["accuracy"]
+    assert (told["split"], told["count"], told["left_out"]) == ("val", 6, 0)
+
+
+def test_evaluate_counts_every_image_of_other_data_once(run, folder, capsys):
+    assert cli.main(["evaluate", str(run), "--data", str(folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["split"], told["count"]) == ("all", 36)
+
+
+def test_predict_has_a_row_for_everything_it_was_given(run, folder, tmp_path):
+    bad = tmp_path / "text.jpg"
+    bad.write_text("no image")
+    out = tmp_path / "preds.csv"
+    assert cli.main(["predict", str(run), str(folder / "red"), str(bad), "--out", str(out), "--top-k", "2"]) == 0
+    rows = list(csv.DictReader(out.open(encoding="utf-8")))
+    assert list(rows[0]) == [
+        "path", "class_index", "label", "probability", "label_2", "probability_2", "error",
+    ]  # fmt: skip
+    assert len(rows) == 13
+    (wrong,) = [r for r in rows if r["error"]]
+    assert wrong["path"].endswith("text.jpg") and wrong["label"] == ""
+    assert all(r["label"] in ("blue", "grün & <b>", "red") for r in rows if not r["error"])
+
+
+def test_predict_of_the_validation_images_is_what_the_run_wrote(run, folder, tmp_path):
+    mine = {r["path"]: r for r in csv.DictReader((run / "predictions.csv").open(encoding="utf-8"))}
+    out = tmp_path / "preds.csv"
+    assert cli.main(["predict", str(run), *(str(folder / name) for name in mine), "--out", str(out)]) == 0
+    for row in csv.DictReader(out.open(encoding="utf-8")):
+        (same,) = [r for name, r in mine.items() if row["path"].endswith(name)]
+        assert row["label"] == same["label"]
+        assert float(row["probability"]) == pytest.approx(float(same["probability"]), rel=1e-4)
+
+
+def test_plan_trains_nothing_and_tells_all(folder, tmp_path, capsys):
+    words = f"plan --data {folder} --model tiny_resnet --plan gradual --batch 8 --json"
+    assert cli.main(words.split()) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [s["name"] for s in told["stages"]] == [
+        "head",
+        "stage4 and up",
+        "stage3 and up",
+        "stage2 and up",
+        "stem and up",
+    ]
+    head = told["stages"][0]
+    assert head["step"]["flops"] < 1.02 * told["forward"]["flops"]
+    assert head["batch_norm"]["batch statistics"] == []
+    assert head["optimizer_bytes"] < 3 * 4 * head["trainable_params"]
+    assert told["stages"][-1]["step"]["flops"] > 2 * told["forward"]["flops"]
+    assert cli.main([*words.split()[:-1], "--fast", "--names"]) == 0
+    assert "head/kernel" in capsys.readouterr().out
+
+
+def test_models_lists_by_pattern(capsys):
+    assert cli.main(["models", "resnet*"]) == 0
+    shown = capsys.readouterr().out
+    assert "resnet50" in shown and "25.56 M" in shown and "vit" not in shown
+
+
+def test_a_config_file_and_options_over_it(folder, tmp_path):
+    file = tmp_path / "recipe.py"
+    file.write_text(
+        f"import jft\ndef config():\n    return jft.Config(data={str(folder)!r}, lr=0.5, augment=('flip',))\n"
+    )
+    options = cli.make_parser().parse_args(
+        ["finetune", str(file), "--lr", "0.1", "--preprocess.mean", "0.5", "0.5", "0.5", "--weight-decay", "0"]
+    )
+    (made,) = cli.configs_of(options).values()
+    assert (made.lr, made.augment, made.weight_decay) == (0.1, ("flip",), 0.0)
+    assert made.preprocess == {"mean": (0.5, 0.5, 0.5)} and made.workdir == "runs/recipe"
+
+
+def wrong_inputs(folder, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    one = tmp_path / "one"
+    (one / "cats").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(one / "cats" / "a.png")
+    Image.fromarray(np.ones((8, 8, 3), np.uint8)).save(one / "cats" / "b.png")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    other = tmp_path / "other.safetensors"
+    from jft.weights.writers import write_safetensors
+
+    write_safetensors(other, {"conv1.weight": np.zeros((4, 3, 7, 7), np.float32)})
+    good = ["--data", str(folder), "--model", "tiny_resnet", "--weights", "none", "--batch", "8"]
+    return {
+        "no data": (["finetune"], "No data given"),
+        "no such folder": (["finetune", "--data", "nowhere/at/all"], "nowhere/at/all"),
+        "no images": (["finetune", "--data", str(empty)], "no images"),
+        "one class": (["finetune", "--data", str(one)], "class"),
+        "unknown model": (["finetune", *good, "--model", "resnet5"], "Did you mean resnet"),
+        "unknown plan": (["finetune", *good, "--plan", "gradul"], "Did you mean gradual"),
+        "truncated weights": (["finetune", *good, "--weights", str(cut)], "cut.safetensors"),
+        "other weights": (["finetune", *good, "--weights", str(other)], "- "),
+        "no such weights": (["finetune", *good, "--weights", "no/such.pth"], "such.pth"),
+        "bad number": (["finetune", *good, "--lr", "fast"], "--lr was given 'fast'; float is expected"),
+        "unknown augmentation": (["finetune", *good, "--augment", "flop"], "Did you mean flip"),
+        "unknown optimizer": (["finetune", *good, "--optimizer", "adamm"], "Did you mean adam"),
+        "unknown nested field": (["finetune", *good, "--preprocess.crop", "1"], "crop"),
+        "no such config": (["finetune", "nothing.py"], "nothing.py"),
+        "no run": (["evaluate", str(empty)], "no model"),
+        "no images to predict": (["predict", str(empty), "x.jpg"], "no model"),
+        "unknown model name": (["models", "resnext999"], "No model"),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def cases(folder, tmp_path):
+    return wrong_inputs(folder, tmp_path)
+
+
+def test_wrong_input_is_one_message_and_exit_code_2(cases, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, (words, message) in cases.items():
+        try:
+            code = cli.main(words)
+        except SystemExit as stop:  # argparse's own way out
+            code = stop.code
+        shown = capsys.readouterr()
+        assert code == 2, (name, shown)
+        assert message in shown.err, (name, shown.err)
+        assert "Traceback" not in shown.err, name
+        assert not (tmp_path / "runs").exists(), f"{name} left a run folder behind"
+
+
+def test_an_unknown_option_names_near_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["finetune", "--epoch", "3"])
+    assert stop.value.code == 2
+    assert "--epochs" in capsys.readouterr().err
+
+
+def test_overrides_are_typed():
+    base = config.Config()
+    assert config.override(base, "image-size", ["224", "192"]).image_size == (224, 192)
+    assert config.override(base, "clip", ["none"]).clip is None
+    assert config.override(base, "augment", ["none"]).augment in ((), None)
+    assert config.override(base, "model_options.pool", ["avg"]).model_options == {"pool": "avg"}
+    assert config.override(base, "penalty", ["jft.penalties:l2_sp"]).penalty.__name__ == "l2_sp"
+    with pytest.raises(UserError, match="Did you mean epochs"):
+        config.override(base, "epoch", ["3"])

@@ -12,8 +12,9 @@ import numpy as np
 from jft import features, losses, optim, plan, shard, weights
 from jft.config import Config
 from jft.data import order, pipeline, sources
+from jft.data.prepare import check as check_augment
 from jft.data.prepare import make_prepare, work_size
-from jft.errors import UserError
+from jft.errors import UserError, near
 from jft.models import make_model
 from jft.models.base import Model
 from jft.plan import Stage
@@ -193,6 +194,29 @@ def lay_out(config: Config, stages: Sequence[Stage], model: Model, examples: int
         )  # fmt: skip
         step = last
     return legs
+
+
+def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources.Splits) -> None:
+    """Raises UserError for whatever of a config would otherwise stop a run after its folder has been made."""
+    devices = jax.device_count()
+    if config.batch < 1 or config.batch % devices:
+        raise UserError(
+            f"--batch is {config.batch}; it takes a number above 0"
+            + (f" that the {devices} devices can share evenly." if devices > 1 else ".")
+        )
+    if config.sharding not in shard.SHARDINGS:
+        raise UserError(
+            f"There is no sharding {config.sharding!r}.{near(config.sharding, shard.SHARDINGS)} "
+            f"It is one of {', '.join(shard.SHARDINGS)}."
+        )
+    for name in ("label_smoothing", "resident"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name):g}; it is a share, from 0 to 1.")
+    if config.clip is not None and config.clip <= 0:
+        raise UserError(f"--clip is {config.clip:g}; it is a norm above 0, or none.")
+    for leg in lay_out(config, stages, model, len(splits.train)):
+        check_augment(leg.augment)
+        make_leg_optimizer(config, leg)
 
 
 def make_leg_step(

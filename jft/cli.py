@@ -43,6 +43,8 @@ EXAMPLES = {
   jft import resnet50.pth --model resnet50                      what would be used of it, and how
   jft import hf:google/vit-base-patch16-224 --model vit_base_patch16_224 --out vit-base/
   jft import old.pth --model resnet50 --skip 'ema.*' --out resnet50.safetensors""",
+    "report": """
+  jft report runs/bees-resnet50-head""",
     "models": """
   jft models
   jft models 'vit_*_patch16*'""",
@@ -91,7 +93,9 @@ def run(argv: list[str]) -> int:
     if not argv:
         parser.print_help()
         return 0
-    options = parser.parse_args(argv)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     code = options.run(options)
     return code or 0
 
@@ -116,7 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        sub.set_defaults(run=function)
+        sub.set_defaults(run=function, parser=sub)
         return sub
 
     finetune = command(
@@ -152,6 +156,14 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument("--model", metavar="NAME", help="a pretrained model as it is, instead of a run's")
     predict.add_argument("--weights", metavar="FILE", help="of --model; default: the model's own source")
     predict.add_argument("--json", action="store_true", help="print JSON lines instead of CSV")
+
+    report = command(
+        "report",
+        "Draw the report of a run",
+        _report,
+        "Runs draw theirs at the end; an unfinished one gets what it has.",
+    )
+    report.add_argument("workdir", metavar="W", help="a run's folder")
 
     out = command("export", "Write a run's model as another tool reads it", _export)
     out.add_argument("workdir", metavar="W", help="a run's folder, or a model's")
@@ -306,6 +318,12 @@ def _predict(options: argparse.Namespace) -> None:
         print(f"{len(rows)} rows in {options.out}{told}", file=sys.stderr)
     elif not options.json:
         write_predictions(sys.stdout, rows)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from jft.report.html import make_report
+
+    print(make_report(options.workdir))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jft import features, optim, plan, tree
-from jft.build import Leg, choose_loss, lay_out, make_leg_optimizer, make_leg_step, model_of, read_data, summarise
+from jft.build import (
+    Leg,
+    check,
+    choose_loss,
+    lay_out,
+    make_leg_optimizer,
+    make_leg_step,
+    model_of,
+    read_data,
+    summarise,
+)
 from jft.config import Config
 from jft.data.prepare import work_size
 from jft.data.sources import Splits
@@ -31,6 +41,7 @@ def preview(config: Config, compile: bool = True) -> dict[str, Any]:
     preprocess = replace(default_preprocess(model)[0], **config.preprocess)
     params, stats = model.shapes()
     stages = plan.resolve(config.plan, list(params), list(model.parts), epochs=config.epochs, lr=config.lr)
+    check(config, model, stages, splits)
     legs = lay_out(config, stages, model, len(splits.train))
     forward = _cost(_forward(config, model, params, stats)) if compile else {}
     return {

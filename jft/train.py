@@ -19,6 +19,7 @@ from jft.build import (
     Leg,
     Split,
     build,
+    check,
     choose_loss,
     lay_out,
     load_images,
@@ -33,7 +34,6 @@ from jft.config import PLACE, Config, describe, write_json
 from jft.data import order, pipeline, sources
 from jft.data.cache import cache_dir
 from jft.data.prepare import make_prepare
-from jft.errors import UserError
 from jft.models.base import Model
 from jft.plan import Stage
 from jft.report.card import model_card
@@ -72,6 +72,7 @@ def train(config: Config) -> Result:
             model, params, batch_stats, loaded = build(config, splits.classes)
         display.note(str(loaded.receipt))
         stages = plan.resolve(config.plan, list(params), list(model.parts), epochs=config.epochs, lr=config.lr)
+        check(config, model, stages, splits)
         workdir = Path(config.workdir or default_workdir(config))
         what = {
             "config": {k: v for k, v in describe(config).items() if k not in PLACE},
@@ -157,10 +158,6 @@ class Run:
         self.config, self.workdir, self.model, self.loaded = config, workdir, model, loaded
         self.data, self.clock, self.display = data, clock, display
         self.mesh = shard.make_mesh()
-        if config.batch % self.mesh.size:
-            raise UserError(
-                f"--batch {config.batch} cannot be shared by {self.mesh.size} devices; take a multiple of that."
-            )
         self.preprocess = loaded.preprocess
         self.source = {n: v for n, v in params.items() if n not in loaded.missing}
         self.initial, self.initial_stats = params, batch_stats
@@ -507,7 +504,7 @@ class Run:
         from jft.report.html import make_report
 
         try:
-            self.display.note(f"The report is in {make_report(self.workdir)}.")
+            self.display.note(f"The report is in {make_report(self.workdir, self.data['val'].dataset)}.")
         except Exception as error:
             self.display.warn(f"The report could not be made: {type(error).__name__}: {error}")
 

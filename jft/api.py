@@ -5,7 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from jft.compare import Comparison, compare
-from jft.config import Config, load_config
+from jft.config import Config, check, load_config
 from jft.errors import UserError, near
 from jft.run import Result
 from jft.train import train
@@ -27,6 +27,8 @@ def finetune(config: Config | Mapping[str, Config] | str | None = None, **option
     made = load_config(config) if isinstance(config, str) else Config() if config is None else config
     configs = {"": made} if isinstance(made, Config) else dict(made)
     configs = {name: c.replace(**options) for name, c in configs.items()}
+    for made in configs.values():
+        check(made)
     if len(configs) == 1 and next(iter(configs.values())).seeds == 1:
         return train(next(iter(configs.values())))
     return compare(configs)

@@ -11,10 +11,12 @@ import numpy as np
 
 from jft import features, losses, optim, plan, shard, weights
 from jft.config import Config
+from jft.config import check as config_check
 from jft.data import order, pipeline, sources
+from jft.data.decode import resampling
 from jft.data.prepare import check as check_augment
 from jft.data.prepare import make_prepare, work_size
-from jft.errors import UserError, near
+from jft.errors import UserError
 from jft.models import make_model
 from jft.models.base import Model
 from jft.plan import Stage
@@ -24,6 +26,7 @@ from jft.step import make_train_step
 
 def read_data(config: Config) -> sources.Splits:
     """The splits the config names, with `shots` images a class where it asks for them."""
+    config_check(config)
     if config.data is None:
         raise UserError("No data given. --data takes a folder of class folders, a CSV with path,label, or tfds:NAME.")
     data = config.data() if callable(config.data) else config.data
@@ -64,6 +67,9 @@ def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any]
         params = fresh_params | params
         stats = fresh_stats | stats
     preprocess = replace(loaded.preprocess, **config.preprocess)
+    resampling(preprocess)
+    if preprocess.crop_pct <= 0 or min(preprocess.std) <= 0:
+        raise UserError(f"--preprocess: crop_pct {preprocess.crop_pct} and std {preprocess.std} are above 0.")
     return model, dict(sorted(params.items())), dict(sorted(stats.items())), replace(loaded, preprocess=preprocess)
 
 
@@ -198,22 +204,19 @@ def lay_out(config: Config, stages: Sequence[Stage], model: Model, examples: int
 
 def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources.Splits) -> None:
     """Raises UserError for whatever of a config would otherwise stop a run after its folder has been made."""
-    devices = jax.device_count()
-    if config.batch < 1 or config.batch % devices:
+    if config.batch % jax.device_count():
         raise UserError(
-            f"--batch is {config.batch}; it takes a number above 0"
-            + (f" that the {devices} devices can share evenly." if devices > 1 else ".")
+            f"--batch {config.batch} cannot be shared by {jax.device_count()} devices; take a multiple of that."
         )
-    if config.sharding not in shard.SHARDINGS:
-        raise UserError(
-            f"There is no sharding {config.sharding!r}.{near(config.sharding, shard.SHARDINGS)} "
-            f"It is one of {', '.join(shard.SHARDINGS)}."
-        )
-    for name in ("label_smoothing", "resident"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name):g}; it is a share, from 0 to 1.")
-    if config.clip is not None and config.clip <= 0:
-        raise UserError(f"--clip is {config.clip:g}; it is a norm above 0, or none.")
+    loss, label = choose_loss(config, splits.train.labels), splits.train.labels
+    logits = jax.ShapeDtypeStruct((config.batch, model.num_classes), np.float32)
+    given = {"label": jax.ShapeDtypeStruct((config.batch, *label.shape[1:]), label.dtype)}
+    try:
+        told = jax.eval_shape(loss, logits, given).shape
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The loss cannot take labels {given['label'].shape} of these data: {error}") from error
+    if told != (config.batch,):
+        raise UserError(f"The loss gives {told} for a batch of {config.batch}; one value per example is expected.")
     for leg in lay_out(config, stages, model, len(splits.train)):
         check_augment(leg.augment)
         make_leg_optimizer(config, leg)

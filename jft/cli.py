@@ -49,6 +49,7 @@ EXAMPLES = {
   jft models
   jft models 'vit_*_patch16*'""",
 }
+FREE = ("--model_options.", "--model-options.")
 PLACEHOLDER = {
     "data": "PATH", "model": "NAME", "weights": "FILE", "plan": "PLAN", "workdir": "W", "preprocess": "VALUE",
 }  # fmt: skip
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: list[str]) -> int:
     """Parse and carry out; raises what `main` turns into exit codes."""
-    parser = make_parser()
+    parser = make_parser([word for word in argv if word.startswith(FREE)])
     if not argv:
         parser.print_help()
         return 0
@@ -100,8 +101,11 @@ def run(argv: list[str]) -> int:
     return code or 0
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """All commands and their options; those of a run are made from the fields of `Config`."""
+def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """All commands and their options; those of a run are made from the fields of `Config`.
+
+    `free` are words such as `--model_options.pool`, whose fields no table lists.
+    """
     parser = Parser(
         prog="jft",
         description="Fine-tune pretrained vision models in JAX: import weights, decide what trains when, train, look.",
@@ -129,11 +133,11 @@ def make_parser() -> argparse.ArgumentParser:
         _finetune,
         "The same command on an interrupted run goes on with it, on a finished one changes nothing.",
     )
-    _config_options(finetune)
+    _config_options(finetune, free)
     finetune.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else on stdout")
 
     plan = command("plan", "Print what would train when, and what it costs; trains nothing", _plan)
-    _config_options(plan)
+    _config_options(plan, free)
     plan.add_argument("--names", action="store_true", help="print the name of every parameter that trains")
     plan.add_argument("--fast", action="store_true", help="leave out FLOPs and memory, which need a compilation")
     plan.add_argument("--json", action="store_true", help="print as JSON")
@@ -206,9 +210,11 @@ def _examples(name: str) -> str:
     return f"examples:{EXAMPLES[name]}"
 
 
-def _config_options(parser: argparse.ArgumentParser) -> None:
+def _config_options(parser: argparse.ArgumentParser, free: Sequence[str]) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG.py", help="a file whose config() returns a jft.Config")
     group = parser.add_argument_group("options of the run")
+    for word in dict.fromkeys(w.split("=")[0] for w in free):
+        group.add_argument(word, dest=f"field:{word[2:]}", nargs=1, help=argparse.SUPPRESS)
     for field in dataclasses.fields(Config):
         default = field.default
         hint = field.metadata["help"]

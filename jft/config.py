@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import operator
 import sys
 import types
 import typing
@@ -19,8 +20,8 @@ from jft.plan import Plan
 from jft.preprocess import Preprocess
 
 
-def _opt(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _opt(default: Any, help: str, **bounds: Any) -> Any:
+    return field(default=default, metadata={"help": help} | bounds)
 
 
 @dataclass(frozen=True)
@@ -38,53 +39,87 @@ class Config:
         False, "keep the weights' own head, where it has as many classes as the data, in their order"
     )
     plan: Plan = _opt("head", "what trains when: head, full, gradual, lp-ft; or a tuple of stages")
-    epochs: float = _opt(10.0, "passes over the training set, over all stages together")
-    batch: int = _opt(32, "images a step, over all devices together")
-    lr: float | None = _opt(None, "peak learning rate of the fastest group; default: the plan's (head 1e-3, full 1e-4)")
+    epochs: float = _opt(10.0, "passes over the training set, over all stages together", above=0)
+    batch: int = _opt(32, "images a step, over all devices together", least=1)
+    lr: float | None = _opt(
+        None, "peak learning rate of the fastest group; default: the plan's (head 1e-3, full 1e-4)", above=0
+    )
     seed: int = _opt(0, "of the split, the head's first values, the order and the augmentation")
     workdir: str | None = _opt(None, "the run's folder; default: runs/DATA-MODEL-PLAN")
     optimizer: Any = _opt("adamw", "adamw, adam, sgd (momentum 0.9), lion; or a function (weight_decay, mask)")
-    weight_decay: float = _opt(1e-4, "of kernels; biases, norms and position embeddings are spared")
+    weight_decay: float = _opt(1e-4, "of kernels; biases, norms and position embeddings are spared", least=0)
     schedule: str = _opt("cosine", "of the learning rate in a stage: cosine, linear, constant, step")
-    warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak")
-    clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping")
+    warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak", least=0, below=1)
+    clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping", above=0)
     augment: tuple[str, ...] | None = _opt(
         None, "crop, flip, rrc, in order; none = nothing; default: crop flip, and nothing for a linear probe"
     )
-    label_smoothing: float = _opt(0.0, "share of the label spread over all classes")
+    label_smoothing: float = _opt(0.0, "share of the label spread over all classes", least=0, below=1)
     loss: Callable | None = _opt(
         None, "function (logits, batch) -> [b]; default: cross-entropy, binary for many labels"
     )
     penalty: Callable | None = _opt(None, "R(f, f_s), a function (params, source) -> scalar, e.g. jft.penalties:l2_sp")
-    penalty_weight: float = _opt(0.0, "λ in L + λR")
-    shots: int | None = _opt(None, "train on so many images a class, drawn by seed; default: all")
-    seeds: int = _opt(1, "repeat the run with so many seeds and tell mean and spread")
-    val_fraction: float = _opt(0.2, "share of the images held out, class by class, where the data have no val split")
-    eval_every: float = _opt(1.0, "epochs between validations; each stage also ends with one")
-    checkpoint_every: float = _opt(60.0, "seconds between checkpoints; each stage also ends with one")
+    penalty_weight: float = _opt(0.0, "λ in L + λR", least=0)
+    shots: int | None = _opt(None, "train on so many images a class, drawn by seed; default: all", least=1)
+    seeds: int = _opt(1, "repeat the run with so many seeds and tell mean and spread", least=1)
+    val_fraction: float = _opt(
+        0.2, "share of the images held out, class by class, where the data have no val split", least=0, below=1
+    )
+    eval_every: float = _opt(1.0, "epochs between validations; each stage also ends with one", above=0)
+    checkpoint_every: float = _opt(60.0, "seconds between checkpoints; each stage also ends with one", least=0)
     model_options: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "of the architecture: --model_options.pool avg", "fields": None}
     )
-    image_size: int | tuple[int, int] | None = _opt(None, "height and width in pixels; default: the weights'")
+    image_size: int | tuple[int, int] | None = _opt(None, "height and width in pixels; default: the weights'", least=1)
     preprocess: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={"help": "what differs from the weights' own: --preprocess.crop_pct 1.0", "fields": Preprocess},
     )
-    dropout: float = _opt(0.0, "before the head (and in a ViT's blocks), in parts that train")
-    drop_path: float = _opt(0.0, "stochastic depth's rate at the last block, in parts that train")
-    dtype: str = _opt("float32", "of the computation: float32 or bfloat16; parameters stay float32")
+    dropout: float = _opt(0.0, "before the head (and in a ViT's blocks), in parts that train", least=0, below=1)
+    drop_path: float = _opt(0.0, "stochastic depth's rate at the last block, in parts that train", least=0, below=1)
+    dtype: str = _opt(
+        "float32",
+        "of the computation: float32 or bfloat16; parameters stay float32",
+        choices=("float32", "bfloat16", "float16"),
+    )
     remat: bool = _opt(False, "recompute activations in the backward pass: less memory, about a third more time")
-    sharding: str = _opt("replicate", "over the devices: replicate, fsdp, pmap")
+    sharding: str = _opt("replicate", "over the devices: replicate, fsdp, pmap", choices=("replicate", "fsdp", "pmap"))
     features: bool = _opt(True, "run the frozen parts once per image where nothing random is before or in them")
-    resident: float = _opt(0.5, "keep images or features in memory if they fit this share of what is free; 0 = stream")
-    threads: int | None = _opt(None, "that decode; default: the processor's cores")
-    display: str = _opt("auto", "auto, plain, quiet, json")
+    resident: float = _opt(
+        0.5, "keep images or features in memory if they fit this share of what is free; 0 = stream", least=0, most=1
+    )
+    threads: int | None = _opt(None, "that decode; default: the processor's cores", least=1)
+    display: str = _opt("auto", "auto, plain, quiet, json", choices=("auto", "plain", "quiet", "json"))
     deterministic: bool = _opt(False, "bit-equal repetition on a GPU too, some tenths slower (on a CPU it always is)")
     make_train_step: Callable | None = _opt(None, "the objective; default: jft.step:make_train_step")
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with these fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "above": ("above {}", operator.gt),
+    "least": ("at least {}", operator.ge),
+    "below": ("below {}", operator.lt),
+    "most": ("at most {}", operator.le),
+    "choices": ("one of {}", lambda value, known: value in known),
+}
+
+
+def check(config: Config) -> None:
+    """Raises UserError for a field whose value is out of its bounds."""
+    for f in dataclasses.fields(config):
+        bounds = {b: limit for b, limit in f.metadata.items() if b in BOUNDS}
+        given = getattr(config, f.name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is None or all(BOUNDS[b][1](value, limit) for b, limit in bounds.items()):
+                continue
+            asked = " and ".join(
+                BOUNDS[b][0].format(", ".join(limit) if b == "choices" else limit) for b, limit in bounds.items()
+            )
+            hint = near(str(value), bounds.get("choices", ()))
+            raise UserError(f"--{f.name.replace('_', '-')} is {value}; it is {asked}.{hint}")
 
 
 # Fields that say where and how loudly a run happens, not what it is: two runs may differ in them and be the same.
@@ -121,11 +156,20 @@ def import_path(function: Any) -> str:
 
 
 def load_object(path: str) -> Any:
-    """The object at `module:name` or `file.py:name`. Python files are code: run only those you trust."""
+    """The object at `module:name` or `file.py:name`. Python files are code: run only those you trust.
+
+    Raises UserError where there is none.
+    """
     where, _, name = path.partition(":")
-    module = load_file(where) if where.endswith(".py") else importlib.import_module(where)
-    value: Any = module
+    if not name:
+        raise UserError(f"{path!r} names no function; module:name or file.py:name is expected.")
+    try:
+        value: Any = load_file(where) if where.endswith(".py") else importlib.import_module(where)
+    except ImportError as error:
+        raise UserError(f"{path!r}: {where} cannot be imported: {error}.") from None
     for attribute in name.split("."):
+        if not hasattr(value, attribute):
+            raise UserError(f"{path!r}: there is no {attribute} in {where}.{near(attribute, dir(value))}")
         value = getattr(value, attribute)
     return value
 
@@ -190,9 +234,9 @@ def parse(name: str, text: str | list[str], hint: Any) -> Any:
                 return origin(words[0])
             if origin in (str, Any):
                 return words[0]
-            if origin in (Callable, typing.get_origin(Callable[..., Any])):
+            if origin is Callable:
                 return load_object(words[0])
-        except (ValueError, KeyError, AttributeError, ImportError):
+        except (ValueError, KeyError):
             continue
     expected = " or ".join(str(getattr(o, "__name__", o)) for o in options if o is not types.NoneType)
     raise UserError(f"--{name} was given {' '.join(words)!r}; {expected} is expected.")
@@ -213,7 +257,7 @@ def override(config: Any, path: str, words: list[str]) -> Any:
         if "fields" not in metadata:
             raise UserError(f"--{path}: {name} has no fields.")
         if metadata["fields"] is None:  # whoever takes them knows their names and checks them
-            kind: Any = int | float | str
+            kind: Any = tuple[int, ...] if "," in "".join(words) else int | float | str
         else:
             fields = typing.get_type_hints(metadata["fields"])
             if rest not in fields:

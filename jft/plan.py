@@ -168,6 +168,8 @@ def resolve(
         own = stage.epochs if stage.epochs is not None else epochs * stage.share / total
         if own <= 0:
             raise UserError(f"Stage {stage.name!r} has {own:g} epochs; it needs more than 0.")
+        if stage.lr is not None and stage.lr <= 0:
+            raise UserError(f"Stage {stage.name!r} has lr={stage.lr:g}; a rate is above 0 (a multiplier of 0 freezes).")
         if stage.batch_norm not in ("auto", "frozen"):
             raise UserError(f"Stage {stage.name!r} has batch_norm={stage.batch_norm!r}; it is 'auto' or 'frozen'.")
         stage = replace(stage, epochs=own, lr=stage.lr or lr or 1e-3)

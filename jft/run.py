@@ -116,8 +116,11 @@ def enter(workdir: Path, what: Mapping[str, Any], note: Callable[[str], Any]) ->
     if not file.exists():
         if workdir.exists() and (not workdir.is_dir() or any(p for p in workdir.iterdir() if p.suffix != ".part")):
             raise UserError(f"{workdir} is not empty and holds no run. Name a new folder with --workdir.")
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(file, what)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(file, what)
+        except OSError as error:
+            raise UserError(f"{workdir} cannot be written: {error.strerror}. Name another with --workdir.") from None
         return None
     old, keys = read_json(file), ("config", "weights_sha256", "data_sha256")
     if lines := differences({k: old.get(k) for k in keys}, json.loads(json.dumps({k: what[k] for k in keys}))):

@@ -77,4 +77,7 @@ def make_model(name: str, **options: Any) -> Model:
             raise UserError(f"{name} has no option {option!r}.{near(option, known)} Its options: {', '.join(known)}.")
     if not options.get("num_classes", 1) >= 1:
         raise UserError(f"{name}: num_classes is {options['num_classes']}; a classifier has at least one class.")
-    return make(**options)
+    try:
+        return make(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} cannot be made with {options}: {error}.") from error

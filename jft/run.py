@@ -11,12 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jft.config import Config, describe, differences, write_json
 from jft.data.sources import Splits
 from jft.errors import UserError
 
+COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+compiled: list[float] = []  # seconds of every compilation of this process, wherever it happened
+
+
+def _listen(event: str, duration_secs: float, **_: Any) -> None:
+    if event in COMPILING:
+        compiled.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(_listen)
 PHASES = ("import", "compile", "data", "features", "train", "eval")
 
 
@@ -42,7 +53,10 @@ class Result:
 
 @dataclass
 class Clock:
-    """Seconds spent, by phase and in all; `before` is what earlier sessions of a resumed run spent."""
+    """Seconds spent, by phase and in all; `before` is what earlier sessions of a resumed run spent.
+
+    Functions compile when they are first called, so compilation is taken out of the phase in which it happens.
+    """
 
     by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     before: float = 0.0
@@ -50,11 +64,13 @@ class Clock:
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        begun = time.perf_counter()
+        begun, known = time.perf_counter(), len(compiled)
         try:
             yield
         finally:
-            self.by_phase[phase] += time.perf_counter() - begun
+            compiling = sum(compiled[known:])
+            self.by_phase["compile"] += compiling
+            self.by_phase[phase] += time.perf_counter() - begun - compiling
 
     @property
     def total(self) -> float:

@@ -641,31 +641,3 @@ def test_missing_and_not_weights(tmp_path):
 def test_needs_no_jax():
     code = "import sys, jft.weights.readers, jft.weights; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-TIMING = """
-import sys, time, pathlib
-from jft.weights.readers import open_weights
-
-path = pathlib.Path(sys.argv[1])
-
-def seconds(work):
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-def whole():
-    with open_weights(path) as file:
-        return [file.read(n) for n in file.names]
-
-whole()
-print(min(seconds(whole) for _ in range(7)) / min(seconds(path.read_bytes) for _ in range(7)))
-"""
-
-
-@pytest.mark.assets
-def test_reading_takes_no_longer_than_twice_the_bytes(assets):
-    # In a process of its own, without the type checks that these tests put into every function.
-    path = assets / "weights" / "resnet50_imagenet_ktb.safetensors"
-    done = subprocess.run([sys.executable, "-c", TIMING, path], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 2

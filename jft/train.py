@@ -353,8 +353,7 @@ class Run:
             stream = pipeline.stream(
                 train.dataset, self.preprocess, batch, config.seed, self.step, config.threads, train.size
             )
-        with self.clock("compile"):
-            compiled = shard.compile_steps(run, self.state, self.mesh, config.sharding)
+        compiled = shard.compile_steps(run, self.state, self.mesh, config.sharding)
         limit = 1
 
         def dispatch(until: int) -> list[dict[str, float]]:

@@ -86,7 +86,9 @@ def check(jft: str, run: Path, pictures: Path, folder: Path) -> bool:
     from transformers import AutoImageProcessor
 
     transform = made["timm"]["transform"]
-    ways = {f"{format}, its printed transform": (made[format]["model"], transform) for format in formats if format != "hf"}
+    ways = {
+        f"{format}, its printed transform": (made[format]["model"], transform) for format in formats if format != "hf"
+    }
     ways["hf, the same pixels"] = (made["hf"]["model"], transform)
     for backend in ("pil", "torchvision"):
         processor = AutoImageProcessor.from_pretrained(folder / "hf", backend=backend)

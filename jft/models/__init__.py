@@ -46,11 +46,66 @@ _VIT_SIZES: dict[str, dict[str, int]] = {
 }
 # The pairs that timm has names for; another patch is an option: make_model("vit_tiny_patch16_224", patch=8).
 _VIT_PATCHES = {"tiny": (16,), "small": (8, 16, 32), "base": (8, 16, 32), "large": (14, 16, 32), "huge": (14,)}
+_DINOV2: dict[str, Any] = dict(patch=14, layer_scale=1e-5, default_size=518)
+_DINOV2_SIZES: dict[str, dict[str, Any]] = {size: {**_VIT_SIZES[size]} for size in ("small", "base", "large")} | {
+    "giant": dict(dim=1536, depth=40, heads=24, mlp_dim=4096, act="swiglu")
+}
+_SIGLIP: dict[str, Any] = dict(class_token=False, pool="map")
+_SIGLIP_SIZES: dict[str, dict[str, Any]] = {size: {**_VIT_SIZES[size]} for size in ("base", "large")} | {
+    "so400m": dict(dim=1152, depth=27, heads=16, mlp_dim=4304)
+}
+_BEIT: dict[str, Any] = dict(positions="none", relative=True, pool="avg")
 _VITS: dict[str, dict[str, Any]] = {
     f"vit_{size}_patch{patch}_224": dict(**_VIT_SIZES[size], patch=patch)
     for size, patches in _VIT_PATCHES.items()
     for patch in patches
-} | {"tiny_vit": dict(dim=32, depth=3, heads=2, patch=8, num_classes=10, default_size=32)}
+} | {
+    **{f"deit_{size}_patch16_224": dict(**_VIT_SIZES[size], patch=16) for size in ("tiny", "small", "base")},
+    **{
+        f"deit_{size}_distilled_patch16_224": dict(**_VIT_SIZES[size], patch=16, distilled=True)
+        for size in ("tiny", "small", "base")
+    },
+    **{
+        f"deit3_{size}_patch16_224": dict(**_VIT_SIZES[size], patch=16, positions="patches", layer_scale=1e-6)
+        for size in ("small", "base", "large")
+    },
+    **{f"vit_{size}_patch14_dinov2": _DINOV2 | options for size, options in _DINOV2_SIZES.items()},
+    # timm adds the class token's position to the token itself; the files of DINOv2's own repository keep them apart.
+    **{
+        f"vit_{size}_patch14_reg4_dinov2": _DINOV2 | options | dict(registers=4, positions="patches")
+        for size, options in _DINOV2_SIZES.items()
+    },
+    **{
+        f"dinov2_vit{size[0]}14_reg": _DINOV2 | options | dict(registers=4, positions="class")
+        for size, options in _DINOV2_SIZES.items()
+    },
+    **{
+        f"vit_{size}_patch{patch}_clip_{act}224": dict(**_VIT_SIZES[size], patch=patch, pre_norm=True, epsilon=1e-5)
+        | (dict(act="quick_gelu") if act else {})
+        for size, patch in (("base", 32), ("base", 16), ("large", 14))
+        for act in ("", "quickgelu_")
+    },
+    **{
+        f"vit_{size}_patch{patch}_siglip_{side}": dict(**_SIGLIP_SIZES[size], **_SIGLIP, patch=patch, default_size=side)
+        for size, patch, sides in (
+            ("base", 16, (224, 256, 384)),
+            ("large", 16, (256, 384)),
+            ("so400m", 14, (224, 384)),
+            ("so400m", 16, (256, 384)),
+        )
+        for side in sides
+    },
+    **{
+        f"{beit}_{size}_patch16_224": dict(**_VIT_SIZES[size], **_BEIT, patch=16, layer_scale=scale)
+        for beit, size, scale in (
+            ("beit", "base", 0.1),
+            ("beit", "large", 1e-5),
+            ("beitv2", "base", 1e-5),
+            ("beitv2", "large", 1e-5),
+        )
+    },
+    "tiny_vit": dict(dim=32, depth=3, heads=2, patch=8, num_classes=10, default_size=32),
+}
 
 MODELS: dict[str, Callable[..., Model]] = {
     name: partial(make_resnet, name, **options) for name, options in _RESNETS.items()

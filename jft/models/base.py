@@ -124,10 +124,14 @@ class Model:
     def _trace(self) -> dict[str, tuple[jax.ShapeDtypeStruct, Mapping[str, Any]]]:
         """For each part the shape of its input for one example, and its variables' shapes."""
         traced = {}
+        known: dict[Any, Any] = {}  # equal parts, such as a transformer's blocks, are traced once
         x = jax.ShapeDtypeStruct((1, *self.input_shape), jnp.float32)
         for name, module in self.parts.items():
-            make = partial(module.init_with_output, train=False, use_running_average=True)
-            y, variables = jax.eval_shape(make, jax.random.key(0), x)
+            seen = (module, x.shape, x.dtype)
+            if seen not in known:
+                make = partial(module.init_with_output, train=False, use_running_average=True)
+                known[seen] = jax.eval_shape(make, jax.random.key(0), x)
+            y, variables = known[seen]
             traced[name] = (x, variables)
             x = y
         return traced

@@ -42,13 +42,16 @@ class Linear(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         kernel = self.param("kernel", normal(0.02), (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         y = matmul(x.astype(self.dtype), kernel.astype(self.dtype))
-        return y + along_last(bias.astype(self.dtype), y.ndim)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + along_last(bias.astype(self.dtype), y.ndim)
+        return y
 
 
 class Conv(nn.Module):

@@ -18,6 +18,7 @@ _FROM = {
     "Preprocess": "jft.preprocess",
     "UserError": "jft.errors",
     "arrays": "jft.data.sources",
+    "find_lr": "jft.finder",
     "finetune": "jft.api",
     "load": "jft.bundle",
     "make_model": "jft.models",

@@ -29,6 +29,10 @@ EXAMPLES = {
     "plan": """
   jft plan --data bees/ --model resnet50 --plan gradual
   jft plan --data bees/ --model vit_base_patch16_224 --plan full --batch 64 --json""",
+    "lr": """
+  jft lr --data bees/ --model resnet50                          a rate for the head
+  jft lr --data bees/ --plan lp-ft --stage full                 for its second stage; the first is trained before
+  jft lr --data bees/ --plan full --plot lr.svg --json""",
     "evaluate": """
   jft evaluate runs/bees-resnet50-head
   jft evaluate runs/bees-resnet50-head --data more-bees/ --json""",
@@ -141,6 +145,20 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     plan.add_argument("--names", action="store_true", help="print the name of every parameter that trains")
     plan.add_argument("--fast", action="store_true", help="leave out FLOPs and memory, which need a compilation")
     plan.add_argument("--json", action="store_true", help="print as JSON")
+
+    rate = command(
+        "lr",
+        "Suggest a learning rate",
+        _lr,
+        "Takes steps at rates that rise until the loss diverges and names the one at which it fell fastest (Smith "
+        "2017). It has the options of finetune and leaves nothing behind.",
+    )
+    _config_options(rate, free)
+    rate.add_argument(
+        "--stage", metavar="NAME", help="of the plan; those before it are trained first (default: the first)"
+    )
+    rate.add_argument("--plot", metavar="FILE.svg", help="draw the losses")
+    rate.add_argument("--json", action="store_true", help="print as JSON")
 
     evaluate = command("evaluate", "Score a run's model", _evaluate)
     evaluate.add_argument("workdir", metavar="W", help="a run's folder")
@@ -278,6 +296,24 @@ def _plan(options: argparse.Namespace) -> None:
             print(json.dumps({"config": name} | told, indent=1))
         else:
             print(text(name, told, options.names))
+
+
+def _lr(options: argparse.Namespace) -> None:
+    from jft.finder import find_lr, svg, text
+
+    for name, config in configs_of(options).items():
+        found = find_lr(config.replace(display="quiet") if options.json else config, options.stage)
+        if options.plot:
+            file = Path(options.plot)
+            file = file.with_stem(f"{file.stem}-{name}") if name else file
+            try:
+                file.write_text(svg(found), encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"--plot {file} cannot be written: {error.strerror}.") from None
+        if options.json:
+            print(json.dumps({"config": name} | found.json(), indent=1))
+        else:
+            print("\n".join([name, text(found)] if name else [text(found)]))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

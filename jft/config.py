@@ -48,7 +48,9 @@ class Config:
     workdir: str | None = _opt(None, "the run's folder; default: runs/DATA-MODEL-PLAN")
     optimizer: Any = _opt("adamw", "adamw, adam, sgd (momentum 0.9), lion; or a function (weight_decay, mask)")
     weight_decay: float = _opt(1e-4, "of kernels; biases, norms and position embeddings are spared", least=0)
-    schedule: str = _opt("cosine", "of the learning rate in a stage: cosine, linear, constant, step")
+    schedule: str | Callable = _opt(
+        "cosine", "of the learning rate in a stage: cosine, linear, constant, step; or a function (peak, steps)"
+    )
     warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak", least=0, below=1)
     clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping", above=0)
     augment: tuple[str, ...] | None = _opt(

@@ -46,14 +46,16 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
 }
 
 
-def make_schedule(name: str, peak: float, steps: int, warmup: float) -> optax.Schedule:
-    """Learning rate against the stage's step: a linear rise over `warmup` of the steps, then the named schedule."""
-    if name not in SCHEDULES:
+def make_schedule(
+    name: str | Callable[[float, int], optax.Schedule], peak: float, steps: int, warmup: float
+) -> optax.Schedule:
+    """Learning rate against the stage's step: a linear rise over `warmup` of the steps, then the schedule."""
+    if isinstance(name, str) and name not in SCHEDULES:
         raise UserError(f"There is no schedule {name!r}.{near(name, SCHEDULES)} Schedules: {', '.join(SCHEDULES)}.")
     if not 0 <= warmup < 1:
         raise UserError(f"warmup is {warmup:g}; it is a share of a stage's steps, from 0 to below 1.")
     rise = round(warmup * steps)
-    after = SCHEDULES[name](peak, max(1, steps - rise))
+    after = (SCHEDULES[name] if isinstance(name, str) else name)(peak, max(1, steps - rise))
     if not rise:
         return after
     # The first step already moves: rates peak/rise, 2·peak/rise, …, peak.

@@ -27,7 +27,7 @@ class Stage:
     share: float = 1.0  # of the run's epochs, against the other stages' shares
     lr: float | None = None  # peak learning rate of a multiple of 1; None: the run's
     layer_decay: float = 1.0  # the rate's factor from a part to the part below it
-    schedule: str | None = None  # None: the run's
+    schedule: str | Callable | None = None  # a name or a function (peak, steps) -> rate by step; None: the run's
     warmup: float | None = None  # share of the stage's steps spent rising to the peak; None: the run's
     batch_norm: str = "auto"  # auto: batch statistics in parts that train; frozen: running statistics everywhere
     augment: tuple[str, ...] | None = None  # None: the run's

@@ -59,9 +59,7 @@ def train(config: Config) -> Result:
     clock = Clock()
     if config.deterministic and "--xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-    # Compiled programs outlive the process: the next seed, a resumed run and a repeated one find them.
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    compile_cache()
     display = make_display(config.display)
     with contextlib.closing(display):
         with clock("data"):
@@ -97,6 +95,12 @@ def train(config: Config) -> Result:
                 if run.step < leg.last:
                     run.train(leg, asked_to_stop)
             return Result(workdir, run.finish(splits, [*splits.excluded, *left_out]))
+
+
+def compile_cache() -> None:
+    """Compiled programs outlive the process: the next seed, a resumed run and a repeated one find them."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @contextlib.contextmanager
@@ -272,12 +276,10 @@ class Run:
         """Train one stage from wherever it stands to its end, validating, logging and saving on the way."""
         begun = time.perf_counter()
         if self.step == leg.first:
-            before = self._collected() if self.state else None
-            params, stats = (before.params, before.batch_stats) if before else (self.initial, self.initial_stats)
-            self.state = shard.distribute(self._fresh(leg, params, stats), self.mesh, self.config.sharding)
+            self.begin(leg)
             self.leg_seconds = 0.0
         self.display.stage(leg.number + 1, len(self.legs), leg.stage.name, self._describe(leg))
-        dispatch, schedule = self._compile(leg)
+        dispatch, schedule = self.compile(leg)
 
         per_epoch = len(self.data["train"].labels) / self.config.batch
         every = max(1.0, self.config.eval_every * per_epoch)
@@ -316,17 +318,28 @@ class Run:
                         "The same command goes on from there."
                     )
 
+    def begin(self, leg: Leg) -> None:
+        """Give the leg a state of its own: the parameters as they stand, and an optimizer that has seen nothing."""
+        before = self._collected() if self.state else None
+        params, stats = (before.params, before.batch_stats) if before else (self.initial, self.initial_stats)
+        self.state = shard.distribute(self._fresh(leg, params, stats), self.mesh, self.config.sharding)
+
     def _describe(self, leg: Leg) -> str:
         count = sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable)
         return f"{', '.join(summarise(leg.train_parts))}: {count:,} parameters, {leg.last - leg.first} steps"
 
-    def _compile(self, leg: Leg) -> tuple[Callable[[int], list[dict[str, float]]], Callable[[int], Any]]:
-        """The leg's compiled step with its data: a function that steps towards a step's number and returns metrics."""
+    def compile(
+        self, leg: Leg, splits: Sequence[str] = ("train", "val")
+    ) -> tuple[Callable[[int], list[dict[str, float]]], Callable[[int], Any]]:
+        """The leg's compiled step with its data: a function that steps towards a step's number and returns metrics.
+
+        Features are kept of these splits.
+        """
         assert self.state is not None
         config, train = self.config, self.data["train"]
         self.features = {}
         use_cut = leg.cut if config.features else None
-        for split in ("train", "val"):
+        for split in splits:
             if use_cut and (split == "val" or not leg.augment):
                 self._compute_features(split, use_cut)
         start = leg.cut if ("train", leg.cut) in self.features else None

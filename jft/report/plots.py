@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib import resources
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -67,6 +68,40 @@ def curve(
     if train and val:
         out.append(_legend(frame, (("train", "training"), ("val", "validation"))))
     return _svg(frame, title, out)
+
+
+def rate_curve(
+    title: str, losses: Sequence[tuple[float, float]], smoothed: Sequence[tuple[float, float]], chosen: float | None
+) -> str:
+    """Losses as points and their smoothed curve against learning rates on a logarithmic axis; one of them marked."""
+    top = 1.3 * max(smoothed[0][1], 1e-12)  # where it diverges, a loss would leave no room for what is before it
+
+    def decades(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [(math.log10(x), y if y <= top else math.nan) for x, y in points]
+
+    frame = Frame(
+        (math.log10(losses[0][0]), math.log10(max(losses[-1][0], 1.01 * losses[0][0]))),
+        _range([y for _, y in decades([*losses, *smoothed]) if math.isfinite(y)], (0.0, math.inf)),
+    )
+    out = [_axes(frame, ticks(frame.x, whole=True), ticks(frame.y), _number, "learning rate", "loss", x_told=_power)]
+    if chosen is not None:
+        x = frame.at_x(math.log10(chosen))
+        out.append(f'<path class="edge" d="M{x:.1f} {frame.top}V{frame.height - frame.bottom}"/>')
+        out.append(f'<text x="{x + 3:.1f}" y="{frame.top - 6}">{chosen:g}</text>')
+    out.append(_dots(frame, decades(losses), "train"))
+    out.append(_line(frame, decades(smoothed), "val"))
+    out.append(_legend(frame, (("train", "a step"), ("val", "smoothed"))))
+    return _svg(frame, title, out)
+
+
+def standalone(svg: str) -> str:
+    """A figure as a file of its own, with the style that a page would give it."""
+    style = (resources.files("jft.report") / "style.css").read_text("utf-8")
+    return svg.replace(
+        '<svg class="plot"',
+        '<svg xmlns="http://www.w3.org/2000/svg" class="plot" font-family="system-ui, sans-serif"',
+        1,
+    ).replace(">", f"><style>{style}</style>", 1)
 
 
 def stage_labels(stages: Sequence[tuple[str, int]], last: int) -> list[str]:
@@ -170,6 +205,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def _power(value: float) -> str:
+    """The number whose decimal logarithm this is."""
+    return f"{10**value:g}"
+
+
 def _share(value: float) -> str:
     return f"{100 * value:.3g}%"
 
@@ -204,18 +244,22 @@ def _titles(frame: Frame, x_title: str, y_title: str) -> str:
 
 def _line(frame: Frame, points: Sequence[tuple[float, float]], kind: str, dots: bool = False) -> str:
     """Points joined by a line, with a gap where a value is not finite."""
-    path, pen, circles = [], "M", []
+    path, pen = [], "M"
     for x, y in points:
         if not math.isfinite(y):
             pen = "M"
             continue
-        place = f"{frame.at_x(x):.1f} {frame.at_y(y):.1f}"
-        path.append(pen + place)
+        path.append(f"{pen}{frame.at_x(x):.1f} {frame.at_y(y):.1f}")
         pen = "L"
-        if dots:
-            circles.append(f"M{place}h0")  # a line of no length with round ends
-    marks = f'<path class="dots {kind}" d="{"".join(circles)}"/>' if circles else ""
-    return f'<path class="line {kind}" d="{"".join(path)}"/>{marks}' if path else ""
+    return (f'<path class="line {kind}" d="{"".join(path)}"/>' if path else "") + (
+        _dots(frame, points, kind) if dots else ""
+    )
+
+
+def _dots(frame: Frame, points: Sequence[tuple[float, float]], kind: str) -> str:
+    """Each point as a line of no length with round ends."""
+    marks = "".join(f"M{frame.at_x(x):.1f} {frame.at_y(y):.1f}h0" for x, y in points if math.isfinite(y))
+    return f'<path class="dots {kind}" d="{marks}"/>' if marks else ""
 
 
 def _bar(frame: Frame, low: float, high: float, bottom: float, top: float, kind: str, told: str) -> str:

@@ -1,0 +1,195 @@
+"""The learning-rate finder: a run's own steps at rates that rise until the loss diverges, and the rate they suggest."""
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+from jaxtyping import Float
+
+from jft import plan
+from jft.build import Leg, build, check, load_images, read_data
+from jft.config import Config
+from jft.errors import UserError, near
+from jft.report import plots
+from jft.report.live import make_display
+from jft.run import Clock
+from jft.train import Run, compile_cache
+
+LOWEST, HIGHEST = 1e-6, 10.0
+STEPS, PASSES = 60, 10  # of the sweep, and how often it may go through a small training set
+
+
+@dataclass(frozen=True)
+class Found:
+    """The losses of a stage's first steps at rising rates, and the rate they suggest; None where no rate helped."""
+
+    rates: Float[np.ndarray, " n"]
+    losses: Float[np.ndarray, " n"]  # of the step's batch, before the step at this rate
+    suggestion: float | None
+    stage: str = ""
+    usual: float | None = None  # the stage's rate if nothing is found
+    option: str = ""  # how a command or a config sets the suggestion
+
+    def json(self) -> dict[str, Any]:
+        """What a program reads; losses beyond all numbers are left out."""
+        return {
+            "stage": self.stage,
+            "suggestion": self.suggestion,
+            "option": self.option,
+            "usual": self.usual,
+            "rates": self.rates.tolist(),
+            "losses": self.losses.tolist(),
+            "smoothed": smooth(self.losses).tolist(),
+        }
+
+
+def find_lr(config: Config, stage: str | None = None) -> Found:
+    """A learning rate for one stage of the config's plan, by default the first.
+
+    The range test of Smith 2017, "Cyclical learning rates for training neural networks", section 3.3, with rates that
+    rise exponentially from 1e-6 to 10 over 60 steps, fewer where these were more than ten passes over the images.
+    The stages before it are trained first, as the plan has them. Nothing is left behind: no run's folder, and no cache
+    but those of decoded images and compiled programs. Raises UserError for whatever a run would refuse.
+
+    >>> found = jft.find_lr(Config(data="bees/", plan="full"))
+    >>> jft.finetune(data="bees/", plan="full", lr=found.suggestion)
+    """
+    compile_cache()
+    display = make_display(config.display)
+    with contextlib.closing(display):
+        splits = read_data(config)
+        model, params, batch_stats, loaded = build(config, splits.classes)
+        names, parts = list(params), list(model.parts)
+        stages = plan.resolve(config.plan, names, parts, epochs=config.epochs, lr=config.lr)
+        check(config, model, stages, splits)
+        number = _number(stages, stage)
+        stages = stages[: number + 1]
+        data, _ = load_images(config, splits, stages, loaded.preprocess, display)
+        with tempfile.TemporaryDirectory(prefix="jft-lr-") as folder:
+            run = Run(config, Path(folder), model, loaded, params, batch_stats, stages, data, Clock(), display)
+            with contextlib.closing(run):
+                for leg in run.legs[:number]:
+                    run.train(leg, lambda: False)
+                steps = min(STEPS, max(STEPS // 3, round(PASSES * len(data["train"].labels) / config.batch)))
+                rates, losses = range_test(run, run.legs[number], np.geomspace(LOWEST, HIGHEST, steps))
+    found = Found(rates, losses, suggest(rates, losses), stages[number].name, stages[number].lr)
+    return replace(found, option=_option(config, names, parts, number, found.suggestion))
+
+
+def range_test(
+    run: Run, leg: Leg, rates: Float[np.ndarray, " steps"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Rates until the loss diverged, and losses, of steps that go on from a run's state and leave it as it is."""
+    state, step = run.state, run.step
+    ratio = float(rates[1] / rates[0])
+    rising = replace(
+        leg.stage,
+        lr=float(rates[0]),
+        schedule=lambda lowest, steps: optax.exponential_decay(lowest, 1, ratio),
+        warmup=0.0,
+    )
+    leg = replace(leg, stage=rising, first=step, last=step + len(rates))
+    losses: list[float] = []
+    try:
+        run.begin(leg)
+        dispatch, _ = run.compile(leg, ("train",))
+        with run.display.task(f"Rates for {leg.stage.name}", total=len(rates), unit="steps") as advance:
+            while run.step < leg.last and not diverged(losses):
+                new = [metrics["loss"] for metrics in dispatch(leg.last)]
+                run.step += len(new)
+                losses += new
+                advance(len(new))
+    finally:
+        run.state, run.step = state, step
+    end = diverged(losses) or len(losses)
+    return rates[:end], np.array(losses[:end])
+
+
+def diverged(losses: Sequence[float], factor: float = 4.0) -> int | None:
+    """The number of losses until they are no numbers or, averaged, above `factor` times their best and their first.
+
+    The average is exponential with 0.8, corrected for its beginning; the factor is fastai's.
+
+    >>> diverged([1.0, 0.5, math.nan]), diverged([1.0, 0.9, 0.8])
+    (2, None)
+    """
+    mean, best, first = 0.0, math.inf, losses[0] if losses else 0.0
+    for i, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            return i
+        mean = 0.8 * mean + 0.2 * loss
+        now = mean / (1 - 0.8 ** (i + 1))
+        best = min(best, now)
+        if now > factor * best and now > first:
+            return i + 1
+    return None
+
+
+def smooth(losses: Float[np.ndarray, " n"], sigma: float = 2.0) -> Float[np.ndarray, " n"]:
+    """Means weighted by a Gaussian of `sigma` steps around each: unlike a running average they come no later."""
+    i = np.arange(len(losses))
+    weights = np.exp(-((i[:, None] - i[None]) ** 2) / (2 * sigma**2))
+    return weights @ losses / weights.sum(1)
+
+
+def suggest(rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> float | None:
+    """The rate at which the smoothed loss falls fastest, per decade of rates, before its minimum.
+
+    None where the loss falls by less than a twentieth of its first value.
+    """
+    smoothed = smooth(losses)
+    low = int(np.argmin(smoothed)) if len(losses) else 0
+    if low < 2 or smoothed[0] - smoothed[low] < 0.05 * abs(smoothed[0]):
+        return None
+    slope = np.gradient(smoothed, np.log(rates))
+    return float(f"{rates[int(np.argmin(slope[: low + 1]))]:.2g}")
+
+
+def text(found: Found, rows: int = 30, width: int = 40) -> str:
+    """The losses for people: a row a rate with its smoothed loss as a bar, and the suggestion."""
+    smoothed = smooth(found.losses)
+    told = [f"stage {found.stage}", f"{'rate':>9}  {'loss':>8}  {'smoothed':>8}"]
+    full = 1.3 * float(smoothed[0]) if len(smoothed) else 1.0
+    near_it = int(np.argmin(np.abs(np.log(found.rates / found.suggestion)))) if found.suggestion else -1
+    every = -(-len(smoothed) // rows)
+    for i in range(near_it % every if found.suggestion else 0, len(smoothed), every):
+        bar = "█" * round(width * min(float(smoothed[i]) / full, 1.0)) + ("…" if smoothed[i] > full else "")
+        mark = "  ← falls fastest" if i == near_it else ""
+        told.append(f"{found.rates[i]:9.2e}  {found.losses[i]:8.4f}  {smoothed[i]:8.4f}  {bar}{mark}")
+    if found.suggestion is None:
+        told.append("\nNo rate lowered the loss: no suggestion. More images a step (--batch) make it less noisy.")
+    else:
+        told.append(f"\nsuggestion: {found.option}  (the plan's own is {found.usual:g} in this stage)")
+    return "\n".join(told)
+
+
+def svg(found: Found) -> str:
+    """The same as a picture that stands alone."""
+    rates, losses = found.rates.tolist(), found.losses.tolist()
+    smoothed = smooth(found.losses).tolist()
+    title = f"Loss against learning rate in stage {found.stage}"
+    points, curve = (list(zip(rates, values, strict=True)) for values in (losses, smoothed))
+    return plots.standalone(plots.rate_curve(title, points, curve, found.suggestion))
+
+
+def _number(stages: Sequence[plan.Stage], name: str | None) -> int:
+    names = [s.name for s in stages]
+    if name is not None and name not in names:
+        raise UserError(f"The plan has no stage {name!r}.{near(name, names)} Its stages: {', '.join(names)}.")
+    return names.index(name) if name else 0
+
+
+def _option(config: Config, names: Sequence[str], parts: Sequence[str], number: int, rate: float | None) -> str:
+    """`--lr 0.001`: what gives the stage this rate. A preset may give it a share of --lr only."""
+    if rate is None:
+        return ""
+    one, two = (plan.resolve(config.plan, names, parts, epochs=1.0, lr=lr)[number].lr or 0.0 for lr in (1.0, 2.0))
+    if two == one:
+        return f"lr={rate:g} in the stage itself"
+    return f"--lr {rate / one:g}"

@@ -1,0 +1,126 @@
+"""The learning-rate finder: its rule on curves whose answer is known, and that it leaves nothing behind."""
+
+import json
+import math
+import os
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jft import Stage, cli, find_lr, finder
+from jft.config import Config
+from jft.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+RATES = np.geomspace(1e-6, 10, 60)
+
+
+def valley(steepest, noise=0.0):
+    """Falls from ln 2 by a logistic curve of the rate's logarithm, and rises again two decades later."""
+    decades = np.log10(RATES / steepest)
+    losses = 0.7 - 0.6 / (1 + np.exp(-4 * decades)) + np.maximum(decades - 2, 0) ** 2
+    return losses + noise * np.random.default_rng(0).standard_normal(len(losses))
+
+
+@pytest.mark.parametrize("steepest", [1e-4, 1e-3, 3e-2])
+def test_the_suggestion_is_where_the_loss_falls_fastest(steepest):
+    assert finder.suggest(RATES, valley(steepest)) == pytest.approx(steepest, rel=0.2)
+    assert finder.suggest(RATES, valley(steepest, noise=0.05)) == pytest.approx(steepest, rel=1.0)
+
+
+@pytest.mark.parametrize("losses", [np.full(60, 0.7), 0.7 + np.linspace(0, 1, 60), np.empty(0), np.array([0.7])])
+def test_no_suggestion_where_no_rate_helps(losses):
+    assert finder.suggest(RATES[: len(losses)], losses) is None
+
+
+def test_smoothing_keeps_lines_and_moves_no_step():
+    assert finder.smooth(np.full(9, 0.7)) == pytest.approx(np.full(9, 0.7))
+    step = np.repeat([1.0, 0.0], 20)
+    assert finder.smooth(step)[19] + finder.smooth(step)[20] == pytest.approx(1.0)
+
+
+def test_divergence():
+    assert finder.diverged([]) is None
+    assert finder.diverged([1.0, 0.5, 0.4, 0.9, 0.5]) is None  # noise
+    assert finder.diverged([1.0, 0.5, math.nan, 0.1]) == 2
+    assert finder.diverged([1.0, 0.5, math.inf]) == 2
+    assert finder.diverged([1.0, 0.1, 0.1, 9.0, 9.0]) == 4
+    assert finder.diverged([1.0] + [0.01] * 40 + [0.2] * 9) is None  # four times the best, yet below the first
+
+
+def config(folder, **changes):
+    base = Config(data=str(folder), model="tiny_vit", weights="none", batch=8, display="quiet", plan="head")
+    return base.replace(**changes)
+
+
+@pytest.fixture(scope="module")
+def found(folder, tmp_path_factory):
+    here = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("empty"))
+    with jax.numpy_dtype_promotion("standard"):
+        result = find_lr(config(folder))
+    assert not list(Path.cwd().iterdir())
+    os.chdir(here)
+    return result
+
+
+def test_a_rate_is_found(found):
+    assert found.losses[0] == pytest.approx(math.log(3), rel=1e-6)
+    assert len(found.rates) == len(found.losses) and np.isfinite(found.losses).all()
+    assert found.rates[1] / found.rates[0] == pytest.approx(1e7 ** (1 / 37), rel=1e-6)  # ten passes over 30 images
+    assert found.suggestion is not None and 1e-5 < found.suggestion < 1
+    assert (found.stage, found.option) == ("head", f"--lr {found.suggestion:g}")
+
+
+def test_the_same_again(found, folder):
+    assert find_lr(config(folder)).losses.tolist() == found.losses.tolist()
+
+
+def test_nothing_is_left_behind_and_the_state_is_as_it_was(folder, monkeypatch, tmp_path):
+    """In the second stage of a plan, whose state is that of the first stage's end."""
+    seen = []
+
+    def watched(run, leg, rates):
+        before = jax.tree.map(np.asarray, (run.state, run.initial))
+        told = test(run, leg, rates)
+        after = jax.tree.map(np.asarray, (run.state, run.initial))
+        jax.tree.map(np.testing.assert_array_equal, before, after)
+        seen.append((run.step, leg.first, run.workdir))
+        return told
+
+    test = finder.range_test
+    monkeypatch.setattr(finder, "range_test", watched)
+    monkeypatch.setenv("JFT_CACHE", str(tmp_path))
+    plan = (Stage("head", ("head",), epochs=1, augment=()), Stage("on", ("head",), epochs=1, lr=1e-3, augment=()))
+    told = find_lr(config(folder, plan=plan), "on")
+    ((step, first, folder_of_run),) = seen
+    assert step == first == 4 and not folder_of_run.exists()
+    assert {p.name for p in tmp_path.iterdir()} <= {"decoded", "xla"}
+    assert told.losses[0] < math.log(3)
+    assert told.option == f"lr={told.suggestion:g} in the stage itself"
+
+
+def test_a_preset_that_divides_the_rate_is_told_the_whole():
+    names, parts = ["stem/kernel", "head/kernel"], ["stem", "head"]
+    told = [finder._option(Config(plan="lp-ft"), names, parts, stage, 0.002) for stage in (0, 1)]
+    assert told == ["--lr 0.002", "--lr 0.02"]
+
+
+def test_an_unknown_stage_is_told_with_near_names(folder):
+    with pytest.raises(UserError, match=re.escape("no stage 'ful'. Did you mean full?")):
+        find_lr(config(folder, plan="lp-ft"), "ful")
+
+
+def test_the_command(found, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(finder, "find_lr", lambda config, stage: found)
+    words = ["lr", "--data", str(folder), "--plot", str(tmp_path / "lr.svg")]
+    assert cli.main(words) == 0
+    assert f"suggestion: --lr {found.suggestion:g}" in capsys.readouterr().out
+    assert ET.parse(tmp_path / "lr.svg").getroot().tag.endswith("svg")
+    assert cli.main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["suggestion"] == found.suggestion
+    assert cli.main([*words[:-1], str(tmp_path / "none" / "lr.svg")]) == 2

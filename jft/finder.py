@@ -1,6 +1,7 @@
 """The learning-rate finder: a run's own steps at rates that rise until the loss diverges, and the rate they suggest."""
 
 import contextlib
+import copy
 import math
 import tempfile
 from collections.abc import Sequence
@@ -86,7 +87,6 @@ def range_test(
     run: Run, leg: Leg, rates: Float[np.ndarray, " steps"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Rates until the loss diverged, and losses, of steps that go on from a run's state and leave it as it is."""
-    state, step = run.state, run.step
     ratio = float(rates[1] / rates[0])
     rising = replace(
         leg.stage,
@@ -94,19 +94,17 @@ def range_test(
         schedule=lambda lowest, steps: optax.exponential_decay(lowest, 1, ratio),
         warmup=0.0,
     )
-    leg = replace(leg, stage=rising, first=step, last=step + len(rates))
+    leg = replace(leg, stage=rising, last=leg.first + len(rates))
+    trial = copy.copy(run)  # its state is its own from `begin` on, and steps write nothing down
+    trial.begin(leg)
+    dispatch, _ = trial.compile(leg, ("train",))
     losses: list[float] = []
-    try:
-        run.begin(leg)
-        dispatch, _ = run.compile(leg, ("train",))
-        with run.display.task(f"Rates for {leg.stage.name}", total=len(rates), unit="steps") as advance:
-            while run.step < leg.last and not diverged(losses):
-                new = [metrics["loss"] for metrics in dispatch(leg.last)]
-                run.step += len(new)
-                losses += new
-                advance(len(new))
-    finally:
-        run.state, run.step = state, step
+    with run.display.task(f"Rates for {leg.stage.name}", total=len(rates), unit="steps") as advance:
+        while trial.step < leg.last and not diverged(losses):
+            new = [metrics["loss"] for metrics in dispatch(leg.last)]
+            trial.step += len(new)
+            losses += new
+            advance(len(new))
     end = diverged(losses) or len(losses)
     return rates[:end], np.array(losses[:end])
 

@@ -277,7 +277,6 @@ class Run:
         begun = time.perf_counter()
         if self.step == leg.first:
             self.begin(leg)
-            self.leg_seconds = 0.0
         self.display.stage(leg.number + 1, len(self.legs), leg.stage.name, self._describe(leg))
         dispatch, schedule = self.compile(leg)
 
@@ -319,10 +318,11 @@ class Run:
                     )
 
     def begin(self, leg: Leg) -> None:
-        """Give the leg a state of its own: the parameters as they stand, and an optimizer that has seen nothing."""
+        """Go to a leg's first step: the parameters as they stand, and an optimizer that has seen nothing."""
         before = self._collected() if self.state else None
         params, stats = (before.params, before.batch_stats) if before else (self.initial, self.initial_stats)
         self.state = shard.distribute(self._fresh(leg, params, stats), self.mesh, self.config.sharding)
+        self.step, self.leg_seconds = leg.first, 0.0
 
     def _describe(self, leg: Leg) -> str:
         count = sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable)

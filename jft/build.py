@@ -17,11 +17,12 @@ from jft.data.decode import resampling
 from jft.data.prepare import check as check_augment
 from jft.data.prepare import make_prepare, work_size
 from jft.errors import UserError
+from jft.lora import LoraModel, with_lora
 from jft.models import make_model
 from jft.models.base import Model
-from jft.plan import Stage
+from jft.plan import Lora, Stage
 from jft.preprocess import Preprocess
-from jft.step import make_train_step
+from jft.step import make_train_step, supervised
 
 
 def read_data(config: Config) -> sources.Splits:
@@ -39,6 +40,13 @@ def read_data(config: Config) -> sources.Splits:
 
 
 def model_of(config: Config, num_classes: int) -> Model:
+    """The architecture the config names, its options set, with low-rank updates where the config asks for them."""
+    model = plain_model(config, num_classes)
+    lora = Lora(**({"rank": 8} if config.plan == "lora" else {}) | dict(config.lora))
+    return with_lora(model, lora) if lora.rank else model
+
+
+def plain_model(config: Config, num_classes: int) -> Model:
     """The architecture the config names, its options set."""
     return make_model(
         config.model,
@@ -55,17 +63,21 @@ def model_of(config: Config, num_classes: int) -> Model:
 
 def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any], dict[str, Any], weights.Loaded]:
     """The model for these classes, its parameters and statistics (pretrained, or fresh), and where they come from."""
-    model = model_of(config, len(classes))
+    model, plain = model_of(config, len(classes)), plain_model(config, len(classes))
     source = config.weights() if callable(config.weights) else config.weights
-    loaded = weights.scratch(model) if source == "none" else weights.load(model, source, keep_head=config.keep_head)
+    loaded = weights.scratch(plain) if source == "none" else weights.load(plain, source, keep_head=config.keep_head)
     params: dict[str, Any] = dict(loaded.params)
     stats: dict[str, Any] = dict(loaded.batch_stats)
     if loaded.missing:
-        fresh_params, fresh_stats = model.init(
+        fresh_params, fresh_stats = plain.init(
             jax.random.key(config.seed), plan.parts_with(loaded.missing, model.parts)
         )
         params = fresh_params | params
         stats = fresh_stats | stats
+    if isinstance(model, LoraModel):
+        updates = model.init_updates(jax.random.key(config.seed))
+        params |= updates
+        loaded = replace(loaded, missing=(*loaded.missing, *sorted(updates)))
     preprocess = replace(loaded.preprocess, **config.preprocess)
     resampling(preprocess)
     if preprocess.crop_pct <= 0 or min(preprocess.std) <= 0:
@@ -173,6 +185,7 @@ class Leg:
     number: int
     stage: Stage
     multipliers: dict[str, float]
+    labels: dict[str, str]  # of the optimizer's groups
     trainable: frozenset[str]
     train_parts: tuple[str, ...]
     update_stats: tuple[str, ...]  # parts whose BatchNorms use and move with the batch
@@ -185,7 +198,8 @@ class Leg:
 def lay_out(config: Config, stages: Sequence[Stage], model: Model, examples: int) -> list[Leg]:
     """The legs of a plan: `round(epochs · examples / batch)` steps a stage, at least one."""
     params, stats = model.shapes()
-    legs, step = [], 0
+    legs: list[Leg] = []
+    step = 0
     for number, stage in enumerate(stages):
         values = plan.multipliers(stage, list(params), list(model.parts))
         trainable = plan.trainable(values)
@@ -194,7 +208,8 @@ def lay_out(config: Config, stages: Sequence[Stage], model: Model, examples: int
         last = step + max(1, round((stage.epochs or 0) * examples / config.batch))
         legs.append(
             Leg(
-                number, stage, values, trainable, tuple(parts), tuple(norms),
+                number, stage, values, plan.labels([*(g.multipliers for g in legs), values], config.carry),
+                trainable, tuple(parts), tuple(norms),
                 features.cut(model, trainable), augmentation(config, stage), step, last,
             )
         )  # fmt: skip
@@ -234,18 +249,24 @@ def make_leg_step(
 ) -> Callable[..., Any]:
     """The train step of a leg, from features at `start` or from images."""
     prepare = make_prepare(preprocess, leg.augment, train=True)
-    return (config.make_train_step or make_train_step)(
+    objective = (config.objective or supervised)(
         model,
-        optimizer,
-        trainable=leg.trainable,
         train_parts=leg.train_parts,
         update_stats=leg.update_stats,
-        prepare=(lambda batch, key: batch) if start else prepare,
+        trainable=leg.trainable,
         loss=loss,
         penalty=config.penalty,
         penalty_weight=config.penalty_weight,
         source=source,
         start=start,
+    )
+    return make_train_step(
+        objective,
+        optimizer,
+        trainable=leg.trainable,
+        prepare=(lambda batch, key: batch) if start else prepare,
+        ema=config.ema or 0.0,
+        sam=config.sam,
         axis_name=shard.DATA if config.sharding == "pmap" else None,
     )
 
@@ -257,7 +278,13 @@ def make_leg_optimizer(config: Config, leg: Leg) -> tuple[Any, Callable[[int], A
     assert stage.lr is not None  # plan.resolve has set it
     schedule = optim.make_schedule(stage.schedule or config.schedule, stage.lr, leg.last - leg.first, warmup)
     optimizer = optim.make_optimizer(
-        config.optimizer, schedule, leg.multipliers, weight_decay=config.weight_decay, clip=config.clip
+        config.optimizer,
+        schedule,
+        leg.multipliers,
+        leg.labels,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        surgical={n: plan.part_of(n, leg.train_parts) for n in leg.trainable} if stage.surgical else None,
     )
     return optimizer, schedule
 

@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. What is done is done elsewhere, and imported only when it is needed."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -33,6 +34,10 @@ EXAMPLES = {
   jft lr --data bees/ --model resnet50                          a rate for the head
   jft lr --data bees/ --plan lp-ft --stage full                 for its second stage; the first is trained before
   jft lr --data bees/ --plan full --plot lr.svg --json""",
+    "rank": """
+  jft rank --data bees/ --models resnet18,resnet50,vit_tiny_patch16_224
+  jft rank --data bees/ --models resnet50=mine.pth,resnet50=hf:timm/resnet50.a1_in1k --metric knn
+  jft rank --data labels.csv --models resnet50 vit_base_patch16_224 --shots 50 --json""",
     "evaluate": """
   jft evaluate runs/bees-resnet50-head
   jft evaluate runs/bees-resnet50-head --data more-bees/ --json""",
@@ -47,6 +52,9 @@ EXAMPLES = {
   jft import resnet50.pth --model resnet50                      what would be used of it, and how
   jft import hf:google/vit-base-patch16-224 --model vit_base_patch16_224 --out vit-base/
   jft import old.pth --model resnet50 --skip 'ema.*' --out resnet50.safetensors""",
+    "average": """
+  jft average runs/bees-resnet50-full                           WiSE-FT: between the pretrained and the tuned weights
+  jft average runs/bees/runs/seed* --out bees-soup              a greedy soup of five seeds""",
     "report": """
   jft report runs/bees-resnet50-head""",
     "models": """
@@ -160,6 +168,29 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     rate.add_argument("--plot", metavar="FILE.svg", help="draw the losses")
     rate.add_argument("--json", action="store_true", help="print as JSON")
 
+    ranked = command(
+        "rank",
+        "Choose a pretrained model for labelled images; trains nothing",
+        _rank,
+        "Each model runs once over the images; its features are scored by a linear probe, nearest neighbours, "
+        "LogME and LEEP, with what fine-tuning it would cost.",
+    )
+    ranked.add_argument("--data", required=True, metavar="PATH", help="as for finetune; a test split is not looked at")
+    ranked.add_argument(
+        "--models", required=True, nargs="+", metavar="NAME[=FILE]",
+        help="models, separated by commas or spaces, with weights (a file, hf:ORG/REPO, none) or their own source's",
+    )  # fmt: skip
+    ranked.add_argument(
+        "--metric", default="linear", metavar="M",
+        help="order by linear (its accuracy), knn, logme, leep or mean-rank (default: linear)",
+    )  # fmt: skip
+    ranked.add_argument("--shots", type=int, metavar="N", help="fit to so many images a class, drawn by seed")
+    ranked.add_argument("--image-size", type=int, metavar="N", help="side of the pictures (default: each model's own)")
+    ranked.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    ranked.add_argument("--epochs", type=float, default=10, metavar="N", help="of the costs told (default: 10)")
+    ranked.add_argument("--seed", type=int, default=0, metavar="N", help="of the folds and shots (default: 0)")
+    ranked.add_argument("--json", action="store_true", help="print as JSON")
+
     evaluate = command("evaluate", "Score a run's model", _evaluate)
     evaluate.add_argument("workdir", metavar="W", help="a run's folder")
     evaluate.add_argument("--data", metavar="PATH", help="other labelled images; default: the run's validation set")
@@ -186,6 +217,19 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "Runs draw theirs at the end; an unfinished one gets what it has.",
     )
     report.add_argument("workdir", metavar="W", help="a run's folder")
+
+    average = command(
+        "average",
+        "Average weights: a run's with its source (WiSE-FT), or several runs' (model soup)",
+        _average,
+        "One run: α is chosen on its validation set. Several: added one by one while validation does not get worse.",
+    )
+    average.add_argument("workdirs", nargs="+", metavar="W", help="one run's folder, or several runs' of one model")
+    average.add_argument("--uniform", action="store_true", help="several: average them all")
+    average.add_argument(
+        "--out", metavar="FOLDER", help="several: the model's folder (default: soup, beside the first)"
+    )
+    average.add_argument("--json", action="store_true", help="print as JSON")
 
     out = command("export", "Write a run's model as another tool reads it", _export)
     out.add_argument("workdir", metavar="W", help="a run's folder, or a model's")
@@ -316,6 +360,26 @@ def _lr(options: argparse.Namespace) -> None:
             print("\n".join([name, text(found)] if name else [text(found)]))
 
 
+def _rank(options: argparse.Namespace) -> None:
+    from jft.rank import parse_models, rank, text
+    from jft.report.live import make_display
+
+    display = make_display("quiet" if options.json else "auto")
+    with contextlib.closing(display):
+        done = rank(
+            options.data,
+            parse_models(options.models),
+            metric=options.metric,
+            shots=options.shots,
+            seed=options.seed,
+            batch=options.batch,
+            epochs=options.epochs,
+            image_size=options.image_size,
+            display=display,
+        )
+    print(json.dumps(done.json(), indent=1, ensure_ascii=False) if options.json else text(done))
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from jft.report.live import make_display
     from jft.use import evaluate
@@ -366,6 +430,24 @@ def _report(options: argparse.Namespace) -> None:
     from jft.report.html import make_report
 
     print(make_report(options.workdir))
+
+
+def _average(options: argparse.Namespace) -> None:
+    from jft.average import soup, wise_ft
+    from jft.report.live import make_display
+
+    display = make_display("quiet" if options.json else "auto")
+    if len(options.workdirs) == 1:
+        done = wise_ft(options.workdirs[0], display=display)
+    else:
+        done = soup(options.workdirs, options.out, not options.uniform, display)
+    if options.json:
+        print(json.dumps({"path": str(done.path), "accuracy": done.accuracy, "rows": done.rows}, indent=1))
+        return
+    for row in done.rows:
+        what = f"α {row['alpha']:.1f}" if "alpha" in row else f"{row['run']}{'' if row['in_soup'] else ' (left out)'}"
+        print(f"{what}: validation accuracy {row['accuracy']:.2%}")
+    print(f"{done.path}: validation accuracy {done.accuracy:.2%}")
 
 
 def _export(options: argparse.Namespace) -> None:

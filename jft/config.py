@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jft.errors import UserError, near
-from jft.plan import Plan
+from jft.plan import Lora, Plan
 from jft.preprocess import Preprocess
 
 
@@ -38,7 +38,11 @@ class Config:
     keep_head: bool = _opt(
         False, "keep the weights' own head, where it has as many classes as the data, in their order"
     )
-    plan: Plan = _opt("head", "what trains when: head, full, gradual, lp-ft; or a tuple of stages")
+    plan: Plan = _opt(
+        "head",
+        "what trains when: head, full, gradual, lp-ft, top-K, bitfit, norm, lora, surgical, surgical-first, "
+        "surgical-middle, surgical-last; or a tuple of stages",
+    )
     epochs: float = _opt(10.0, "passes over the training set, over all stages together", above=0)
     batch: int = _opt(32, "images a step, over all devices together", least=1)
     lr: float | None = _opt(
@@ -46,10 +50,13 @@ class Config:
     )
     seed: int = _opt(0, "of the split, the head's first values, the order and the augmentation")
     workdir: str | None = _opt(None, "the run's folder; default: runs/DATA-MODEL-PLAN")
-    optimizer: Any = _opt("adamw", "adamw, adam, sgd (momentum 0.9), lion; or a function (weight_decay, mask)")
+    optimizer: Any = _opt(
+        "adamw", "adamw, adam, sgd (momentum 0.9), lion, lamb, muon; or a function (weight_decay, mask)"
+    )
     weight_decay: float = _opt(1e-4, "of kernels; biases, norms and position embeddings are spared", least=0)
     schedule: str | Callable = _opt(
-        "cosine", "of the learning rate in a stage: cosine, linear, constant, step; or a function (peak, steps)"
+        "cosine",
+        "of the learning rate in a stage: cosine, linear, constant, step, one-cycle; or a function (peak, steps)",
     )
     warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak", least=0, below=1)
     clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping", above=0)
@@ -69,6 +76,20 @@ class Config:
     )
     eval_every: float = _opt(1.0, "epochs between validations; each stage also ends with one", above=0)
     checkpoint_every: float = _opt(60.0, "seconds between checkpoints; each stage also ends with one", least=0)
+    layer_decay: float | None = _opt(
+        None, "layer-wise decay of the rate, the factor from a part to the part below it, e.g. 0.75", above=0, most=1
+    )
+    carry: bool = _opt(False, "carry the optimizer's state from stage to stage; what begins to train begins anew")
+    ema: float | None = _opt(
+        None, "decay of a moving average of the weights, which is then what is validated and kept", above=0, below=1
+    )
+    sam: float = _opt(0.0, "radius ρ of sharpness-aware minimisation, e.g. 0.05; twice the time", least=0)
+    patience: int | None = _opt(
+        None, "end a stage after so many validations in a row without a better one; default: never", least=1
+    )
+    lora: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "low-rank updates, of the plan lora: --lora.rank 8", "fields": Lora}
+    )
     model_options: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "of the architecture: --model_options.pool avg", "fields": None}
     )
@@ -93,7 +114,7 @@ class Config:
     threads: int | None = _opt(None, "that decode; default: the processor's cores", least=1)
     display: str = _opt("auto", "auto, plain, quiet, json", choices=("auto", "plain", "quiet", "json"))
     deterministic: bool = _opt(False, "bit-equal repetition on a GPU too, some tenths slower (on a CPU it always is)")
-    make_train_step: Callable | None = _opt(None, "the objective; default: jft.step:make_train_step")
+    objective: Callable | None = _opt(None, "what is minimised; default: jft.step:supervised, L(f, D) + λ R(f, f_s)")
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with these fields changed."""

@@ -1,13 +1,14 @@
 """A stage's optax transformation: optimisers and schedules by name, one group for each learning-rate multiplier."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from jft.errors import UserError, near
-from jft.plan import labels
 
 # Each takes the weight decay and a mask of what it applies to, and knows no learning rate.
 Optimizer = Callable[[float, Callable], optax.GradientTransformation]
@@ -33,7 +34,50 @@ def lion(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_lion(), optax.add_decayed_weights(weight_decay, mask))
 
 
-OPTIMIZERS: dict[str, Optimizer] = {"sgd": sgd, "adam": adam, "adamw": adamw, "lion": lion}
+def lamb(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
+    """AdamW whose step of each array is scaled to that array's norm, for large batches (You et al. 2020)."""
+    return optax.chain(
+        optax.scale_by_adam(eps=1e-6), optax.add_decayed_weights(weight_decay, mask), optax.scale_by_trust_ratio()
+    )
+
+
+def muon(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
+    """Momentum made orthogonal for matrices below the head, Adam for all else; decoupled decay (Jordan et al. 2024).
+
+    Scaled to Adam's size of step, 0.2 of root mean square, so that the same rates serve (Liu et al. 2025).
+    """
+    two = optax.contrib.MuonDimensionNumbers()
+    turned = optax.contrib.scale_by_muon(weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: two, tree))
+    kinds = {"matrix": turned, "other": optax.scale_by_adam()}
+
+    def matrix(name: str, p: Any) -> bool:
+        return getattr(p, "ndim", 0) == 2 and not name.startswith("head/")
+
+    def kind(params: Any) -> Any:
+        # Other groups' parameters are nodes without leaves here, and stay so.
+        return {
+            n: p if isinstance(p, optax.MaskedNode) else "matrix" if matrix(n, p) else "other"
+            for n, p in params.items()
+        }
+
+    def to_adams_size(updates: Any, params: Any) -> Any:
+        return {n: u * (0.2 * max(u.shape) ** 0.5) if matrix(n, u) else u for n, u in updates.items()}
+
+    return optax.chain(
+        optax.multi_transform(kinds, kind),
+        optax.stateless(to_adams_size),
+        optax.add_decayed_weights(weight_decay, mask),
+    )
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "lion": lion,
+    "lamb": lamb,
+    "muon": muon,
+}
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
@@ -49,11 +93,19 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
 def make_schedule(
     name: str | Callable[[float, int], optax.Schedule], peak: float, steps: int, warmup: float
 ) -> optax.Schedule:
-    """Learning rate against the stage's step: a linear rise over `warmup` of the steps, then the schedule."""
-    if isinstance(name, str) and name not in SCHEDULES:
-        raise UserError(f"There is no schedule {name!r}.{near(name, SCHEDULES)} Schedules: {', '.join(SCHEDULES)}.")
+    """Learning rate against the stage's step: a linear rise over `warmup` of the steps, then the schedule.
+
+    `one-cycle` has a rise of its own: a cosine from a 25th of the peak over 30 % of the steps, and down to a 10,000th
+    of where it began (Smith and Topin 2018).
+    """
+    known = [*SCHEDULES, "one-cycle"]
+    if isinstance(name, str) and name not in known:
+        raise UserError(f"There is no schedule {name!r}.{near(name, known)} Schedules: {', '.join(known)}.")
     if not 0 <= warmup < 1:
         raise UserError(f"warmup is {warmup:g}; it is a share of a stage's steps, from 0 to below 1.")
+    if name == "one-cycle":
+        # Of fewer than 4 steps it would be all edges.
+        return optax.cosine_onecycle_schedule(max(steps, 4), peak)
     rise = round(warmup * steps)
     after = (SCHEDULES[name] if isinstance(name, str) else name)(peak, max(1, steps - rise))
     if not rise:
@@ -72,14 +124,17 @@ def make_optimizer(
     optimizer: str | Optimizer,
     schedule: optax.Schedule,
     multipliers: Mapping[str, float],
+    labels: Mapping[str, str] | None = None,
     *,
     weight_decay: float = 0.0,
     clip: float | None = None,
+    surgical: Mapping[str, str] | None = None,
 ) -> optax.GradientTransformation:
-    """The transformation of a stage's trainable half: global-norm clipping, a group for each multiplier, the schedule.
+    """The transformation of a stage's trainable half: clipping, an optimizer a group, the multipliers, the schedule.
 
     It sees the parameters that train and no others, so clipping counts their norm alone and frozen parameters hold no
-    state.
+    state. `labels` are `plan.labels`, by default one group; `surgical` names each parameter's part, whose rate is then
+    scaled by its relative gradient norm.
     """
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
@@ -88,17 +143,71 @@ def make_optimizer(
                 f"Optimizers: {', '.join(OPTIMIZERS)}; or a function (weight_decay, mask) -> transformation."
             )
         optimizer = OPTIMIZERS[optimizer]
-    group = {n: label for n, label in labels(multipliers).items() if label != "frozen"}
-    by_label = {group[n]: multipliers[n] for n in group}
-    transforms = {
-        label: optax.chain(optimizer(weight_decay, decays), optax.scale(multiplier))
-        for label, multiplier in by_label.items()
-    }
+    group = {n: labels[n] if labels else "all" for n, v in multipliers.items() if v}
+    transforms = {label: optimizer(weight_decay, decays) for label in group.values()}
+    steps = optax.multi_transform(transforms, group)
     return optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.multi_transform(transforms, group),
+        scale_by_relative_gradient_norm(steps, surgical) if surgical else steps,
+        optax.stateless(lambda updates, params: {n: multipliers[n] * u for n, u in updates.items()}),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def carry(fresh: optax.OptState, old: optax.OptState) -> optax.OptState:
+    """A stage's first optimizer state, with the old values of whatever the stage before held under the same label.
+
+    A group's count goes with its moments, so Adam's bias correction stays right; what begins to train is a group of
+    its own, with a count from zero (`plan.labels`). The schedule begins anew.
+    """
+    known = {path: leaf for path, leaf in jax.tree_util.tree_flatten_with_path(old[1])[0]}
+    kept = jax.tree_util.tree_map_with_path(lambda path, leaf: known.get(path, leaf), fresh[1])
+    return (fresh[0], kept, *fresh[2:])
+
+
+class RelativeGradientNorm(NamedTuple):
+    """State of `scale_by_relative_gradient_norm`."""
+
+    inner: optax.OptState
+    count: Any
+    norms: dict[str, Any]  # by part, the mean so far of ‖gradient‖ / ‖weights‖
+
+
+def scale_by_relative_gradient_norm(
+    inner: optax.GradientTransformation, part_of: Mapping[str, str]
+) -> optax.GradientTransformation:
+    """The updates of `inner`, each part's scaled by its ‖gradient‖ / ‖weights‖ against the largest of any part.
+
+    Auto-RGN of Lee et al. 2023, "Surgical fine-tuning improves adaptation to distribution shifts", section 5, with the
+    mean of the ratios over the steps so far, where theirs is taken anew every epoch.
+    """
+
+    def members(updates: Mapping[str, Any]) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in updates:
+            found.setdefault(part_of[name], []).append(name)
+        return found
+
+    def init(params: Any) -> RelativeGradientNorm:
+        return RelativeGradientNorm(
+            inner.init(params), jnp.zeros((), jnp.int32), {part: jnp.zeros(()) for part in members(params)}
+        )
+
+    def update(grads: Any, state: RelativeGradientNorm, params: Any = None) -> tuple[Any, RelativeGradientNorm]:
+        updates, after = inner.update(grads, state.inner, params)
+        count = state.count + 1
+        norms = {}
+        for part, names in members(grads).items():
+            weights = optax.tree.norm({n: params[n] for n in names})
+            # A fresh head of zeros has no ratio to be compared with: it trains at the full rate.
+            ratio = optax.tree.norm({n: grads[n] for n in names}) / jnp.maximum(weights, 1e-12)
+            norms[part] = state.norms[part] + (ratio - state.norms[part]) / count.astype(jnp.float32)
+        body = [v for part, v in norms.items() if part != "head"] or [*norms.values()]
+        largest = jnp.maximum(jnp.max(jnp.stack(body)), 1e-12)
+        scale = {part: jnp.minimum(v / largest, 1.0) for part, v in norms.items()}
+        return {n: scale[part_of[n]] * u for n, u in updates.items()}, RelativeGradientNorm(after, count, norms)
+
+    return optax.GradientTransformation(init, update)
 
 
 def state_bytes(optimizer: optax.GradientTransformation, trainable: Mapping[str, jax.ShapeDtypeStruct]) -> int:

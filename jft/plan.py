@@ -1,13 +1,15 @@
 """The plan: which names train, at which multiple of the learning rate, for how long. Data, stage after stage."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from jft import tree
 from jft.errors import UserError, near
 
 # Parts behind the last block. In layer-wise decay they share the head's depth, as in MAE's and BEiT's code.
-TOP = ("norm", "pool", "head")
+TOP = ("norm", "pool", "projection", "head")
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,26 @@ class Stage:
     warmup: float | None = None  # share of the stage's steps spent rising to the peak; None: the run's
     batch_norm: str = "auto"  # auto: batch statistics in parts that train; frozen: running statistics everywhere
     augment: tuple[str, ...] | None = None  # None: the run's
+    surgical: bool = False  # each part's rate scaled by its relative gradient norm, from 0 to 1
 
     def patterns(self) -> list[tuple[str, float]]:
         """`train` with every multiplier spelt out."""
         return [(p, 1.0) if isinstance(p, str) else (p[0], float(p[1])) for p in self.train]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank updates of kernels: W + α/r · A B, flattened to [fan in, out] (Hu et al. 2022, section 4.1).
+
+    Of a kernel `block0/attn/qkv/kernel` they are `block0/attn/qkv/lora_a` and `lora_b`. With `dora` the sum is given
+    the norms of W's columns times a learnt `lora_m` (Liu et al. 2024, equation 5, the norm taken as a constant in the
+    gradient as in their section 4.3).
+    """
+
+    rank: int = 0  # 0: none
+    alpha: float | None = None  # None: the rank, so that the scale is 1
+    targets: tuple[str, ...] = ("*",)  # patterns over kernels; those of the first part and of the head never count
+    dora: bool = False
 
 
 def part_of(name: str, parts: Iterable[str]) -> str:
@@ -77,9 +95,20 @@ def depths(names: Iterable[str], parts: Sequence[str]) -> dict[str, int]:
     return depth
 
 
-def labels(multipliers: Mapping[str, float]) -> dict[str, str]:
-    """For `optax.multi_transform`: parameters of one multiplier share a label, frozen ones are `frozen`."""
-    return {n: f"x{v:g}" if v else "frozen" for n, v in multipliers.items()}
+def labels(legs: Sequence[Mapping[str, float]], carry: bool = False) -> dict[str, str]:
+    """For `optax.multi_transform` in the last of these stages' multipliers: a group an age, `frozen` for the rest.
+
+    Parameters that began to train in the same stage, and have trained ever since, share a group: one optimizer's count
+    is right for all of them. Without `carry` every stage begins anew, so all that trains is of one age.
+    """
+    last = len(legs) - 1
+    found = {}
+    for name, value in legs[last].items():
+        since = last
+        while carry and since and legs[since - 1][name]:
+            since -= 1
+        found[name] = f"since{since}" if value else "frozen"
+    return found
 
 
 def trainable(multipliers: Mapping[str, float]) -> frozenset[str]:
@@ -135,28 +164,79 @@ def gradual(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
+def top(parts: Sequence[str], lr: float | None = None, *, k: int) -> tuple[Stage, ...]:
+    """The last `k` parts that the head's own depth does not hold, and the head."""
+    body = [p for p in parts if p not in TOP]
+    if not 1 <= k <= len(body):
+        raise UserError(f"The plan top-{k} asks for {k} parts; there are 1 to {len(body)} below the head.")
+    return (Stage(f"top-{k}", (*body[-k:], *(p for p in parts if p in TOP)), lr=lr or 1e-4),)
+
+
+def surgical(parts: Sequence[str], lr: float | None = None, *, where: str = "auto") -> tuple[Stage, ...]:
+    """One third of the parts and the head; by default all, each at a rate after its relative gradient norm.
+
+    Lee et al. 2023, "Surgical fine-tuning improves adaptation to distribution shifts": first blocks for shifts of the
+    input, last blocks for shifts of the output; Auto-RGN chooses by itself.
+    """
+    if where == "auto":
+        return (Stage("surgical", ("*",), lr=lr or 1e-3, surgical=True),)
+    third = groups(parts, 3)[("first", "middle", "last").index(where)]
+    return (Stage(f"surgical-{where}", ("head", *third), lr=lr or 1e-4),)
+
+
+def bitfit(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
+    """The biases and the head (Ben Zaken et al. 2022); BatchNorms keep their running statistics."""
+    return (Stage("bitfit", ("head", "*/bias"), lr=lr or 1e-3, batch_norm="frozen"),)
+
+
+def norm(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
+    """Scales and biases of the normalisations, and the head (Frankle et al. 2021, "Training BatchNorm and only …")."""
+    return (Stage("norm", ("head", "*norm*"), lr=lr or 1e-3),)
+
+
+def lora(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
+    """Low-rank updates of the kernels and the head (Hu et al. 2022); the rank is `--lora.rank`, by default 8."""
+    return (Stage("lora", ("head", "*/lora_*"), lr=lr or 1e-3, batch_norm="frozen"),)
+
+
 PLANS: dict[str, Callable[..., tuple[Stage, ...]]] = {
     "head": head,
     "full": full,
     "gradual": gradual,
     "lp-ft": lp_ft,
+    **{f"top-{k}": partial(top, k=k) for k in (1, 2, 3)},  # any other number too
+    **{f"surgical-{where}": partial(surgical, where=where) for where in ("first", "middle", "last")},
+    "surgical": surgical,
+    "bitfit": bitfit,
+    "norm": norm,
+    "lora": lora,
 }
 
 Plan = str | tuple[Stage, ...] | Callable[..., tuple[Stage, ...]]
 
 
 def resolve(
-    plan: Plan, names: Sequence[str], parts: Sequence[str], *, epochs: float, lr: float | None
+    plan: Plan,
+    names: Sequence[str],
+    parts: Sequence[str],
+    *,
+    epochs: float,
+    lr: float | None,
+    layer_decay: float | None = None,
 ) -> tuple[Stage, ...]:
     """The stages of a preset's name, a function `(parts, lr)` or a tuple, with every stage's epochs and rate set.
 
-    Epochs are the total over all stages, divided by their shares; a stage with epochs of its own keeps them. Raises
-    UserError for an unknown name, no stages, two stages of one name, and whatever `multipliers` finds wrong.
+    Epochs are the total over all stages, divided by their shares; a stage with epochs of its own keeps them, and so
+    does one with a `layer_decay`. Raises UserError for an unknown name, no stages, two stages of one name, and whatever
+    `multipliers` finds wrong.
     """
     if isinstance(plan, str):
-        if plan not in PLANS:
+        if found := re.fullmatch(r"top-(\d+)", plan):
+            plan = partial(top, k=int(found[1]))
+        elif plan not in PLANS:
             raise UserError(f"There is no plan {plan!r}.{near(plan, PLANS)} Plans: {', '.join(PLANS)}; or stages.")
-        plan = PLANS[plan]
+        else:
+            plan = PLANS[plan]
     stages = plan(parts_with(names, parts), lr) if callable(plan) else tuple(plan)
     if not stages:
         raise UserError("The plan has no stages; it needs at least one.")
@@ -173,6 +253,8 @@ def resolve(
         if stage.batch_norm not in ("auto", "frozen"):
             raise UserError(f"Stage {stage.name!r} has batch_norm={stage.batch_norm!r}; it is 'auto' or 'frozen'.")
         stage = replace(stage, epochs=own, lr=stage.lr or lr or 1e-3)
+        if layer_decay is not None and stage.layer_decay == 1.0:
+            stage = replace(stage, layer_decay=layer_decay)
         multipliers(stage, names, parts)
         done.append(stage)
     return tuple(done)

@@ -28,30 +28,66 @@ class State:
     batch_stats: dict[str, Any]
     opt_state: Any  # of the current stage's optimizer, over the parameters that train
     key: Any  # uint32 [2], key data of the run; a step's randomness is derived from it and `step`
+    ema: Any = flax.struct.field(default_factory=dict)  # moving averages of what has trained, where asked for
 
 
+# (params, batch_stats, batch, key) -> (what is minimised, (metrics, batch statistics after it))
+Objective = Callable[[Mapping[str, Any], Mapping[str, Any], Batch, Array], tuple[Array, tuple[Metrics, dict[str, Any]]]]
 TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
 
 
-def make_train_step(
+def supervised(
     model: Model,
-    optimizer: optax.GradientTransformation,
     *,
-    trainable: Collection[str],
     train_parts: Collection[str],
     update_stats: Collection[str],
-    prepare: Callable[[Batch, Array], Batch],
+    trainable: Collection[str],
     loss: Callable[..., Float[Array, " b"]] = losses.cross_entropy,
     penalty: Callable[..., Array] | None = None,
     penalty_weight: float = 0.0,
     source: Mapping[str, Any] | None = None,
     start: str | None = None,
+) -> Objective:
+    """Mean L(f, batch) + λ R(f, f_s) over labelled examples, the penalty of what trains.
+
+    With `start` the batch holds features and the parts before it are not run. `source` holds the pretrained values, of
+    parameters and batch statistics, by name; those that the pretrained weights lack are not in it.
+    """
+
+    def objective(
+        params: Mapping[str, Any], batch_stats: Mapping[str, Any], batch: Batch, key: Array
+    ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
+        x = batch[FEATURES if start else model.input]
+        logits, new_stats = model.apply(
+            params, batch_stats, x, start=start, train=train_parts, update_stats=update_stats, key=key
+        )
+        logits = logits.astype(jnp.float32)
+        fit = loss(logits, batch).mean()
+        metrics = {"loss": fit, "accuracy": losses.correct(logits, batch["label"]).mean()}
+        if penalty is None:
+            return fit, (metrics, new_stats)
+        distance = penalty_weight * penalty({n: v for n, v in params.items() if n in trainable}, source)
+        return fit + distance, (metrics | {"penalty": distance}, new_stats)
+
+    return objective
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    trainable: Collection[str],
+    prepare: Callable[[Batch, Array], Batch],
+    ema: float = 0.0,
+    sam: float = 0.0,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """One step of gradient descent on mean L(f, batch) + λ R(f, f_s), a function `(state, batch) -> (state, metrics)`.
+    """One step of gradient descent on an objective, a function `(state, batch) -> (state, metrics)`.
 
-    Only `trainable` is differentiated: the rest takes no gradient, no optimizer state and no backward pass. With
-    `start` the batch holds features and the parts before it are not run. `axis_name` is pmap's.
+    Only `trainable` is differentiated: the rest takes no gradient, no optimizer state and no backward pass. A step
+    whose gradient is not finite changes nothing but the step's number, and says so in `skipped`. `ema` is the decay of
+    a moving average of what trains, rising from 0.1 as in TensorFlow's ExponentialMovingAverage; `sam` the radius ρ of
+    sharpness-aware minimisation (Foret et al. 2021, equation 2), which takes two gradients. `axis_name` is pmap's.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -61,33 +97,38 @@ def make_train_step(
         batch = prepare(batch, augment_key)
         train, frozen = tree.split(state.params, trainable)
 
-        def objective(train: dict[str, Array]) -> tuple[Array, tuple[Array, Array, Array, dict[str, Array]]]:
-            logits, batch_stats = model.apply(
-                tree.merge(train, frozen),
-                state.batch_stats,
-                batch[FEATURES if start else model.input],
-                start=start,
-                train=train_parts,
-                update_stats=update_stats,
-                key=model_key,
-            )
-            logits = logits.astype(jnp.float32)
-            fit = loss(logits, batch).mean()
-            distance = penalty(train, source) if penalty else jnp.zeros(())
-            return fit + penalty_weight * distance, (fit, distance, logits, batch_stats)
+        def half(train: dict[str, Array]) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
+            return objective(tree.merge(train, frozen), state.batch_stats, batch, model_key)
 
-        grads, (fit, distance, logits, batch_stats) = jax.grad(objective, has_aux=True)(train)
-        metrics = {"loss": fit, "accuracy": losses.correct(logits, batch["label"]).mean()}
-        if axis_name:
-            grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-        if penalty:
-            metrics |= {"penalty": penalty_weight * distance}
-        metrics |= {"grad_norm": optax.tree.norm(grads)}
+        def gradient(at: dict[str, Array]) -> tuple[dict[str, Array], Metrics, dict[str, Array]]:
+            grads, (metrics, batch_stats) = jax.grad(half, has_aux=True)(at)
+            if axis_name:
+                grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
+            return grads, metrics, batch_stats
+
+        grads, metrics, batch_stats = gradient(train)
+        norm = optax.tree.norm(grads)
+        if sam:
+            # Metrics and batch statistics stay those of the weights themselves.
+            up = sam / jnp.maximum(norm, 1e-12)
+            grads, _, _ = gradient({n: w + up * grads[n] for n, w in train.items()})
         updates, opt_state = optimizer.update(grads, state.opt_state, train)
-        params = tree.merge(optax.apply_updates(train, updates), frozen)
-        return state.replace(  # type: ignore[attr-defined]
-            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state
-        ), metrics
+        new = {
+            "params": tree.merge(optax.apply_updates(train, updates), frozen),
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+            "ema": state.ema,
+        }
+        if ema:
+            count = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema, (1 + count) / (10 + count))
+            now = new["params"] | batch_stats
+            new["ema"] = {n: decay * v + (1 - decay) * now[n] for n, v in state.ema.items()}
+        sound = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(grads))
+        old = {name: getattr(state, name) for name in new}
+        new = jax.tree.map(lambda a, b: a if a is b else jnp.where(sound, a, b), new, old)
+        metrics |= {"grad_norm": norm, "skipped": jnp.where(sound, 0.0, 1.0)}
+        return state.replace(step=state.step + 1, **new), metrics  # type: ignore[attr-defined]
 
     return train_step
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jft import bundle, features, losses, metrics, plan, shard, tree, weights
+from jft import bundle, features, losses, metrics, optim, plan, shard, tree, weights
 from jft.build import (
     Leg,
     Split,
@@ -34,6 +34,8 @@ from jft.config import PLACE, Config, describe, write_json
 from jft.data import order, pipeline, sources
 from jft.data.cache import cache_dir
 from jft.data.prepare import make_prepare
+from jft.errors import UserError
+from jft.lora import LoraModel, write_adapter
 from jft.models.base import Model
 from jft.plan import Stage
 from jft.report.card import model_card
@@ -44,6 +46,7 @@ from jft.step import State, make_eval_step, repeat
 from jft.use import evaluate_dataset, probabilities, row
 
 MAX_STEPS_PER_DISPATCH = 256
+MAX_SKIPPED = 10  # steps in a row with gradients that are not finite, after which a run ends
 DISPATCH_SECONDS = 0.5  # how long the host lets go of a run, so that Ctrl-C and the display stay prompt
 
 
@@ -69,7 +72,14 @@ def train(config: Config) -> Result:
         with clock("import"):
             model, params, batch_stats, loaded = build(config, splits.classes)
         display.note(str(loaded.receipt))
-        stages = plan.resolve(config.plan, list(params), list(model.parts), epochs=config.epochs, lr=config.lr)
+        stages = plan.resolve(
+            config.plan,
+            list(params),
+            list(model.parts),
+            epochs=config.epochs,
+            lr=config.lr,
+            layer_decay=config.layer_decay,
+        )
         check(config, model, stages, splits)
         workdir = Path(config.workdir or default_workdir(config))
         what = {
@@ -91,9 +101,8 @@ def train(config: Config) -> Result:
         run = Run(config, workdir, model, loaded, params, batch_stats, stages, data, clock, display)
         with contextlib.closing(run), interruptible() as asked_to_stop:
             run.restore()
-            for leg in run.legs:
-                if run.step < leg.last:
-                    run.train(leg, asked_to_stop)
+            for leg in run.legs[run.ended :]:
+                run.train(leg, asked_to_stop)
             return Result(workdir, run.finish(splits, [*splits.excluded, *left_out]))
 
 
@@ -143,6 +152,27 @@ class Best:
         return {"params": self.params, "batch_stats": self.batch_stats, "logits": self.logits}
 
 
+@dataclass
+class Patience:
+    """The best validation of a stage, and how many in a row have not been better."""
+
+    score: tuple[float, float] | None = None  # accuracy, − loss
+    stale: int = 0
+
+    def see(self, *score: float) -> None:
+        """Count a validation."""
+        better = self.score is None or score > tuple(self.score)
+        self.score, self.stale = (score, 0) if better else (self.score, self.stale + 1)  # type: ignore[assignment]
+
+    def position(self) -> list[Any]:
+        return [self.score, self.stale]
+
+    @classmethod
+    def at(cls, score: Sequence[float] | None, stale: int) -> "Patience":
+        """From a `position`, which has been JSON."""
+        return cls((score[0], score[1]) if score else None, stale)
+
+
 class Run:
     """A run under way: the state on the devices, the best state so far, and the records of both."""
 
@@ -163,7 +193,7 @@ class Run:
         self.data, self.clock, self.display = data, clock, display
         self.mesh = shard.make_mesh()
         self.preprocess = loaded.preprocess
-        self.source = {n: v for n, v in params.items() if n not in loaded.missing}
+        self.source = {n: v for n, v in (params | batch_stats).items() if n not in loaded.missing}
         self.initial, self.initial_stats = params, batch_stats
         self.legs = lay_out(config, stages, model, len(data["train"].labels))
         self.loss = choose_loss(config, data["train"].labels)
@@ -171,11 +201,15 @@ class Run:
         self.eval_steps: dict[Any, Any] = {}  # compiled, by the span they run
         self.features: dict[tuple[str, str], jax.Array] = {}  # by split and cut; of the leg under way
         self.step = 0
+        self.leg = -1  # the number of the leg that the state is of
+        self.ended = 0  # how many legs have
         self.state: State | None = None  # distributed over the mesh; None before the first leg
         self.best: Best | None = None
         self.logits: np.ndarray | None = None  # of the last validation
         self.records: list[dict[str, Any]] = []  # what result.json says of the stages that are done
         self.leg_seconds = 0.0  # of the leg under way, in sessions before this one
+        self.patience = Patience()  # of the leg under way
+        self.skipped = 0  # steps in a row that were not applied
         self.saved_at = time.monotonic()
         self.log = MetricsLog(workdir / "metrics.jsonl")
         self.checkpoints = Checkpoints(workdir / "checkpoints", display.warn)
@@ -209,9 +243,11 @@ class Run:
                 batch_stats=dict(sorted((self.initial_stats | saved["batch_stats"]).items())),
                 opt_state=saved["opt_state"],
                 key=saved["key"],
+                ema=saved["ema"],
             )
             self.state = shard.distribute(state, self.mesh, self.config.sharding)
-            self.step = step
+            self.step, self.leg, self.ended = step, position["leg"], position["ended"]
+            self.patience, self.skipped = Patience.at(*position["patience"]), position["skipped"]
             if position["best"]:
                 self.best = Best(**position["best"], **found["best"])
             self.records, self.leg_seconds = position["records"], position["leg_seconds"]
@@ -221,15 +257,23 @@ class Run:
             break
         self.log.truncate(self.step)
 
-    def _fresh(self, leg: Leg, params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> State:
-        """The state at a leg's first step: these parameters, and an optimizer that has seen nothing."""
+    def _fresh(
+        self, leg: Leg, params: Mapping[str, Any], batch_stats: Mapping[str, Any], before: State | None = None
+    ) -> State:
+        """The state at a leg's first step, with what the config carries over from the leg before."""
         optimizer, _ = make_leg_optimizer(self.config, leg)
+        opt_state = jax.jit(optimizer.init)(tree.split(params, leg.trainable)[0])
+        if before and self.config.carry:
+            opt_state = optim.carry(opt_state, before.opt_state)
+        names, stats = self._touched(leg.number) if self.config.ema else ((), ())
+        averaged = tree.split(params, names)[0] | tree.split(batch_stats, stats)[0]
         return State(
             step=jnp.asarray(leg.first, jnp.int32),
             params=dict(params),
             batch_stats=dict(batch_stats),
-            opt_state=jax.jit(optimizer.init)(tree.split(params, leg.trainable)[0]),
+            opt_state=opt_state,
             key=jax.random.key_data(jax.random.key(self.config.seed)),
+            ema=averaged | (before.ema if before else {}),
         )
 
     def _touched(self, leg: int) -> tuple[set[str], set[str]]:
@@ -248,6 +292,7 @@ class Run:
             "batch_stats": tree.split(state.batch_stats, stats)[0],
             "opt_state": state.opt_state,
             "key": state.key,
+            "ema": state.ema,
         }
 
     def _collected(self) -> State:
@@ -261,6 +306,9 @@ class Run:
             arrays["best"] = self.best.arrays()
         position = {
             "leg": leg.number,
+            "ended": self.ended,
+            "patience": self.patience.position(),
+            "skipped": self.skipped,
             "best": self.best.position() if self.best else None,
             "records": self.records,
             "leg_seconds": seconds,
@@ -275,7 +323,7 @@ class Run:
     def train(self, leg: Leg, asked_to_stop: Callable[[], bool]) -> None:
         """Train one stage from wherever it stands to its end, validating, logging and saving on the way."""
         begun = time.perf_counter()
-        if self.step == leg.first:
+        if self.leg != leg.number:
             self.begin(leg)
         self.display.stage(leg.number + 1, len(self.legs), leg.stage.name, self._describe(leg))
         dispatch, schedule = self.compile(leg)
@@ -286,12 +334,13 @@ class Run:
         validations |= {leg.last}
         log_every = int(min(max(per_epoch // 10, 1), 50))
         since_log: list[dict[str, float]] = []
-        while self.step < leg.last:
+        while self.ended == leg.number:
             begin, clocked = self.step, time.perf_counter()
             with self.clock("train"):
                 new = dispatch(min(s for s in validations if s > begin))
             rate = len(new) * self.config.batch / (time.perf_counter() - clocked)
             for step, values in enumerate(new, begin + 1):
+                self._watch(leg, step, values.pop("skipped"))
                 since_log.append(values)
                 if (step - leg.first) % log_every == 0 or step in validations:
                     mean = {name: float(np.mean([m[name] for m in since_log])) for name in values}
@@ -302,27 +351,46 @@ class Run:
             self.display.step(self.step, self.legs[-1].last, new[-1], rate)
             if self.step in validations:
                 self._validate(leg)
+            given_up = self.config.patience is not None and self.patience.stale >= self.config.patience
             seconds = self.leg_seconds + time.perf_counter() - begun
-            ended, stop = self.step == leg.last, asked_to_stop()
+            ended, stop = self.step == leg.last or given_up, asked_to_stop()
             if ended:
+                if given_up and self.step < leg.last:
+                    self.display.note(f"No better validation in {self.patience.stale}: the stage ends.")
+                self.ended += 1
                 self.records.append(self._record(leg, seconds))
             due = time.monotonic() - self.saved_at > self.config.checkpoint_every
             # Between two lines of the log nothing is saved: a resumed run could not write the second.
             if ended or (not since_log and (stop or due)):
                 self._save(leg, seconds)
-                if stop and self.step < self.legs[-1].last:
+                if stop and self.ended < len(self.legs):
                     self.checkpoints.wait()
                     raise Interrupted(
                         f"Stopped after step {self.step} of {self.legs[-1].last} and saved in {self.workdir}. "
                         "The same command goes on from there."
                     )
 
+    def _watch(self, leg: Leg, step: int, skipped: float) -> None:
+        """Tell of a step whose gradient was not finite, and end the run after too many in a row."""
+        self.skipped = self.skipped + 1 if skipped else 0
+        if not skipped:
+            return
+        train = self.data["train"]
+        places = order.steps_indices(len(train.labels), self.config.batch, self.config.seed, step - 1, step)[0]
+        few = ", ".join(train.dataset.names[i] for i in places[:4])
+        self.display.warn(f"Step {step}: the gradient is not finite, and the step is not applied. Its images: {few}, …")
+        if self.skipped >= MAX_SKIPPED:
+            raise UserError(
+                f"The gradients of {self.skipped} steps in a row, up to {step} in stage {leg.stage.name!r}, were not "
+                f"finite. {self.workdir} keeps the last state that was. Take a lower --lr or --clip in a new --workdir."
+            )
+
     def begin(self, leg: Leg) -> None:
-        """Go to a leg's first step: the parameters as they stand, and an optimizer that has seen nothing."""
+        """Go to a leg's first step: the parameters as they stand, and what the config carries over."""
         before = self._collected() if self.state else None
         params, stats = (before.params, before.batch_stats) if before else (self.initial, self.initial_stats)
-        self.state = shard.distribute(self._fresh(leg, params, stats), self.mesh, self.config.sharding)
-        self.step, self.leg_seconds = leg.first, 0.0
+        self.state = shard.distribute(self._fresh(leg, params, stats, before), self.mesh, self.config.sharding)
+        self.step, self.leg, self.leg_seconds, self.patience = leg.first, leg.number, 0.0, Patience()
 
     def _describe(self, leg: Leg) -> str:
         count = sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable)
@@ -386,6 +454,15 @@ class Run:
 
         return dispatch, schedule
 
+    def _evaluated(self) -> State:
+        """The state that is validated and kept: the averages, where the config asks for them."""
+        state = self._collected()
+        averages = {n: v for n, v in state.ema.items() if n in state.params}
+        stats = {n: v for n, v in state.ema.items() if n in state.batch_stats}
+        return state.replace(  # type: ignore[attr-defined]
+            params=state.params | averages, batch_stats=state.batch_stats | stats
+        )
+
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def _eval_step(self, start: str | None = None, stop: str | None = None) -> Any:
@@ -419,9 +496,11 @@ class Run:
 
     def _validate(self, leg: Leg) -> None:
         """Score the state on the validation set, and keep it if none was better."""
-        val, state = self.data["val"], self._collected()
+        val, state = self.data["val"], self._evaluated()
         with self.clock("eval"):
-            if leg.cut and ("val", leg.cut) in self.features:
+            # Features of the raw weights are no use to averages of parts that trained before.
+            averaged_below = any(plan.part_of(n, self.model.parts) in self.model.span(None, leg.cut) for n in state.ema)
+            if leg.cut and ("val", leg.cut) in self.features and not averaged_below:
                 kept = {"features": self.features["val", leg.cut]}
                 logits = np.asarray(self._eval_step(start=leg.cut)(state.params, state.batch_stats, kept))
             else:
@@ -430,6 +509,7 @@ class Run:
             labels = jnp.asarray(val.labels)
             loss = float(np.mean(np.asarray(self.eval_loss(logits, {"label": labels}), np.float64)))
             accuracy = float(np.mean(np.asarray(losses.correct(jnp.asarray(logits), labels), np.float64)))
+            self.patience.see(accuracy, -loss)
             better = self.best is None or (accuracy, -loss) > (self.best.accuracy, -self.best.loss)
             if better:
                 names, stats = self._touched(leg.number)
@@ -445,7 +525,7 @@ class Run:
         assert self.logits is not None
         return {
             "name": leg.stage.name,
-            "steps": leg.last - leg.first,
+            "steps": self.step - leg.first,
             "epochs": leg.stage.epochs,
             "lr": leg.stage.lr,
             "parts": list(leg.train_parts),
@@ -466,10 +546,14 @@ class Run:
         config, val, classes = self.config, self.data["val"], list(splits.classes)
         params = {n: np.asarray(v) for n, v in (self.initial | self.best.params).items()}
         batch_stats = {n: np.asarray(v) for n, v in (self.initial_stats | self.best.batch_stats).items()}
+        made = self.model
+        if isinstance(made, LoraModel):
+            write_adapter(self.workdir / "adapter.safetensors", made, params)
+            params, made = {n: np.asarray(v) for n, v in made.merged(params).items()}, made.plain()
         several = val.labels.ndim == 2
         likely = probabilities(self.best.logits, several)
         scores = metrics.summary(likely, val.labels, classes)
-        model = bundle.Bundle(self.model, params, batch_stats, splits.classes, self.preprocess, several)
+        model = bundle.Bundle(made, params, batch_stats, splits.classes, self.preprocess, several)
         result = {
             "model": config.model,
             "weights": str(self.loaded.path) if self.loaded.path else None,

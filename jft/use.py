@@ -120,20 +120,25 @@ def evaluate(workdir: str | Path, data: Any = None, display: Any = None) -> dict
     """
     model = open_model(workdir)
     if data is None:
-        about = read_json(Path(workdir) / "config.json")
-        config, given = about["config"], about["data"]
-        if not (isinstance(config["data"], str) and (Path(given).exists() or ":" in given)):
-            raise UserError(
-                f"{workdir} was trained on {given}, which is not here now, or was given in Python. Pass --data."
-            )
-        found = load_object(given)() if ".py:" in given else given
-        splits = sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
-        assert splits.val is not None  # the run had one
-        return {"split": "val"} | evaluate_dataset(model, splits.val, display)
+        return {"split": "val"} | evaluate_dataset(model, own_validation(workdir), display)
     splits = sources.load(data, val_fraction=0)
     name = "test" if splits.test else "val" if splits.val else "train"
     found = evaluate_dataset(model, getattr(splits, name), display)
     return {"split": name if name != "train" else "all"} | found
+
+
+def own_validation(workdir: str | Path) -> sources.Dataset:
+    """The validation images of a run. Raises UserError where its data are not there now."""
+    about = read_json(Path(workdir) / "config.json")
+    config, given = about["config"], about["data"]
+    if not (isinstance(config["data"], str) and (Path(given).exists() or ":" in given)):
+        raise UserError(
+            f"{workdir} was trained on {given}, which is not here now, or was given in Python. Pass --data."
+        )
+    found = load_object(given)() if ".py:" in given else given
+    splits = sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
+    assert splits.val is not None  # the run had one
+    return splits.val
 
 
 def predict(

@@ -50,6 +50,83 @@ def test_lion_steps_by_the_sign():
     np.testing.assert_allclose(updates["head/bias"], [-0.05])
 
 
+def test_lamb_scales_adamws_step_to_the_weights():
+    updates = one_step("lamb", {"body/kernel": 1.0, "head/bias": 1.0}, weight_decay=0.01)
+    adam = np.array([1.0, 0.0]) + 0.01 * np.array([1.0, -2.0])
+    expected = -0.1 * np.sqrt(5) * adam / np.linalg.norm(adam)
+    np.testing.assert_allclose(updates["body/kernel"], [expected], rtol=1e-4)
+    np.testing.assert_allclose(updates["head/bias"], [-0.1 * 0.5], rtol=1e-4)
+
+
+def test_muon_makes_matrices_orthogonal_and_leaves_the_head_to_adam():
+    rng = np.random.default_rng(0)
+    params = {
+        n: jnp.asarray(rng.normal(size=s), jnp.float32)
+        for n, s in {"a": (8, 4), "head/kernel": (4, 2), "b": (3,)}.items()
+    }
+    tx = optim.make_optimizer("muon", optax.constant_schedule(1.0), dict.fromkeys(params, 1.0))
+    updates = tx.update(params, tx.init(params), params)[0]
+    singular = np.linalg.svd(np.asarray(updates["a"]) / (0.2 * 8**0.5), compute_uv=False)
+    assert (singular > 0.6).all() and (singular < 1.3).all()  # five Newton-Schulz steps bring them near 1
+    np.testing.assert_allclose(updates["head/kernel"], -np.sign(params["head/kernel"]), rtol=1e-3)
+    np.testing.assert_allclose(updates["b"], -np.sign(params["b"]), rtol=1e-3)
+
+
+def run(tx, params, grads, state=None):
+    state = tx.init(params) if state is None else state
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lion", "sgd", "muon", "lamb"])
+def test_carried_state_is_that_of_a_run_without_a_boundary_and_the_new_group_that_of_a_fresh_one(name):
+    """Stage 1 trains a; stage 2 trains a and b. Carried, a goes on as if alone all the while; b begins as if alone."""
+    rng = np.random.default_rng(0)
+    params = {n: jnp.asarray(rng.normal(size=(4, 3)), jnp.float32) for n in "ab"}
+    grads = [{n: jnp.asarray(rng.normal(size=(4, 3)), jnp.float32) for n in "ab"} for _ in range(6)]
+
+    def only(n, gs):
+        return [{n: g[n]} for g in gs]
+
+    def make(multipliers, labels):
+        return optim.make_optimizer(name, optax.constant_schedule(0.01), multipliers, labels, weight_decay=0.1)
+
+    one = make({"a": 1.0, "b": 0.0}, {"a": "since0", "b": "frozen"})
+    after, state = run(one, {"a": params["a"]}, only("a", grads[:3]))
+    two = make({"a": 1.0, "b": 1.0}, {"a": "since0", "b": "since1"})
+    both = {"a": after["a"], "b": params["b"]}
+    carried = optim.carry(two.init(both), state)
+    ended, _ = run(two, both, grads[3:], carried)
+    alone_a, _ = run(one, {"a": params["a"]}, only("a", grads))
+    alone_b, _ = run(make({"b": 1.0}, {"b": "since0"}), {"b": params["b"]}, only("b", grads[3:]))
+    np.testing.assert_array_equal(ended["a"], alone_a["a"])
+    np.testing.assert_array_equal(ended["b"], alone_b["b"])
+
+
+def test_surgical_rates_follow_the_relative_gradient_norm():
+    params = {"p/w": jnp.full((4,), 2.0), "q/w": jnp.full((4,), 1.0), "head/w": jnp.zeros((4,))}
+    grads = {"p/w": jnp.full((4,), 1.0), "q/w": jnp.full((4,), 1.0), "head/w": jnp.full((4,), 1.0)}
+    part = {n: n.split("/")[0] for n in params}
+    tx = optim.make_optimizer("sgd", optax.constant_schedule(1.0), dict.fromkeys(params, 1.0), surgical=part)
+    updates, state = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["q/w"], -np.ones(4), rtol=1e-6)  # ratio 1, the largest below the head
+    np.testing.assert_allclose(updates["p/w"], -0.5 * np.ones(4), rtol=1e-6)
+    np.testing.assert_allclose(updates["head/w"], -np.ones(4), rtol=1e-6)
+    zero_q = grads | {"q/w": jnp.zeros((4,))}  # means now: p 0.5, q 0.5
+    updates, _ = tx.update(zero_q, state, params)
+    np.testing.assert_allclose(updates["p/w"], -(1 + 0.9) * np.ones(4), rtol=1e-6)  # momentum 0.9, scale 1
+
+
+def test_one_cycle_rises_and_falls():
+    rates = [float(optim.make_schedule("one-cycle", 0.4, 100, 0.1)(i)) for i in range(100)]
+    assert rates[0] == pytest.approx(0.4 / 25)
+    assert max(rates) == pytest.approx(0.4) and rates.index(max(rates)) == 30
+    assert rates[-1] < 1e-3
+    assert np.isfinite(float(optim.make_schedule("one-cycle", 0.4, 1, 0.1)(0)))
+
+
 def test_tokens_and_position_embeddings_are_not_decayed():
     params = {"embed/pos_embed": jnp.ones((1, 2, 3)), "embed/cls_token": jnp.ones((1, 1, 3)), "w": jnp.ones((2, 2))}
     assert optim.decays(params) == {"embed/pos_embed": False, "embed/cls_token": False, "w": True}

@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from jft import features, optim, plan, shard, tree
+from jft import distil, features, optim, plan, shard, tree
+from jft.errors import UserError
 from jft.models import make_model
+from jft.penalties import l2_sp
 from jft.plan import Stage
-from jft.step import State, make_eval_step, make_train_step, repeat
+from jft.step import State, make_eval_step, make_train_step, repeat, supervised
 
 BATCH, CLASSES = 16, 3
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -31,16 +33,16 @@ def problem():
     return model, params, stats, {"image": jnp.asarray(images), "label": jnp.asarray(labels)}
 
 
-def make(model, params, stats, train, batch_norm="auto", axis_name=None, start=None, clip=1.0, opt="adamw"):
+def make(model, params, stats, train, batch_norm="auto", axis_name=None, start=None, clip=1.0, opt="adamw", **more):
     stage = Stage("s", train, batch_norm=batch_norm)
     multipliers = plan.multipliers(stage, list(params), list(model.parts))
     trainable = plan.trainable(multipliers)
     parts = plan.parts_with(trainable, model.parts)
     optimizer = optim.make_optimizer(opt, optim.make_schedule("constant", 1e-2, 10, 0.0), multipliers, clip=clip)
-    step = make_train_step(
-        model, optimizer, trainable=trainable, train_parts=parts, update_stats=parts if batch_norm == "auto" else (),
-        prepare=identity, axis_name=axis_name, start=start,
-    )  # fmt: skip
+    objective = supervised(
+        model, train_parts=parts, update_stats=parts if batch_norm == "auto" else (), trainable=trainable, start=start
+    )
+    step = make_train_step(objective, optimizer, trainable=trainable, prepare=identity, axis_name=axis_name, **more)
     state = State(
         step=jnp.asarray(0, jnp.int32), params=dict(params), batch_stats=dict(stats),
         opt_state=optimizer.init(tree.split(params, trainable)[0]), key=jax.random.key_data(jax.random.key(1)),
@@ -186,3 +188,103 @@ def test_training_from_features_equals_training_from_images(problem):
     b = jax.jit(cached)(state, {"features": kept, "label": batch["label"]})[0]
     for name in params:
         np.testing.assert_allclose(a.params[name], b.params[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(problem):
+    model, params, stats, batch = problem
+    step, state, _ = make(model, params, stats, ("*",), ema=0.9)
+    state = state.replace(ema=dict(params))
+    bad = dict(batch) | {"image": batch["image"].at[0, 0, 0, 0].set(jnp.nan)}
+    after, metrics = jax.jit(step)(state, bad)
+    assert metrics["skipped"] == 1
+    assert after.step == 1
+    for a, b in zip(jax.tree.leaves(after.replace(step=state.step)), jax.tree.leaves(state), strict=True):
+        assert same(a, b)
+    assert jax.jit(step)(state, batch)[1]["skipped"] == 0
+
+
+def test_the_moving_average(problem):
+    """e ← d e + (1 − d) w with d = min(decay, (1 + t) / (10 + t)), over weights and batch statistics."""
+    model, params, stats, batch = problem
+    step, state, trainable = make(model, params, stats, ("head", "stage4"), ema=0.15)
+    moving = {n for n in stats if n.startswith("stage4")}
+    expected = {n: np.asarray((params | stats)[n]) for n in trainable | moving}
+    state = state.replace(ema={n: (params | stats)[n] for n in expected})
+    for t in range(3):
+        state, _ = jax.jit(step)(state, batch)
+        decay = min(0.15, (1 + t) / (10 + t))
+        for n in expected:
+            expected[n] = decay * expected[n] + (1 - decay) * np.asarray((state.params | state.batch_stats)[n])
+    for n, value in expected.items():
+        np.testing.assert_allclose(state.ema[n], value, rtol=1e-5, atol=1e-7, err_msg=n)
+
+
+def test_sam_takes_the_gradient_uphill(problem):
+    """The step of plain SGD from the gradient at w + ρ g/‖g‖."""
+    model, params, stats, batch = problem
+    step, state, trainable = make(model, params, stats, ("head",), clip=None, opt="sgd", sam=0.1)
+    after, metrics = jax.jit(step)(state, batch)
+
+    def loss(train):
+        logits = model.apply(params | train, stats, batch["image"])[0]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    train = {n: params[n] for n in trainable}
+    g = jax.grad(loss)(train)
+    norm = optax.tree.norm(g)
+    up = jax.grad(loss)({n: w + 0.1 * g[n] / norm for n, w in train.items()})
+    for n in trainable:
+        np.testing.assert_allclose(after.params[n], params[n] - 1e-2 * up[n], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], loss(train), rtol=1e-5)
+
+
+def test_the_penalty_is_of_what_trains_and_logged_apart(problem):
+    """L2-SP: the gradient is that of the loss plus λ (w − w_s), of w alone where the source lacks it."""
+    model, params, stats, batch = problem
+    source = {n: v + 0.1 for n, v in params.items() if not n.startswith("head/")}
+    trainable = plan.trainable(plan.multipliers(Stage("s", ("head", "stage4")), list(params), list(model.parts)))
+    options = dict(train_parts=(), update_stats=(), trainable=trainable)
+    with_it = supervised(model, penalty=l2_sp, penalty_weight=0.3, source=source, **options)
+    key = jax.random.key(0)
+
+    def half(objective):
+        train, frozen = tree.split(params, trainable)
+        return jax.grad(lambda t: objective(tree.merge(t, frozen), stats, batch, key), has_aux=True)(train)
+
+    (a, (metrics, _)), (b, _) = half(with_it), half(supervised(model, **options))
+    for n in trainable:
+        pull = 0.3 * (params[n] - source[n] if n in source else 0.1 * params[n])
+        np.testing.assert_allclose(a[n], b[n] + pull, rtol=1e-3, atol=1e-6, err_msg=n)
+    expected = sum(np.sum(np.square(params[n] - source[n])) for n in trainable if n in source)
+    expected += 0.1 * sum(np.sum(np.square(params[n])) for n in trainable if n not in source)
+    np.testing.assert_allclose(metrics["penalty"], 0.3 * 0.5 * expected, rtol=1e-4)
+
+
+def test_distillation_holds_the_features_where_they_were(problem):
+    model, params, stats, batch = problem
+    source = {n: v for n, v in (params | stats).items() if not n.startswith("head/")}
+    trainable = {n for n in params if n.startswith(("stage4", "head"))}
+    options = dict(train_parts=(), update_stats=(), trainable=trainable, source=source, at="head")
+    moved = {n: v + 0.05 if n.startswith("stage4") else v for n, v in params.items()}
+    key = jax.random.key(0)
+    objective = distil.features(model, weight=0.5, **options)
+    value, (metrics, _) = objective(params, stats, batch, key)
+    assert metrics["penalty"] == 0
+    np.testing.assert_allclose(value, metrics["loss"])
+    h, h_s = (make_eval_step(model, stop="head")(p, stats, batch) for p in (moved, params))
+    np.testing.assert_allclose(
+        objective(moved, stats, batch, key)[1][0]["penalty"], 0.25 * np.mean(np.square(h - h_s)), rtol=1e-4
+    )
+    head = {
+        "kernel": jnp.asarray(np.random.default_rng(1).normal(size=(h.shape[1], 5)), jnp.float32),
+        "bias": jnp.zeros(5),
+    }
+    lwf = distil.features(model, weight=1.0, head=head, temperature=2.0, **options)
+    p, log_q = jax.nn.softmax(h_s @ head["kernel"] / 2), jax.nn.log_softmax(h @ head["kernel"] / 2)
+    expected = -4 * np.mean(np.sum(p * log_q, -1))
+    np.testing.assert_allclose(lwf(moved, stats, batch, key)[1][0]["penalty"], expected, rtol=1e-4)
+    with pytest.raises(UserError, match="nothing holds them"):
+        distil.features(model, start="head", **options)
+    with pytest.raises(UserError, match="have no"):
+        distil.features(model, **(options | {"source": {}}))

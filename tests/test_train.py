@@ -236,3 +236,44 @@ def test_in_python_as_short_as_promised(folder, tmp_path):
     (row,) = run.predict(picture)
     assert row["path"].endswith(picture.name) and row["label"] in run.result["classes"]
     assert 1 / 3 <= row["probability"] <= 1
+
+
+EVERYTHING = dict(ema=0.5, carry=True, patience=1, eval_every=0.25, sam=0.01, optimizer="adam", lr=0.3)
+
+
+def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, monkeypatch):
+    """Law 5 with all that a state can hold besides weights and an optimizer; a stage that patience ends included."""
+    whole = train.train(config(folder, tmp_path / "whole", **EVERYTHING))
+    steps = [s["steps"] for s in whole.result["stages"]]
+    assert min(steps) < 8, "patience ended no stage: this test tests nothing"
+    write = train.MetricsLog.write
+
+    def crash(self, row):
+        if row["step"] == 10 and "val_loss" not in row:
+            raise Crash
+        write(self, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.MetricsLog, "write", crash)
+        with pytest.raises(Crash):
+            train.train(config(folder, tmp_path / "run", **EVERYTHING))
+    assert [s["steps"] for s in train.train(config(folder, tmp_path / "run", **EVERYTHING)).result["stages"]] == steps
+    assert traces(tmp_path / "run") == traces(whole.workdir)
+
+
+def test_steps_that_are_not_finite_are_told_and_end_the_run_at_last(folder, tmp_path, capsys):
+    with pytest.raises(UserError, match="10 steps in a row"):
+        train.train(config(folder, tmp_path / "run", loss=nan_loss, display="plain"))
+    shown = capsys.readouterr()
+    assert "Step 1: the gradient is not finite" in shown.out + shown.err
+
+
+def nan_loss(logits, batch):
+    return logits.sum(-1) * np.float32(np.nan)
+
+
+def test_low_rank_updates_through_the_loop(folder, tmp_path):
+    run = train.train(config(folder, tmp_path / "run", plan="lora", lora={"rank": 2}, epochs=2))
+    assert run.evaluate()["accuracy"] == run.result["val"]["accuracy"]
+    assert (run.workdir / "adapter.safetensors").stat().st_size < 40_000
+    assert not any("lora" in n for n in load(run.workdir / "model").params)

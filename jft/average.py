@@ -1,0 +1,174 @@
+"""Averages of weights: between a source and what was tuned from it (WiSE-FT), and over several runs (model soups)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jft import bundle, metrics, weights
+from jft.bundle import Bundle
+from jft.config import write_json
+from jft.data import order, pipeline, sources
+from jft.data.prepare import make_prepare
+from jft.errors import UserError
+from jft.models import make_model
+from jft.report.live import make_display
+from jft.run import read_json
+from jft.step import make_eval_step
+from jft.use import open_model, own_validation, probabilities
+
+ALPHAS = tuple(i / 10 for i in range(11))
+Arrays = Mapping[str, np.ndarray]
+
+
+def interpolate(source: Arrays, tuned: Arrays, alpha: float) -> dict[str, Any]:
+    """(1 − α) source + α tuned, where the source has the name; the tuned value, as a new head's, where it has not.
+
+    WiSE-FT: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", equation 1. Exactly the ends at 0 and 1.
+    """
+
+    a, b = np.float32(1 - alpha), np.float32(alpha)
+
+    def between(name: str, v: Any) -> Any:
+        if name not in source or alpha == 1:
+            return v
+        return source[name] if alpha == 0 else a * source[name] + b * v
+
+    return {name: between(name, v) for name, v in tuned.items()}
+
+
+def mean(trees: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """The mean of several trees of the same names and shapes, summed in float64."""
+    return {n: np.asarray(np.mean([t[n] for t in trees], axis=0, dtype=np.float64), np.float32) for n in trees[0]}
+
+
+def greedy_soup(trees: Sequence[Arrays], score: Callable[[Arrays], float]) -> tuple[list[int], list[float]]:
+    """Which trees to average, and the score after each trial: best first, each kept if the mean does not get worse.
+
+    Wortsman et al. 2022, "Model soups", recipe 1.
+    """
+    alone = [score(tree) for tree in trees]
+    ranked = sorted(range(len(trees)), key=lambda i: -alone[i])
+    kept, best, told = [ranked[0]], alone[ranked[0]], [alone[ranked[0]]]
+    for i in ranked[1:]:
+        found = score(mean([trees[j] for j in (*kept, i)]))
+        told.append(found)
+        if found >= best:
+            kept, best = [*kept, i], found
+    return kept, told
+
+
+@dataclass
+class Averaged:
+    """What an average wrote, and the validation accuracy of each candidate."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    accuracy: float
+
+
+def wise_ft(workdir: str | Path, alphas: Sequence[float] = ALPHAS, display: Any = None) -> Averaged:
+    """Interpolate a run's model with its source, choose α on the run's validation set, write `W/wise-ft`."""
+    workdir, display = Path(workdir), display or make_display("quiet")
+    model, about = open_model(workdir), read_json(workdir / "config.json")
+    if about["weights_sha256"] is None:
+        raise UserError(f"{workdir} was trained from scratch: there is no source to interpolate with.")
+    plain = make_model(model.model.name, **_options(workdir))
+    loaded = weights.load(plain, about["weights"], keep_head=about["config"]["keep_head"])
+    if loaded.sha256 != about["weights_sha256"]:
+        raise UserError(f"{about['weights']} is not the file that {workdir} began from: its sha256 differs.")
+    score = scorer(model, own_validation(workdir), display)
+    params, stats = model.params, model.batch_stats
+
+    def at(alpha: float) -> Bundle:
+        return replace(
+            model,
+            params=interpolate(loaded.params, params, alpha),
+            batch_stats=interpolate(loaded.batch_stats, stats, alpha),
+        )
+
+    rows = []
+    with display.task("Interpolating", total=len(alphas), unit="models") as advance:
+        for alpha in alphas:
+            rows.append({"alpha": alpha, "accuracy": score(at(alpha))})
+            advance(1)
+    # Of equals the one nearest to the tuned weights: nothing speaks for leaving them.
+    best = max(rows, key=lambda row: (row["accuracy"], row["alpha"]))
+    return _write(workdir / "wise-ft", at(best["alpha"]), workdir, rows, best["accuracy"])
+
+
+def soup(
+    workdirs: Sequence[str | Path], out: str | Path | None = None, greedy: bool = True, display: Any = None
+) -> Averaged:
+    """Average the models of several runs of one architecture on one data set, all or greedily; write `out`.
+
+    Scored on the first run's validation set; a greedy soup has seen it, so that its accuracy there flatters it a
+    little. Raises UserError where the models differ in more than their values.
+    """
+    display = display or make_display("quiet")
+    folders = [Path(w) for w in workdirs]
+    models = [open_model(folder) for folder in folders]
+    first = models[0]
+    for folder, model in zip(folders, models, strict=True):
+        same = model.classes == first.classes and {n: v.shape for n, v in model.params.items()} == {
+            n: v.shape for n, v in first.params.items()
+        }
+        if not same or model.preprocess != first.preprocess:
+            raise UserError(f"{folder} and {folders[0]} cannot be averaged: model, classes or preprocessing differ.")
+    score_of = scorer(first, own_validation(folders[0]), display)
+    trees = [{**m.params, **m.batch_stats} for m in models]
+
+    def as_model(tree: Arrays) -> Bundle:
+        return replace(
+            first,
+            params={n: tree[n] for n in first.params},
+            batch_stats={n: tree[n] for n in first.batch_stats},
+        )
+
+    scores = [score_of(as_model(tree)) for tree in trees]
+    rows = [{"run": str(f), "accuracy": s} for f, s in zip(folders, scores, strict=True)]
+    kept = greedy_soup(trees, lambda tree: score_of(as_model(tree)))[0] if greedy else list(range(len(trees)))
+    for i, row in enumerate(rows):
+        row["in_soup"] = i in kept
+    made = as_model(mean([trees[i] for i in kept]))
+    return _write(Path(out or folders[0].parent / "soup"), made, folders[0], rows, score_of(made))
+
+
+def scorer(model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 32) -> Callable[[Bundle], float]:
+    """A function from other weights of this model to their accuracy on these images, decoded and compiled once."""
+    images, kept, _ = pipeline.decode_all(dataset, model.preprocess)
+    labels = dataset.labels[kept]
+    step = jax.jit(make_eval_step(model.model, prepare=make_prepare(model.preprocess)))
+
+    def score(of: Bundle) -> float:
+        params, stats = jax.device_put((dict(of.params), dict(of.batch_stats)))
+        logits = []
+        for index, mask in zip(*order.evaluation_batches(len(images), batch), strict=True):
+            logits.append(np.asarray(step(params, stats, {"image": images[index], "index": index}))[mask])
+        likely = probabilities(np.concatenate(logits), labels.ndim == 2)
+        return float(metrics.summary(likely, labels, list(of.classes))["accuracy"])
+
+    return score
+
+
+def _options(workdir: Path) -> dict[str, Any]:
+    about = read_json(workdir / "model" / "config.json")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+
+
+def _write(path: Path, model: Bundle, like: Path, rows: list[dict[str, Any]], accuracy: float) -> Averaged:
+    bundle.save(
+        path,
+        model_name=model.model.name,
+        model_options=_options(like),
+        params=model.params,
+        batch_stats=model.batch_stats,
+        classes=model.classes,
+        preprocess=model.preprocess,
+        multi_label=model.multi_label,
+    )
+    write_json(path / "average.json", {"rows": rows, "accuracy": accuracy})
+    return Averaged(path, rows, accuracy)

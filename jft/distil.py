@@ -1,0 +1,74 @@
+"""Distillation from the frozen source: an objective that holds features, or the old head's answers, where they were."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jft import losses
+from jft.errors import UserError
+from jft.lora import LoraModel
+from jft.models.base import Model
+from jft.step import FEATURES, Batch, Metrics, Objective
+
+
+def features(
+    model: Model,
+    *,
+    train_parts: Collection[str],
+    update_stats: Collection[str],
+    trainable: Collection[str],
+    source: Mapping[str, Any],
+    loss: Callable[..., Float[Array, " b"]] = losses.cross_entropy,
+    start: str | None = None,
+    at: str = "head",
+    weight: float = 1.0,
+    head: Mapping[str, Any] | None = None,
+    temperature: float = 2.0,
+    **_: Any,
+) -> Objective:
+    """Mean L(f, batch) + weight · mean of ½ ‖h − h_s‖² / dim, h and h_s what the model and the source give before `at`.
+
+    The mean squared distance of features, as in FitNets (Romero et al. 2015) and DELTA without its attention (Li et al.
+    2019). With `head`, the source's own `head/kernel` and `head/bias`, features are held by what that head says of
+    them instead: the cross-entropy of its answers at `temperature`, times its square, as in Learning without Forgetting
+    (Li and Hoiem 2016, equation 3). In a config: `objective=partial(jft.distil.features, at="pool", weight=0.1)`.
+    Raises UserError where a part below `at` is not the source's.
+    """
+    below = model.span(start, at)
+    if not below:
+        raise UserError(
+            f"Features before {at} are frozen already in a stage that starts at {start}: nothing holds them."
+        )
+    plain = model.plain() if isinstance(model, LoraModel) else model
+    params, stats = (
+        {n: source.get(n) for n in names if any(n.startswith(part + "/") for part in below)} for names in plain.shapes()
+    )
+    for name, value in {**params, **stats}.items():
+        if value is None:
+            raise UserError(f"The pretrained weights have no {name}, so they give no features before {at}.")
+
+    def objective(
+        now: Mapping[str, Any], batch_stats: Mapping[str, Any], batch: Batch, key: Array
+    ) -> tuple[Array, tuple[Metrics, dict[str, Any]]]:
+        x = batch[FEATURES if start else model.input]
+        h, new_stats = model.apply(
+            now, batch_stats, x, start=start, stop=at, train=train_parts, update_stats=update_stats, key=key
+        )
+        logits, new_stats = model.apply(
+            now, new_stats, h, start=at, train=train_parts, update_stats=update_stats, key=key
+        )
+        h_s = jax.lax.stop_gradient(plain.apply(params, stats, x, start=start, stop=at)[0])
+        logits, h, h_s = (v.astype(jnp.float32) for v in (logits, h, h_s))
+        if head is None:
+            distance = 0.5 * jnp.mean(jnp.square(h - h_s))
+        else:
+            old, new = ((v @ head["kernel"] + head["bias"][None]) / temperature for v in (h_s, h))
+            distance = -(temperature**2) * jnp.mean(jnp.sum(jax.nn.softmax(old) * jax.nn.log_softmax(new), -1))
+        fit = loss(logits, batch).mean()
+        metrics = {"loss": fit, "accuracy": losses.correct(logits, batch["label"]).mean(), "penalty": weight * distance}
+        return fit + weight * distance, (metrics, new_stats)
+
+    return objective

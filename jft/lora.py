@@ -1,0 +1,146 @@
+"""LoRA and DoRA as a reparametrisation of the parameter tree: every model has them, and no model knows of them."""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jft import tree
+from jft.errors import UserError, near
+from jft.models.base import Model
+from jft.plan import Lora
+from jft.weights.readers import open_weights
+from jft.weights.writers import write_safetensors
+
+
+@dataclass(frozen=True)
+class LoraModel(Model):
+    """A model whose kernels are sums, put together before a part is run. `with_lora` makes it."""
+
+    lora: Lora = field(default_factory=Lora)
+    kernels: tuple[str, ...] = ()
+
+    def shapes(self) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax.ShapeDtypeStruct]]:
+        """Those of the model, and of the updates."""
+        params, stats = super().shapes()
+        for name in self.kernels:
+            *inner, out = params[name].shape
+            params |= {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in self._shapes(name, inner, out).items()}
+        return params, stats
+
+    def _shapes(self, kernel: str, inner: Collection[int], out: int) -> dict[str, tuple[int, ...]]:
+        prefix = kernel.removesuffix("kernel")
+        found: dict[str, tuple[int, ...]] = {
+            f"{prefix}lora_a": (int(np.prod(tuple(inner))), self.lora.rank),
+            f"{prefix}lora_b": (self.lora.rank, out),
+        }
+        return found | ({f"{prefix}lora_m": (out,)} if self.lora.dora else {})
+
+    def init(
+        self, key: Array, parts: Collection[str] | None = None
+    ) -> tuple[dict[str, Float[Array, "..."]], dict[str, Float[Array, "..."]]]:
+        """Those of the model, and of the updates."""
+        params, stats = super().init(key, parts)
+        for name, value in self.init_updates(key).items():
+            if parts is None or any(name.startswith(part + "/") for part in parts):
+                params[name] = value
+        return params, stats
+
+    def init_updates(self, key: Array) -> dict[str, Float[Array, "..."]]:
+        """A is uniform within ±1/√(fan in), B zero, so that the model is at first what it was without."""
+        found = {}
+        shapes, _ = super().shapes()
+        for name in self.kernels:
+            *inner, out = shapes[name].shape
+            for update, shape in self._shapes(name, inner, out).items():
+                if update.endswith("lora_a"):
+                    draw = jax.random.fold_in(key, zlib.crc32(update.encode()))
+                    found[update] = jax.random.uniform(draw, shape, jnp.float32, -1, 1) / np.float32(shape[0] ** 0.5)
+                else:
+                    found[update] = jnp.full(shape, 1.0 if update.endswith("lora_m") else 0.0, jnp.float32)
+        return found
+
+    def merged(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of the plain model that computes the same: kernels summed, updates gone."""
+        scale = (self.lora.alpha or self.lora.rank) / self.lora.rank
+        whole = {n: v for n, v in params.items() if "/lora_" not in n}
+        for name in self.kernels:
+            prefix = name.removesuffix("kernel")
+            if prefix + "lora_a" not in params:
+                continue
+            w = params[name]
+            update = scale * (params[prefix + "lora_a"] @ params[prefix + "lora_b"])
+            v = w + update.reshape(w.shape)
+            if self.lora.dora:
+                axes = tuple(range(w.ndim - 1))
+                norms = [jnp.sqrt(jnp.sum(jnp.square(x), axis=axes)) for x in (w, jax.lax.stop_gradient(v))]
+                ratio = params[prefix + "lora_m"] * norms[0] / jnp.maximum(norms[1], 1e-12)
+                v = v * jnp.expand_dims(ratio, axes)
+            whole[name] = v
+        return whole
+
+    def plain(self) -> Model:
+        """The model without updates, for merged parameters."""
+        return Model(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Model)})
+
+    def _apply_part(self, name: str, params: Mapping[str, Any], *rest: Any) -> tuple[Array, dict[str, Array]]:
+        mine = {n: v for n, v in params.items() if n.startswith(name + "/")}
+        return super()._apply_part(name, self.merged(mine), *rest)
+
+
+def with_lora(model: Model, lora: Lora) -> LoraModel:
+    """The model with low-rank updates on the kernels that `lora.targets` name.
+
+    Raises UserError for a rank below 1, and for a pattern that names no kernel.
+
+    >>> model = with_lora(make_model("vit_base_patch16_224"), Lora(rank=8, targets=("*/attn",)))
+    """
+    if lora.rank < 1:
+        raise UserError(f"--lora.rank is {lora.rank}; at least 1 is needed.")
+    shapes, _ = model.shapes()
+    first = next(iter(model.parts))
+    known = [
+        n
+        for n, s in shapes.items()
+        if n.endswith("/kernel") and len(s.shape) > 1 and not n.startswith((first + "/", "head/"))
+    ]
+    for pattern in lora.targets:
+        if not any(tree.matches(pattern, n) for n in known):
+            above = sorted({"/".join(n.split("/")[: i + 1]) for n in known for i in range(n.count("/"))})
+            raise UserError(f"--lora.targets: {pattern!r} names no kernel of {model.name}.{near(pattern, above)}")
+    chosen = tuple(n for n in known if any(tree.matches(p, n) for p in lora.targets))
+    return LoraModel(**{f.name: getattr(model, f.name) for f in dataclasses.fields(Model)}, lora=lora, kernels=chosen)
+
+
+def write_adapter(path: str | Path, model: LoraModel, params: Mapping[str, Any]) -> None:
+    """Write the updates and the head alone, a small file; how the updates are scaled stands in its header."""
+    small = {n: np.asarray(v) for n, v in params.items() if "/lora_" in n or n.startswith("head/")}
+    about = {"format": "jft-lora", "model": model.name, "lora": json.dumps(dataclasses.asdict(model.lora))}
+    write_safetensors(path, small, about)
+
+
+def read_adapter(path: str | Path, model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of the plain model with the updates and the head of a file put in.
+
+    Raises UserError where the file holds no updates, or those of another model.
+
+    >>> params = read_adapter("runs/bees/adapter.safetensors", model, pretrained_params)
+    """
+    with open_weights(path) as file:
+        about = dict(file.metadata or {})
+        if about.get("format") != "jft-lora" or about.get("model") != model.name:
+            raise UserError(
+                f"{path} holds no low-rank updates of {model.name}; it says {about.get('model', 'nothing')}."
+            )
+        updates = {name: file.read(name) for name in file.names}
+    how = json.loads(about["lora"])
+    lora = Lora(how["rank"], how["alpha"], tuple(how["targets"]), how["dora"])
+    return with_lora(model, lora).merged({**params, **updates})

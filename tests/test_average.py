@@ -1,0 +1,72 @@
+"""Averages of weights: the ends of an interpolation, a greedy soup by hand, and both on a run's folder."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jft import cli
+from jft.average import greedy_soup, interpolate, mean, soup, wise_ft
+from jft.config import Config
+from jft.errors import UserError
+from jft.train import train
+from jft.use import evaluate, open_model
+
+TREE = {"a": np.array([1.0, 2.0], np.float32), "head": np.array([9.0], np.float32)}
+SOURCE = {"a": np.array([3.0, 2.0], np.float32)}
+
+
+def test_the_ends_are_the_ends_and_a_new_head_stays():
+    assert interpolate(SOURCE, TREE, 1.0)["a"] is TREE["a"]
+    assert interpolate(SOURCE, TREE, 0.0)["a"] is SOURCE["a"]
+    half = interpolate(SOURCE, TREE, 0.5)
+    np.testing.assert_array_equal(half["a"], [2.0, 2.0])
+    np.testing.assert_array_equal(half["head"], [9.0])
+
+
+def test_a_greedy_soup_leaves_out_what_makes_it_worse():
+    trees = [{"w": np.array([v], np.float32)} for v in (1.0, -1.0, 4.0)]
+    kept, told = greedy_soup(trees, lambda tree: -abs(float(tree["w"][0])))
+    assert kept == [0, 1]  # the best (±1) first, its mirror image makes 0, the third would make it worse
+    assert told == [-1.0, 0.0, pytest.approx(-4 / 3)]
+    np.testing.assert_allclose(mean(trees)["w"], [4 / 3], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def runs(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    base = Config(
+        data=str(folder), model="tiny_vit", weights="none", plan="full", batch=8, epochs=1, lr=1e-2, augment=(),
+        display="quiet", workdir=str(root / "source"),
+    )  # fmt: skip
+    with jax.numpy_dtype_promotion("standard"):
+        source = train(base)
+        file = str(source.workdir / "model/model.safetensors")
+        return [
+            train(base.replace(weights=file, seed=seed, workdir=str(root / f"seed{seed}"))).workdir for seed in (0, 1)
+        ]
+
+
+def test_wise_ft_takes_the_best_of_its_candidates(runs):
+    done = wise_ft(runs[0])
+    assert [row["alpha"] for row in done.rows] == [i / 10 for i in range(11)]
+    assert done.accuracy == max(row["accuracy"] for row in done.rows)
+    assert done.rows[-1]["accuracy"] == json.loads((runs[0] / "result.json").read_text())["val"]["accuracy"]
+    assert open_model(done.path).classes == open_model(runs[0]).classes
+    assert json.loads((done.path / "average.json").read_text())["accuracy"] == done.accuracy
+
+
+def test_a_soup_of_two_runs(runs, tmp_path, capsys):
+    done = soup(runs, tmp_path / "soup", greedy=False)
+    a, b, made = (open_model(w).params for w in (*runs, done.path))
+    np.testing.assert_allclose(made["head/kernel"], (a["head/kernel"] + b["head/kernel"]) / 2, rtol=1e-5, atol=1e-7)
+    assert cli.main(["average", *map(str, runs), "--out", str(tmp_path / "greedy"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["accuracy"] >= max(row["accuracy"] for row in told["rows"])
+
+
+def test_refused(runs, folder, tmp_path):
+    with pytest.raises(UserError, match="from scratch"):
+        wise_ft(runs[0].parent / "source")
+    assert evaluate(runs[0])["count"] == 6

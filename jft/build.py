@@ -20,7 +20,7 @@ from jft.errors import UserError
 from jft.lora import LoraModel, with_lora
 from jft.models import make_model
 from jft.models.base import Model
-from jft.plan import Lora, Stage
+from jft.plan import Stage
 from jft.preprocess import Preprocess
 from jft.step import make_train_step, supervised
 
@@ -42,7 +42,7 @@ def read_data(config: Config) -> sources.Splits:
 def model_of(config: Config, num_classes: int) -> Model:
     """The architecture the config names, its options set, with low-rank updates where the config asks for them."""
     model = plain_model(config, num_classes)
-    lora = Lora(**({"rank": 8} if config.plan == "lora" else {}) | dict(config.lora))
+    lora = plan.lora_of(config.plan, config.lora)
     return with_lora(model, lora) if lora.rank else model
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from jft import tree
 from jft.errors import UserError, near
@@ -53,6 +54,12 @@ class Lora:
     alpha: float | None = None  # None: the rank, so that the scale is 1
     targets: tuple[str, ...] = ("*",)  # patterns over kernels; those of the first part and of the head never count
     dora: bool = False
+
+
+def lora_of(plan: object, given: Mapping[str, Any]) -> Lora:
+    """The low-rank updates a config asks for: those of the plan `lora` have rank 8 where none is given."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return Lora(**{"rank": 8 if plan == "lora" else 0, **values})
 
 
 def part_of(name: str, parts: Iterable[str]) -> str:

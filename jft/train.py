@@ -152,6 +152,23 @@ class Best:
         return {"params": self.params, "batch_stats": self.batch_stats, "logits": self.logits}
 
 
+def distances(
+    params: Mapping[str, Any], source: Mapping[str, Any], names: Sequence[str], model: Model
+) -> dict[str, float]:
+    """How far the weights of each part have come from the source: ‖w − w_s‖ over its parameters of these names."""
+    squares = _squares({n: params[n] for n in names}, {n: source[n] for n in names})
+    total: dict[str, float] = {}
+    for name in names:
+        part = plan.part_of(name, model.parts)
+        total[part] = total.get(part, 0.0) + float(squares[name])
+    return {part: total[part] ** 0.5 for part in model.parts if part in total}
+
+
+@jax.jit
+def _squares(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    return {n: jnp.sum(jnp.square(a[n] - b[n])) for n in a}
+
+
 @dataclass
 class Patience:
     """The best validation of a stage, and how many in a row have not been better."""
@@ -518,7 +535,11 @@ class Run:
                 batch_stats = jax.tree.map(jnp.copy, tree.split(state.batch_stats, stats)[0])
                 self.best = Best(self.step, leg.number, accuracy, loss, params, batch_stats, logits)
         self.logits = logits
-        self.log.write({"step": self.step, "stage": leg.stage.name, "val_loss": loss, "val_accuracy": accuracy})
+        row: dict[str, Any] = {"step": self.step, "stage": leg.stage.name, "val_loss": loss, "val_accuracy": accuracy}
+        moved = sorted(n for n in self._touched(leg.number)[0] if n in self.source)
+        if moved:
+            row["distance"] = distances(state.params, self.source, moved, self.model)
+        self.log.write(row)
         self.display.validation({"accuracy": accuracy, "loss": loss}, best=better)
 
     def _record(self, leg: Leg, seconds: float) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
         ("Result", _result(run)),
         ("What was trained when", _stages(run)),
         ("Curves", _curves(run)),
+        ("Distance travelled", _distance(run)),
         ("Classes", _classes(run)),
         ("Calibration", _calibration(run)),
         ("Mistakes", _mistakes(run)),
@@ -351,15 +352,17 @@ def _group(part: str) -> str:
 
 def _rates(run: Run) -> tuple[list[str], list[list[float]]]:
     """The model's parts, and for each stage the peak learning rate of each; 0 where it is frozen."""
+    from jft.lora import with_lora
     from jft.models import make_model
-    from jft.plan import Stage, multipliers, part_of
-    from jft.weights.readers import open_weights
+    from jft.plan import Stage, lora_of, multipliers, part_of
 
     about = _json(run.folder / "model" / "config.json")
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-    parts = list(make_model(about["model"], **options).parts)
-    with open_weights(run.folder / "model" / "model.safetensors") as file:
-        names = [n for n in file.names if n not in set(about["batch_stats"])]
+    model = make_model(about["model"], **options)
+    config = run.config["config"]
+    if (lora := lora_of(config["plan"], config.get("lora", {}))).rank:
+        model = with_lora(model, lora)
+    parts, names = list(model.parts), list(model.shapes()[0])
     rates = []
     for told in run.config["stages"]:
         train = tuple(p if isinstance(p, str) else (p[0], p[1]) for p in told["train"])
@@ -406,6 +409,17 @@ def _curves(run: Run) -> Any:
         tag("p", key, class_="muted small") if key and len(stages) > 1 else None,
         tag("p", told, class_="bad") if told else None,
     ]
+
+
+def _distance(run: Run) -> Any:
+    """How far each part has come from the pretrained weights, at the last validation."""
+    rows = [row["distance"] for row in run.rows if isinstance(row.get("distance"), dict)]
+    if not rows or not (last := {part: float(v) for part, v in rows[-1].items()}):
+        return None
+    most = max(last.values()) or 1.0
+    table = [(part, f"{v:.3g}", _bar(v / most if np.isfinite(v) else 0.0)) for part, v in last.items()]
+    told = "‖w − w_s‖ of what has trained, at the last validation: what fine-tuning had to change."
+    return [tag("p", told, class_="muted small"), _table(("part", "distance from the pretrained weights", ""), table)]
 
 
 def _series(run: Run, key: str) -> list[tuple[int, float]]:

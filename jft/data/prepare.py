@@ -1,14 +1,31 @@
 """On the device: from uint8 working images to what the model takes, augmented and normalised as its weights want."""
 
+import inspect
+import math
+import typing
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
+from jft.data.augment import (
+    LEVELS,
+    blur,
+    cutmix,
+    draw_window,
+    erase,
+    flip,
+    grey,
+    jitter,
+    mixup,
+    randaugment,
+    rotate,
+    trivial,
+)
 from jft.data.decode import window_offset
 from jft.errors import UserError, near
 from jft.preprocess import Preprocess
@@ -34,6 +51,23 @@ def crop(image: UInt8[Array, "H W c"], preprocess: Preprocess, key: Key[Array, "
     return window.astype(jnp.float32)
 
 
+def pad(
+    image: UInt8[Array, "H W c"],
+    preprocess: Preprocess,
+    key: Key[Array, ""],
+    *,
+    share: float = 1 / 8,
+    fill: Literal["black", "reflect", "edge"] = "black",
+) -> Float[Array, "h w c"]:
+    """A window of the evaluation crop's size anywhere in that crop with `share` of its sides added all around.
+
+    Four pixels for 32, as is usual with CIFAR (Lee et al. 2015, "Deeply-supervised nets").
+    """
+    rim = [(math.floor(share * side),) * 2 for side in preprocess.size]
+    mode = {"black": "constant", "reflect": "reflect", "edge": "edge"}[fill]
+    return crop(jnp.pad(center(image, preprocess).astype(jnp.uint8), [*rim, (0, 0)], mode=mode), preprocess, key)
+
+
 RESIZE = {"nearest": "linear", "box": "linear", "bilinear": "linear", "bicubic": "cubic", "lanczos": "lanczos3"}
 
 
@@ -50,15 +84,10 @@ def rrc(
     allows. Szegedy et al. 2015, "Going deeper with convolutions".
     """
     height, width = image.shape[:2]
-    draws = jax.random.uniform(key, (22,))
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draws[:10])
-    aspect = jnp.exp(np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * draws[10:20])
-    sizes = jnp.rint(jnp.sqrt(jnp.stack([area / aspect, area * aspect], 1)))  # (10, 2): height, width
-    whole = jnp.array([height, width], jnp.float32)
-    fits = (sizes <= whole[None]).all(1) & (sizes > 0).all(1)
+    start, size, fits = draw_window(jax.random.uniform(key, (22,)), (height, width), scale, ratio)
     fallback = np.rint([min(height, width / ratio[0]), min(width, height * ratio[1])]).astype(np.float32)
-    size = jnp.where(fits.any(), sizes[jnp.argmax(fits)], jnp.asarray(fallback))
-    start = jnp.where(fits.any(), jnp.floor(draws[20:] * (whole - size + 1)), jnp.floor((whole - size) / 2))
+    size = jnp.where(fits, size, fallback)
+    start = jnp.where(fits, start, jnp.floor((np.array([height, width], np.float32) - size) / 2))
     zoom = jnp.array(preprocess.size, jnp.float32) / size
     # At the window's edges the filter sees the pixels beyond it, where torchvision, which cuts first, repeats the edge.
     pixels = jax.image.scale_and_translate(
@@ -73,53 +102,246 @@ def rrc(
     return jnp.clip(pixels, 0, 255)
 
 
-def flip(image: Float[Array, "h w c"], key: Key[Array, ""]) -> Float[Array, "h w c"]:
-    """Left and right exchanged, for every other image."""
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+# In the order in which they are done, whatever the order in which they are named.
+# Which part of the working image is seen; one at most, and without one it is the centre:
+WINDOWS: dict[str, Callable[..., Array]] = {"crop": crop, "rrc": rrc, "pad": pad}
+# What changes it: float32 in 0..1 of the evaluation crop's size.
+AUGMENTATIONS: dict[str, Callable[..., Array]] = {
+    "flip": flip,
+    "rotate": rotate,
+    "randaugment": randaugment,
+    "trivial": trivial,
+    "jitter": jitter,
+    "grey": grey,
+    "blur": blur,
+}
+# After normalisation:
+ERASERS: dict[str, Callable[..., Array]] = {"erase": erase}
+# Last, pictures and labels are mixed with those of the next example; with both, one or the other by chance.
+MIXERS: dict[str, Callable[..., tuple[Array, Array]]] = {"mixup": mixup, "cutmix": cutmix}
+ALL = WINDOWS | AUGMENTATIONS | ERASERS | MIXERS
+ALONE = (tuple(WINDOWS), ("randaugment", "trivial"))  # of each of these one at most
+
+# By an option's name, for it means the same wherever it occurs: the least and the greatest value.
+BOUNDS = {
+    "p": (0.0, 1.0),
+    "share": (0.0, 1.0),
+    "scale": (1e-4, 1.0),
+    "ratio": (0.01, 100.0),
+    "degrees": (0.0, 180.0),
+    "m": (0.0, LEVELS),
+    "n": (1.0, 16.0),
+    "strength": (0.0, 10.0),
+    "brightness": (0.0, 10.0),
+    "contrast": (0.0, 10.0),
+    "saturation": (0.0, 10.0),
+    "hue": (0.0, 0.5),
+    "sigma": (0.01, 1000.0),
+    "alpha": (0.01, 100.0),
+}
 
 
-# The first kind chooses what of the working image is seen; one at most, and without one it is the centre. The second
-# kind changes what is seen: float32 in 0..1 of the evaluation crop's size.
-WINDOWS: dict[str, Callable[..., Array]] = {"crop": crop, "rrc": rrc}
-AUGMENTATIONS: dict[str, Callable[[Array, Array], Array]] = {"flip": flip}
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """An augmentation's name, and the options given with it: `name`, or `name:value:option=value`.
+
+    A value without its option's name is the next one's. A range is two numbers, `0.3..1`, or its lower end. Raises
+    UserError for names and values that are none.
+
+    >>> parse("erase:0.5:scale=0.02..0.2")
+    ('erase', {'p': 0.5, 'scale': (0.02, 0.2)})
+    """
+    name, *words = text.split(":")
+    if name not in ALL:
+        raise UserError(f"There is no augmentation {name!r}.{near(name, ALL)} Known: {', '.join(ALL)}.")
+    known = options(name)
+    given: dict[str, Any] = {}
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if not equals:
+            option, value = (list(known)[place] if place < len(known) else ""), word
+        if option not in known or option in given:
+            wrong = f"was given {option} twice" if option in given else f"has no option for {word!r}"
+            shown = ", ".join(f"{o}={_written(default)}" for o, (_, default) in known.items()) or "none"
+            raise UserError(f"The augmentation {text!r} {wrong}.{near(option, known)} Its options: {shown}.")
+        given[option] = _value(text, option, value, *known[option])
+    return name, given
 
 
-def make_prepare(preprocess: Preprocess, augment: Sequence[str] = (), train: bool = False) -> Prepare:
+def options(name: str) -> dict[str, tuple[Any, Any]]:
+    """The options of an augmentation, in the order in which values without a name are taken: type and default."""
+    signature, hints = inspect.signature(ALL[name]), typing.get_type_hints(ALL[name])
+    return {o: (hints[o], p.default) for o, p in signature.parameters.items() if p.default is not p.empty}
+
+
+def _value(text: str, option: str, word: str, kind: Any, default: Any) -> Any:
+    if choices := (typing.get_args(kind) if typing.get_origin(kind) is Literal else ()):
+        if word not in choices:
+            raise UserError(
+                f"The augmentation {text!r}: {option} is {word!r}; it is one of {', '.join(choices)}."
+                f"{near(word, choices)}"
+            )
+        return word
+    least, greatest = BOUNDS[option]
+    ranged, whole = isinstance(default, tuple), kind is int
+    try:
+        numbers = [int(w) if whole else float(w) for w in (word.split("..") if ranged else [word])]
+        good = len(numbers) <= 2 and all(least <= n <= greatest for n in numbers) and numbers == sorted(numbers)
+        if good and ranged:
+            low, high = numbers[0], numbers[1] if len(numbers) == 2 else default[1]
+            if low <= high:
+                return (low, high)
+        elif good:
+            return numbers[0]
+    except ValueError:
+        pass
+    expected = "a whole number" if whole else "a range LOW..HIGH, or LOW," if ranged else "a number"
+    raise UserError(
+        f"The augmentation {text!r}: {option} is {word!r}; it is {expected} from {least:g} to {greatest:g}."
+    )
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "..".join(f"{v:.4g}" for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def make_prepare(
+    preprocess: Preprocess,
+    augment: Sequence[str] = (),
+    train: bool = False,
+    num_classes: int | None = None,
+    axis_name: str | None = None,
+) -> Prepare:
     """A pure function `prepare(batch, key) -> batch` that turns "image" from uint8 working images into float32.
 
-    In training the augmentations named in `augment` are applied in their order, by default none; in evaluation, the
-    centre is taken and `key` may be None. What becomes of an image depends on the key and on its entry in "index",
-    not on its place in the batch nor on the devices. Raises UserError for an unknown augmentation.
+    In training the augmentations named in `augment` are applied, by default none; in evaluation, the centre is taken
+    and `key` may be None. An augmentation is its name, or that with options (`parse`): "randaugment:m=9:n=2". They are
+    done in one order, however they are named: the window, geometry, policies, colour, normalisation, erasing, mixing.
+
+    What becomes of an image depends on the key and on its entry in "index", not on its place in the batch nor on the
+    devices. Only mixup and cutmix look at another: each example's partner is the one before it in the batch, the
+    first's the last, also over the devices of a pmap whose axis is named. They make class indices [b] in "label" into
+    soft labels [b, num_classes], with "hard_label", the class that weighs most; labels of floating point are mixed as
+    they are. Raises UserError for an unknown augmentation.
 
     >>> prepare = make_prepare(Preprocess(), ("crop", "flip"), train=True)
     >>> prepare({"image": images, "index": index, "label": labels}, jax.random.fold_in(key, step))["image"].shape
     (32, 224, 224, 3)
     """
     check(augment)
-    names = tuple(augment) if train else ()
-    window = next((name for name in names if name in WINDOWS), None)
-    changes = [name for name in names if name in AUGMENTATIONS]
+    given = dict(map(parse, augment)) if train else {}
+    chosen = [name for name in ALL if name in given]
+    window = next((name for name in chosen if name in WINDOWS), None)
+    mixers = [name for name in chosen if name in MIXERS]
     mean, std = np.array(preprocess.mean, np.float32)[None, None], np.array(preprocess.std, np.float32)[None, None]
 
     def evaluated(image: Array) -> Array:
         return (center(image, preprocess) / 255 - mean) / std
 
     def trained(image: Array, key: Array) -> Array:
-        pixels = WINDOWS[window](image, preprocess, key_of(window, key)) if window else center(image, preprocess)
+        if window:
+            pixels = WINDOWS[window](image, preprocess, key_of(window, key), **given[window])
+        else:
+            pixels = center(image, preprocess)
         pixels = pixels / 255
-        for name in changes:
-            pixels = AUGMENTATIONS[name](pixels, key_of(name, key))
-        return (pixels - mean) / std
+        for name in chosen:
+            if name in AUGMENTATIONS:
+                pixels = AUGMENTATIONS[name](pixels, key_of(name, key), **given[name])
+        pixels = (pixels - mean) / std
+        for name in chosen:
+            if name in ERASERS:
+                pixels = ERASERS[name](pixels, key_of(name, key), **given[name])
+        return pixels
+
+    def weights(key: Array) -> tuple[Array, Array]:
+        drawn = [MIXERS[name](preprocess.size, key_of(name, key), **given[name]) for name in mixers]
+        if len(drawn) == 1:
+            return drawn[0]
+        first = jax.random.bernoulli(key_of(" or ".join(mixers), key))
+        return jax.tree.map(lambda a, b: jnp.where(first, a, b), *drawn)
 
     def prepare(batch: Mapping[str, Any], key: Array | None = None) -> Batch:
-        if not names:
+        if not chosen:
             return dict(batch) | {"image": jax.vmap(evaluated)(batch["image"])}
         if key is None:
-            raise ValueError(f"the augmentations {', '.join(names)} need a key")
+            raise ValueError(f"the augmentations {', '.join(chosen)} need a key")
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["index"])
-        return dict(batch) | {"image": jax.vmap(trained)(batch["image"], keys)}
+        done = dict(batch) | {"image": jax.vmap(trained)(batch["image"], keys)}
+        return mix(done, *jax.vmap(weights)(keys), num_classes, axis_name) if mixers else done
 
     return prepare
+
+
+def mix(
+    batch: Mapping[str, Any],
+    pixels: Float[Array, "b h w 1"],
+    share: Float[Array, " b"],
+    num_classes: int | None = None,
+    axis_name: str | None = None,
+) -> Batch:
+    """Each example mixed with the one before it: its own pixels weigh `pixels`, its own label `share`."""
+    label = batch["label"]
+    hard = jnp.issubdtype(label.dtype, jnp.integer) and label.ndim == 1
+    if hard and num_classes is None:
+        raise ValueError("to mix class indices, make_prepare needs num_classes")
+    label = jax.nn.one_hot(label, num_classes) if hard and num_classes else label.astype(jnp.float32)
+    share = share.reshape(-1, *[1] * (label.ndim - 1))
+    # p + w·(x − p) would not give back x where w is 1.
+    image = pixels * batch["image"] + (1 - pixels) * before(batch["image"], axis_name)
+    label = share * label + (1 - share) * before(label, axis_name)
+    mixed = dict(batch) | {"image": image, "label": label}
+    return mixed | {"hard_label": label.argmax(-1).astype(jnp.int32)} if hard else mixed
+
+
+def before(x: Array, axis_name: str | None = None) -> Array:
+    """For every example the one before it in the whole batch, for the first the last, on any number of devices."""
+    if axis_name is None:
+        return jnp.roll(x, 1, axis=0)
+    n = jax.lax.axis_size(axis_name)
+    last = jax.lax.ppermute(x[-1:], axis_name, [(i, (i + 1) % n) for i in range(n)])
+    return jnp.concatenate([last, x[:-1]])
+
+
+VIEWS = ("flip", "corners")
+
+
+def views(preprocess: Preprocess, names: Sequence[str] = ("flip",)) -> tuple[Prepare, ...]:
+    """Test-time augmentation: `prepare` for the evaluation crop, then for every other view of a picture.
+
+    `corners` adds the windows at the corners of the working image, for which it must be larger than the crop
+    (`work_size(preprocess, ("crop",))` is); `flip` doubles the views. Both are the ten of Krizhevsky et al. 2012.
+    `losses.average` turns the views' logits into one. Raises UserError for an unknown view.
+
+    >>> [view({"image": images})["image"].shape for view in views(Preprocess())]
+    [(32, 224, 224, 3), (32, 224, 224, 3)]
+    """
+    for name in names:
+        if name not in VIEWS:
+            raise UserError(f"There is no view {name!r}.{near(name, VIEWS)} Known: {', '.join(VIEWS)}.")
+    height, width = preprocess.size
+    centre = make_prepare(preprocess)
+
+    def corner(bottom: bool, right: bool) -> Prepare:
+        def prepare(batch: Mapping[str, Any], key: Array | None = None) -> Batch:
+            high, wide = batch["image"].shape[1:3]
+            if (high, wide) == (height, width):
+                raise ValueError("the corners are the centre: working images larger than the crop are needed")
+            top, left = bottom * (high - height), right * (wide - width)
+            return centre(dict(batch) | {"image": batch["image"][:, top : top + height, left : left + width]})
+
+        return prepare
+
+    def flipped(view: Prepare) -> Prepare:
+        def prepare(batch: Mapping[str, Any], key: Array | None = None) -> Batch:
+            return (done := view(batch)) | {"image": done["image"][:, :, ::-1]}
+
+        return prepare
+
+    chosen: tuple[Prepare, ...] = (centre,)
+    if "corners" in names:
+        chosen += tuple(corner(bottom, right) for bottom in (False, True) for right in (False, True))
+    return chosen + tuple(map(flipped, chosen)) if "flip" in names else chosen
 
 
 def key_of(name: str, key: Array) -> Array:
@@ -127,34 +349,26 @@ def key_of(name: str, key: Array) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def check(augment: Sequence[str]) -> None:
-    """Raises UserError for a name that is no augmentation, a name given twice, or two that choose the window."""
-    check_names(augment)
-    if len(set(augment)) < len(augment) or len(set(augment) & set(WINDOWS)) > 1:
-        raise UserError(
-            f"The augmentations {', '.join(augment)} do not go together: each may be named once, "
-            f"and one of {', '.join(WINDOWS)} at most."
-        )
-
-
-def check_names(augment: Iterable[str]) -> None:
-    """Raises UserError for a name that is no augmentation."""
-    known = [*WINDOWS, *AUGMENTATIONS]
-    for name in augment:
-        if name not in known:
-            raise UserError(f"There is no augmentation {name!r}.{near(name, known)} Known: {', '.join(known)}.")
+def check(augment: Iterable[str]) -> None:
+    """Raises UserError for a name or an option that is none, a name given twice, or two that exclude each other."""
+    names = [parse(text)[0] for text in augment]
+    for alone in ALONE:
+        if len(set(names)) < len(names) or len(set(names) & set(alone)) > 1:
+            raise UserError(
+                f"The augmentations {', '.join(names)} do not go together: each may be named once, "
+                f"and one of {', '.join(alone)} at most."
+            )
 
 
 def work_size(preprocess: Preprocess, augment: Iterable[str] = ()) -> tuple[int, int]:
     """Height and width of the working images that serve every one of these augmentations, and evaluation.
 
-    Without a random window the evaluation crop. With one, the square of the resized picture's shorter side; where
+    Without `crop` and `rrc` the evaluation crop. With one, the square of the resized picture's shorter side; where
     `crop` would have no room in it (nothing is cut off in evaluation), an eighth of the size is added on every side.
     """
-    names = set(augment)
-    check_names(names)
+    names = {parse(text)[0] for text in augment}
     height, width = preprocess.size
-    if not names & set(WINDOWS):
+    if not names & {"crop", "rrc"}:
         return height, width
     resized = 0 if preprocess.squash else preprocess.resize
     room = (max(height, resized), max(width, resized))

@@ -41,6 +41,9 @@ FULL += ["vit_base_patch32_clip_224", "vit_base_patch16_clip_quickgelu_224", "vi
 FULL += ["vit_base_patch16_siglip_224", "vit_so400m_patch14_siglip_384"]
 FULL += ["beit_base_patch16_224", "beitv2_base_patch16_224"]
 
+# Tables of relative positions resized from a square grid.
+RELATIVE = [(4, (6, 6)), (14, (24, 24)), (4, (3, 5)), (5, (4, 2))]
+
 # Their names to ours, besides those in goldens.py and as apart from jft.weights.
 NAMES = [
     (r"^(cls_token|dist_token|reg_token|pos_embed)$", r"embed.\1"),
@@ -67,6 +70,15 @@ def fill(model: torch.nn.Module) -> None:
             axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(value.ndim, tuple(range(value.ndim)))
             if name.endswith("table"):
                 axes = (0, 1)
+            if packed := re.match(
+                r"attn_pool\.(q|kv)\.(weight|bias)", name
+            ):  # one array of ours, the query's share first
+                dim = value.shape[-1] if value.ndim == 2 else value.shape[0] // len(packed[1])
+                whole = weight(
+                    *{2: ("pool/qkv/kernel", (dim, 3 * dim)), 1: ("pool/qkv/bias", (3 * dim,))}[value.ndim]
+                ).T
+                value.copy_(torch.from_numpy((whole[:dim] if packed[1] == "q" else whole[dim:]).copy()))
+                continue
             shape = tuple(np.array(value.shape)[np.argsort(axes)])
             value.copy_(torch.from_numpy(weight(ours(name, value), shape).transpose(axes).copy()))
 
@@ -238,6 +250,11 @@ def main(path: str) -> None:
     for kind in OTHER_VITS:
         print(kind, flush=True)
         arrays |= record_hugging_face(kind, pixels) if kind.startswith("hf") else record_open_clip(kind, pixels)
+    for old, new in RELATIVE:
+        table = np.random.default_rng(old).normal(size=((2 * old - 1) ** 2 + 3, 2)).astype(np.float32)
+        shape = ((2 * new[0] - 1) * (2 * new[1] - 1) + 3, 2)
+        resized = timm.layers.resize_rel_pos_bias_table(torch.from_numpy(table), list(new), shape)
+        arrays[f"relative {old} {new[0]} {new[1]}"] = resized.numpy()
     for name in MODELS:
         with torch.device("meta"):
             made = timm.create_model(name, num_classes=1000)

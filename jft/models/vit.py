@@ -254,6 +254,17 @@ class TokenMeanPool(nn.Module):
         return jnp.concatenate([x[:, 0], x[:, self.prefix :].mean(1)], axis=-1)
 
 
+class Packed(nn.Module):
+    """The weights of several linear maps of one input, side by side: kernel [in, out] and bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, dim: int) -> tuple[Float[Array, "c d"], Float[Array, " d"]]:
+        kernel = self.param("kernel", normal(0.02), (dim, self.features), jnp.float32)
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
+
 class MapPool(nn.Module):
     """Attention pooling by a learned query, then an MLP with its residual (Zhai et al. 2021), in float32 in the end."""
 
@@ -266,13 +277,15 @@ class MapPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], train: bool, use_running_average: bool) -> Float[Array, "b d"]:
-        x = x[:, self.prefix :]
+        x = x[:, self.prefix :].astype(self.dtype)
         b, n, d = x.shape
-        latent = self.param("latent", normal(d**-0.5), (1, 1, d), jnp.float32)
-        q = Linear(d, self.dtype, name="q")(latent).reshape(1, 1, self.heads, -1).transpose(0, 2, 1, 3)
-        k, v = Linear(2 * d, self.dtype, name="kv")(x).reshape(b, n, 2, self.heads, -1).transpose(2, 0, 3, 1, 4)
-        y = attend(jnp.broadcast_to(q, (b, *q.shape[1:])), k, v).transpose(0, 2, 1, 3).reshape(b, 1, d)
-        y = Linear(d, self.dtype, name="proj")(y)
+        latent = self.param("latent", normal(d**-0.5), (1, 1, d), jnp.float32).astype(self.dtype)
+        kernel, bias = (w.astype(self.dtype) for w in Packed(3 * d, name="qkv")(d))
+        q = matmul(latent, kernel[:, :d]) + along_last(bias[:d], 3)
+        q = jnp.broadcast_to(q.reshape(1, self.heads, 1, -1), (b, self.heads, 1, d // self.heads))
+        kv = matmul(x, kernel[:, d:]) + along_last(bias[d:], 3)
+        k, v = kv.reshape(b, n, 2, self.heads, -1).transpose(2, 0, 3, 1, 4)
+        y = Linear(d, self.dtype, name="proj")(attend(q, k, v).reshape(b, 1, d))
         z = LayerNorm(self.dtype, self.epsilon, name="norm")(y)
         return (y + Mlp(self.mlp, self.dtype, self.act, name="mlp")(z))[:, 0].astype(jnp.float32)
 

@@ -16,7 +16,7 @@ import numpy as np
 from jft.errors import UserError, near
 from jft.preprocess import Preprocess
 from jft.weights import transformers
-from jft.weights.formats import FORMATS, Model, Receipt, some
+from jft.weights.formats import FORMATS, Model, Receipt, some, with_heads
 from jft.weights.readers import open_weights
 from jft.weights.rules import Rule, to_theirs
 from jft.weights.writers import write_npz, write_safetensors
@@ -72,6 +72,7 @@ def named(format: str, model: Model, ours: Mapping[str, tuple[int, ...]]) -> tup
     """The format's rules for these arrays. Raises UserError where it has no name for one."""
     if format not in FORMATS:
         raise UserError(f"There is no weight format {format!r}.{near(format, FORMATS)} Known: {', '.join(FORMATS)}.")
+    ours = with_heads(ours, model)
     rules = FORMATS[format].rules(ours)
     if unnamed := sorted(set(ours) - {rule.ours for rule in rules}):
         able = [name for name in FORMATS if set(ours) <= {rule.ours for rule in FORMATS[name].rules(ours)}]

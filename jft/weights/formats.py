@@ -1,5 +1,7 @@
 """Pretrained weights into a model, by the format whose rules explain every tensor."""
 
+import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,12 +11,12 @@ import numpy as np
 
 from jft.errors import UserError, near
 from jft.preprocess import Preprocess
-from jft.weights import native, timm, torchvision, transformers
+from jft.weights import augreg, big_vision, native, original, timm, torchvision, transformers
 from jft.weights.hub import Located, locate, with_header
 from jft.weights.layout import contiguous
 from jft.weights.readers import WeightFile, open_weights
-from jft.weights.resample import resample_pos_embed
-from jft.weights.rules import HEAD, Match, Rule, Source, match, shown
+from jft.weights.resample import resample_pos_embed, resample_rel_pos
+from jft.weights.rules import HEAD, Match, Rule, Shapes, Source, match, shown
 
 
 class Format(Protocol):
@@ -37,6 +39,15 @@ FORMATS: dict[str, Format] = {
     "hf-v5": transformers.HF_V5,
     "hf-bare": transformers.HF_BARE,
     "hf-bare-v5": transformers.HF_BARE_V5,
+    "deit3": original.DEIT3,
+    "dino": original.DINO,
+    "dinov2": original.DINOV2,
+    "clip": original.CLIP,
+    "open-clip": original.OPEN_CLIP,
+    "augreg": augreg.AUGREG,
+    "augreg-in21k": augreg.WITH_PRE_LOGITS,
+    "big-vision": big_vision.PLAIN,
+    "big-vision-two-tower": big_vision.TWO_TOWER,
     "jft": native,
 }
 
@@ -114,10 +125,19 @@ def _grouped(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def some(names: list[str], limit: int = 4) -> str:
-    """A few names and how many more; names alike but for their place are told by their endings."""
-    endings = {name.rpartition(".")[2] for name in names}
-    if len(names) > limit and len(endings) == 1:
-        return f"{len(names)} × …{names[0][-len(endings.pop()) - 1 :]}"
+    """A few names and how many more; names alike but for their place are told by their endings or their beginning."""
+    if len(names) > limit:
+        endings = {name.rpartition(".")[2] for name in names}
+        if len(endings) == 1:
+            return f"{len(names)} × …{names[0][-len(endings.pop()) - 1 :]}"
+        beginnings: dict[str, int] = {}
+        for name in names:
+            beginning = re.split(r"[./]", name)[0]
+            beginnings[beginning] = beginnings.get(beginning, 0) + 1
+        if len(beginnings) <= limit:
+            return ", ".join(
+                f"{count} × {beginning}…" if count > 1 else beginning for beginning, count in beginnings.items()
+            )
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
@@ -180,9 +200,9 @@ def load(
             if not finite:
                 not_finite.extend(rule.names)
             if rule in found.resize:
-                array, resized[rule.ours] = _resize(array, model, ours, f"{file.path}: {rule.names[0]!r}")
+                array, resized[rule.ours] = _resize(array, model, ours, rule.ours, f"{file.path}: {rule.names[0]!r}")
             arrays[rule.ours] = array
-        notes = [*file.notes, *_cast_note(file, found), *_epsilon_note(model, located)]
+        notes = [*file.notes, *_cast_note(file, found), *_epsilon_note(model, located), *_act_note(model, located)]
         sha256 = file.sha256
     located = with_header(located, file.metadata)
     preprocess, told = _preprocess(model, chosen, located)
@@ -262,8 +282,8 @@ def _choose(
     fitting = {name: pair for name, pair in tried.items() if pair[1].fits}
     if not fitting:
         raise UserError(_misfit(model.name, file, {name: found for name, (_, found) in tried.items()}))
-    first, (rules, found) = next(iter(fitting.items()))
-    if others := [name for name, (other, _) in fitting.items() if set(other) != set(rules)]:
+    first, (_, found) = next(iter(fitting.items()))
+    if others := [name for name, (_, other) in fitting.items() if other.reading != found.reading]:
         raise UserError(
             f"{file.path} can be read in more than one way: as {first} and as {', '.join(others)}, with different "
             f"results. Say which it is: format={first!r}."
@@ -306,24 +326,51 @@ def _epsilon_note(model: Any, located: Located) -> list[str]:
     return [f"config.json says that LayerNorms add {theirs:g} to the variance; this model adds {ours:g}"]
 
 
-def _resize(array: np.ndarray, model: Model, ours: Mapping[str, tuple[int, ...]], where: str) -> tuple[np.ndarray, str]:
+def _act_note(model: Any, located: Located) -> list[str]:
+    """The same names hold for CLIP with the exact GELU and with OpenAI's; `config.json` tells them apart."""
+    config = located.configs.get("config.json", {})
+    tower = config.get("vision_config")
+    theirs = (tower if isinstance(tower, dict) else config).get("hidden_act")
+    theirs = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}.get(str(theirs), theirs)
+    ours = getattr(getattr(model, "parts", {}).get("block0"), "act", None)
+    if theirs is None or ours is None or theirs == ours or ours == "swiglu":
+        return []
+    return [f"config.json says that MLPs have the activation {theirs}; this model has {ours}: see its option act"]
+
+
+def _resize(
+    array: np.ndarray, model: Model, ours: Mapping[str, tuple[int, ...]], name: str, where: str
+) -> tuple[np.ndarray, str]:
     patch = ours["embed/patch/kernel"]
     new_grid = (model.input_shape[0] // patch[0], model.input_shape[1] // patch[1])
-    prefix = ours["embed/pos_embed"][1] - new_grid[0] * new_grid[1]
-    side = int(np.sqrt(array.shape[1] - prefix)) if array.shape[1] > prefix else 0
-    if side == 0 or side * side + prefix != array.shape[1]:
+    relative = name.endswith("rel_pos")
+    # A table of relative positions has a row for every offset between two patches, then three for the class token.
+    count, cells = (
+        (len(array), (2 * new_grid[0] - 1) * (2 * new_grid[1] - 1))
+        if relative
+        else (array.shape[1], new_grid[0] * new_grid[1])
+    )
+    prefix = ours[name][0 if relative else 1] - cells
+    root = math.isqrt(count - prefix) if count > prefix else 0
+    if root == 0 or root * root + prefix != count or (relative and root % 2 == 0):
         raise UserError(
-            f"{where} has {array.shape[1]} positions, {prefix} of them before the grid: the rest is no square, so its "
+            f"{where} has {count} positions, {prefix} of them beside the grid: the rest is no square, so its "
             "height and width are unknown and it cannot be resized. Make the model at the size of its training."
         )
-    resized = resample_pos_embed(array, (side, side), new_grid)
-    return resized, f"{side}×{side} → {new_grid[0]}×{new_grid[1]}"
+    side = (root + 1) // 2 if relative else root
+    resize = resample_rel_pos if relative else resample_pos_embed
+    return resize(array, (side, side), new_grid), f"{side}×{side} → {new_grid[0]}×{new_grid[1]}"
 
 
-def _shapes(model: Model) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+def _shapes(model: Model) -> tuple[Shapes, set[str]]:
     """Every name's shape, and which names are batch statistics."""
     params, stats = model.shapes()
-    return {name: tuple(leaf.shape) for name, leaf in (params | stats).items()}, set(stats)
+    return with_heads({name: tuple(leaf.shape) for name, leaf in (params | stats).items()}, model), set(stats)
+
+
+def with_heads(ours: Mapping[str, tuple[int, ...]], model: Any) -> Shapes:
+    """Names and shapes with what they do not tell: the number of attention heads of a model that has them."""
+    return Shapes(ours, heads=getattr(getattr(model, "parts", {}).get("block0"), "heads", 0))
 
 
 def _size(model: Model) -> tuple[int, int]:

@@ -9,4 +9,4 @@ SOURCES: dict[str, Source] = {}
 
 def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
     """A rule for every name, as it is."""
-    return tuple(Rule(name, name, resize=name == "embed/pos_embed") for name in ours)
+    return tuple(Rule(name, name, resize=name.endswith(("embed/pos_embed", "attn/rel_pos"))) for name in ours)

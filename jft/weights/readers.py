@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,8 +28,11 @@ ENDINGS = {
 
 KINDS = {"safetensors": "a safetensors file", "torch": "a PyTorch zip file", "npz": "an .npz archive"}
 
-# What wrapping a module in another (data parallel, Lightning, torch.compile, DINO) puts before every name.
-PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.")
+# What wrapping a module in another (data parallel, Lightning, torch.compile, DINO) puts before every name, and what
+# Flax's checkpoints do.
+PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "params/", "opt/target/", "target/")
+MAX_STACKED = 1000
+STACKED = "Transformer/encoderblock/"  # big_vision's blocks where a scan runs over them: an axis of blocks comes first
 
 
 class WeightFile:
@@ -141,6 +144,8 @@ def _open_file(path: Path) -> WeightFile:
         if not tensors:
             raise Bad("there are no tensors in it.")
         tensors, prefix = _strip_prefix(tensors)
+        if kind == "npz":
+            tensors = _unstacked(tensors, notes)
         return WeightFile(path, kind, tensors, [file], prefix, notes, metadata)
     except BaseException:
         file.close()
@@ -187,6 +192,32 @@ def _strip_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str
                 break
         else:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items()}, prefix
+
+
+def _unstacked(tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """Blocks that a scan keeps in one array, each under a name of its own."""
+    stacked = {name: tensor for name, tensor in tensors.items() if STACKED in name}
+    if not stacked:
+        return dict(tensors)
+    depths = {tensor.shape[:1] for tensor in stacked.values()}
+    if len(depths) > 1 or () in depths or max(depths) > (MAX_STACKED,):
+        raise Bad(f"its arrays under {STACKED} are not all of as many blocks, or of too many.")
+    (depth,) = depths.pop()
+    made = {name: tensor for name, tensor in tensors.items() if name not in stacked}
+    for name, tensor in stacked.items():
+        # Whole arrays are kept while the file is open: its blocks are asked for one after the other.
+        whole = cache(tensor.read)
+        for i in range(depth):
+            place = name.replace(STACKED, f"{STACKED[:-1]}_{i}/")
+            if place in made:
+                raise Bad(f"it holds {place!r} by itself and in {name!r}.")
+            made[place] = Tensor(tensor.shape[1:], tensor.dtype, partial(_part, whole, i))
+    notes.append(f"{depth} blocks kept in one array each were taken apart")
+    return made
+
+
+def _part(whole: Callable[[], np.ndarray], i: int) -> np.ndarray:
+    return whole()[i]
 
 
 def _open_shards(path: Path) -> WeightFile:

@@ -12,6 +12,14 @@ from jft.preprocess import Preprocess
 HEAD = "head"  # the part that may be absent from a file, or made for other classes
 
 
+class Shapes(dict[str, tuple[int, ...]]):
+    """A model's names and shapes, and what these do not tell but some formats spell out: its attention heads."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], heads: int = 0):
+        super().__init__(shapes)
+        self.heads = heads
+
+
 @runtime_checkable
 class Op(Protocol):
     """Their arrays to our one, and back."""
@@ -57,9 +65,9 @@ class Reshape:
 
 @dataclass(frozen=True)
 class Concat:
-    """Equal parts kept apart by them and joined by us along `axis`, e.g. query, key and value."""
+    """Parts kept apart by them and joined by us along `axis`, e.g. query, key and value: so many, or shares of it."""
 
-    parts: int
+    parts: int | tuple[int, ...]
     axis: int = -1
     op: Op = Transpose()
 
@@ -69,7 +77,24 @@ class Concat:
 
     def to_theirs(self, ours: np.ndarray) -> tuple[np.ndarray, ...]:
         """Cut into parts, then `op` undone on each."""
-        return tuple(self.op.to_theirs(part)[0] for part in np.split(ours, self.parts, self.axis))
+        shares = (1,) * self.parts if isinstance(self.parts, int) else self.parts
+        cuts = np.cumsum(shares)[:-1] * ours.shape[self.axis] // sum(shares)
+        return tuple(self.op.to_theirs(part)[0] for part in np.split(ours, cuts, self.axis))
+
+
+@dataclass(frozen=True)
+class Leading:
+    """`count` leading axes of length 1 that we have and they leave out."""
+
+    count: int
+
+    def to_ours(self, *theirs: np.ndarray) -> np.ndarray:
+        """A view of theirs."""
+        return theirs[0].reshape((1,) * self.count + theirs[0].shape)
+
+    def to_theirs(self, ours: np.ndarray) -> tuple[np.ndarray, ...]:
+        """A view of ours."""
+        return (ours.reshape(ours.shape[self.count :]),)
 
 
 SAME = Transpose()
@@ -81,10 +106,12 @@ CONV = Transpose((2, 3, 1, 0))  # OIHW ↔ HWIO
 class Rule:
     """One array of ours and where a format keeps it; several of theirs may make one of ours.
 
-    A rule without ours names what the format carries and we leave out; `fill` is then what an export writes there.
+    A rule without ours names what the format carries and we leave out, by a pattern if need be; `fill` is then what an
+    export writes there, and `why` is told.
 
     >>> Rule("fc.weight", "head/kernel", LINEAR)
     >>> Rule("bn1.num_batches_tracked", None, fill=np.int64(0))
+    >>> Rule("text_model.*", None, why="the text tower")
     """
 
     theirs: str | tuple[str, ...]
@@ -92,6 +119,8 @@ class Rule:
     op: Op = SAME
     fill: np.generic | None = None
     resize: bool = False  # a position embedding, which may be resized to the model's grid
+    why: str = "the format has it, the model does not"
+    needed: bool = False  # a file without it is of another format, though ours has no place for it
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -175,6 +204,11 @@ class Match:
     differences: list[str] = field(default_factory=list)
 
     @property
+    def reading(self) -> set[Rule]:
+        """What is taken from the file; two formats of one reading are one."""
+        return {*self.use, *self.resize}
+
+    @property
     def fits(self) -> bool:
         """Whether nothing is left unexplained."""
         return not self.differences
@@ -201,11 +235,17 @@ def match(
         return any(fnmatchcase(name, pattern) for name in names for pattern in skip)
 
     for rule in rules:
+        if rule.ours is None:
+            there = [
+                n for p in rule.names for n in ((p,) if "*" not in p else theirs) if fnmatchcase(n, p) and n in theirs
+            ]
+            known.update(there)
+            result.drop |= {name: rule.why for name in there}
+            if rule.needed and not there:
+                result.differences += [f"- {name}" for name in rule.names]
+            continue
         known.update(rule.names)
         there = [name for name in rule.names if name in theirs]
-        if rule.ours is None:
-            result.drop |= {name: "the format has it, the model does not" for name in there}
-            continue
         filled.add(rule.ours)
         head = rule.ours.startswith(HEAD + "/")
         if skipped(rule.ours, *rule.names):

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from jft.preprocess import Preprocess
-from jft.weights import torchvision
-from jft.weights.rules import Rule, Source, conv, linear, norm, present
+from jft.weights import torchvision, vit
+from jft.weights.rules import Rule, Source
 
 _INCEPTION = Preprocess(crop_pct=0.9, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -30,27 +30,9 @@ SOURCES = {
     )
 }
 
+SOURCES |= vit.SOURCES
+
 
 def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
     """The rules for a model with these names and shapes."""
-    return _vit(ours) if "embed/patch/kernel" in ours else torchvision.rules(ours)
-
-
-def _vit(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
-    found = [
-        Rule("cls_token", "embed/cls_token"),
-        Rule("pos_embed", "embed/pos_embed", resize=True),
-        *conv("patch_embed.proj", "embed/patch"),
-    ]
-    i = 0
-    while f"block{i}/norm1/scale" in ours:
-        theirs, block = f"blocks.{i}", f"block{i}"
-        found += norm(f"{theirs}.norm1", f"{block}/norm1")
-        found += linear(f"{theirs}.attn.qkv", f"{block}/attn/qkv")
-        found += linear(f"{theirs}.attn.proj", f"{block}/attn/proj")
-        found += norm(f"{theirs}.norm2", f"{block}/norm2")
-        found += linear(f"{theirs}.mlp.fc1", f"{block}/mlp/fc1")
-        found += linear(f"{theirs}.mlp.fc2", f"{block}/mlp/fc2")
-        i += 1
-    found += [*norm("norm", "norm"), *norm("fc_norm", "pool/norm"), *linear("head", "head")]
-    return present(found, ours)
+    return vit.rules(ours) if "embed/patch/kernel" in ours else torchvision.rules(ours)

@@ -1,4 +1,4 @@
-"""Hugging Face transformers' names (ViT and ResNet), and the JSON its models and image processors are made from.
+"""Hugging Face transformers' names (ViT's family and ResNet), and the JSON its models and processors are made from.
 
 Files keep the names of transformers 4, which version 5 still writes and reads; in memory version 5 has others for ViT,
 and a state dict saved by hand has those. A model without its task's head (`ViTModel`) leaves out the prefix and has a
@@ -12,7 +12,8 @@ from typing import Any
 
 from jft.errors import UserError
 from jft.preprocess import Preprocess
-from jft.weights.rules import LINEAR, Concat, Rule, Source, batch_norm, conv, linear, norm, present
+from jft.weights import original, vit
+from jft.weights.rules import LINEAR, Concat, Leading, Rule, Source, batch_norm, conv, linear, norm, present
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -28,6 +29,8 @@ class BlockNames:
     proj: str
     fc1: str
     fc2: str
+    gated: tuple[str | tuple[str, str], str]  # of DINOv2's giant, the first layer in one or in two
+    relative: str  # BEiT's biases by relative position
 
 
 _V4 = BlockNames(
@@ -38,6 +41,8 @@ _V4 = BlockNames(
     proj="attention.output.dense",
     fc1="intermediate.dense",
     fc2="output.dense",
+    gated=("mlp.weights_in", "mlp.weights_out"),
+    relative="attention.attention.relative_position_bias",
 )
 _V5 = BlockNames(
     block="layers.{}",
@@ -47,6 +52,8 @@ _V5 = BlockNames(
     proj="attention.o_proj",
     fc1="mlp.fc1",
     fc2="mlp.fc2",
+    gated=(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+    relative="relative_position_bias",
 )
 
 
@@ -60,42 +67,133 @@ class Names:
 
     def rules(self, ours: Shapes) -> tuple[Rule, ...]:
         """The rules for a model with these names and shapes; none for a family that the library has not."""
-        # A ResNet has the same names in both generations, so the first has them for both.
+        # Some have the same names in both generations, so the first has them for both.
         family = _family(ours)
-        if family is None or (family is _resnet and self.blocks is _V5):
+        if family is None or (family is not _vit and self.blocks is _V5):
             return ()
         return present(family(ours, self.blocks, self.bare), ours)
 
 
+_BARE = {
+    f"dinov2_vit{size[0]}14_reg": Source(
+        f"hf:facebook/dinov2-with-registers-{size}",
+        Preprocess(size=(518, 518), interpolation="bicubic"),
+        "LVD-142M, without labels",
+        "Apache-2.0",
+        "https://arxiv.org/abs/2309.16588",
+    )
+    for size in ("small", "base", "large", "giant")
+}
 HF, HF_V5 = Names(_V4), Names(_V5)
-HF_BARE, HF_BARE_V5 = Names(_V4, bare=True), Names(_V5, bare=True)
+HF_BARE, HF_BARE_V5 = Names(_V4, bare=True, SOURCES=_BARE), Names(_V5, bare=True)
 
 
 def _vit(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
-    root = "" if bare else "vit."
+    kind = _kind(ours)
+    root = "" if bare else f"{kind}."
+    dino, beit, gated = kind.startswith("dinov2"), kind == "beit", vit.is_gated(ours)
+    embeddings = f"{root}embeddings"
     found = [
-        Rule(f"{root}embeddings.cls_token", "embed/cls_token"),
-        Rule(f"{root}embeddings.position_embeddings", "embed/pos_embed", resize=True),
-        *conv(f"{root}embeddings.patch_embeddings.projection", "embed/patch"),
+        Rule(f"{embeddings}.cls_token", "embed/cls_token"),
+        Rule(f"{embeddings}.distillation_token", "embed/dist_token"),
+        Rule(f"{embeddings}.register_tokens", "embed/reg_token"),
+        Rule(f"{embeddings}.position_embeddings", "embed/pos_embed", resize=True),
+        *conv(f"{embeddings}.patch_embeddings.projection", "embed/patch"),
     ]
-    i = 0
-    while f"block{i}/norm1/scale" in ours:
-        theirs, block = root + names.block.format(i), f"block{i}"
+    for i in range(vit.depth(ours)):
+        theirs, block = root + (_V4 if dino else names).block.format(i), f"block{i}"
         qkv = [f"{theirs}.{part}" for part in (names.query, names.key, names.value)]
-        found += norm(f"{theirs}.layernorm_before", f"{block}/norm1")
+        for j, name in ((1, "before"), (2, "after")):
+            found += norm(f"{theirs}.norm{j}" if dino else f"{theirs}.layernorm_{name}", f"{block}/norm{j}")
+            scale = f"layer_scale{j}.lambda1" if dino else f"lambda_{j}"
+            found.append(Rule(f"{theirs}.{scale}", f"{block}/ls{j}/gamma"))
+        found.append(Rule(tuple(f"{part}.weight" for part in qkv), f"{block}/attn/qkv/kernel", Concat(3, -1, LINEAR)))
+        if beit:
+            table = f"{theirs}.{names.relative}.relative_position_bias_table"
+            found += [Rule(f"{qkv[k]}.bias", f"{block}/attn/{'qkv'[k]}_bias") for k in (0, 2)]
+            found.append(Rule(table, f"{block}/attn/rel_pos", resize=True))
+        else:
+            found.append(Rule(tuple(f"{part}.bias" for part in qkv), f"{block}/attn/qkv/bias", Concat(3)))
+        found += linear(f"{theirs}.{names.proj}", f"{block}/attn/proj")
+        fc1, fc2 = names.gated if gated else (_V5.fc1, _V5.fc2) if dino else (names.fc1, names.fc2)
+        found += linear(f"{theirs}.{fc2}", f"{block}/mlp/fc2")
+        if isinstance(fc1, str):
+            found += linear(f"{theirs}.{fc1}", f"{block}/mlp/fc1")
+        else:
+            halves = [f"{theirs}.{half}" for half in fc1]
+            found += [
+                Rule(tuple(f"{half}.weight" for half in halves), f"{block}/mlp/fc1/kernel", Concat(2, -1, LINEAR)),
+                Rule(tuple(f"{half}.bias" for half in halves), f"{block}/mlp/fc1/bias", Concat(2)),
+            ]
+    found += [*norm(f"{root}layernorm", "norm"), *norm(f"{root}pooler.layernorm", "pool/norm")]
+    found.append(Rule(f"{embeddings}.mask_token", None, why=vit.PRETRAINING))
+    if beit:
+        found.append(Rule("*.relative_position_index", None, why="it follows from the picture's size"))
+    if bare:
+        pooler = Rule(("pooler.dense.weight", "pooler.dense.bias"), None, why="it belongs to no classifier")
+        return [*found, pooler] if kind in ("vit", "deit") else found
+    if kind == "vit":
+        found.append(Rule("decoder.*", None, why=vit.PRETRAINING))  # ViTMAEForPreTraining
+    if kind == "deit":
+        second = [Rule("distillation_classifier.weight", "head/dist_kernel", LINEAR)]
+        second.append(Rule("distillation_classifier.bias", "head/dist_bias"))
+        return [*found, *linear("cls_classifier", "head"), *second]
+    if dino and ours.get("head/kernel", (0,))[0] != 2 * ours["embed/patch/kernel"][-1]:
+        why = "it follows the class token and the patches' mean: the model option pool='token_avg'"
+        return [*found, Rule(("classifier.weight", "classifier.bias"), None, why=why)]
+    return [*found, *linear("classifier", "head")]
+
+
+def _kind(ours: Shapes) -> str:
+    """The library's name of a ViT's family."""
+    if vit.is_beit(ours):
+        return "beit"
+    if "block0/ls1/gamma" in ours:
+        return "dinov2_with_registers" if "embed/reg_token" in ours else "dinov2"
+    return "deit" if "embed/dist_token" in ours else "vit"
+
+
+def _tower(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
+    """CLIP's or SigLIP's tower of pictures. Neither's classifier in the library pools as the model itself does."""
+    root = "" if bare else "vision_model."
+    found = [
+        Rule(f"{root}embeddings.class_embedding", "embed/cls_token", Leading(2)),
+        Rule(f"{root}embeddings.position_embedding.weight", "embed/pos_embed", Leading(1), resize=True),
+        *conv(f"{root}embeddings.patch_embedding", "embed/patch"),
+        *norm(f"{root}pre_layrnorm", "embed/norm"),
+        *norm(f"{root}post_layernorm", "norm"),
+    ]
+    for i in range(vit.depth(ours)):
+        theirs, block = f"{root}encoder.layers.{i}", f"block{i}"
+        qkv = [f"{theirs}.self_attn.{part}_proj" for part in "qkv"]
+        found += [*norm(f"{theirs}.layer_norm1", f"{block}/norm1"), *norm(f"{theirs}.layer_norm2", f"{block}/norm2")]
         found += [
             Rule(tuple(f"{part}.weight" for part in qkv), f"{block}/attn/qkv/kernel", Concat(3, -1, LINEAR)),
             Rule(tuple(f"{part}.bias" for part in qkv), f"{block}/attn/qkv/bias", Concat(3)),
         ]
-        found += linear(f"{theirs}.{names.proj}", f"{block}/attn/proj")
-        found += norm(f"{theirs}.layernorm_after", f"{block}/norm2")
-        found += linear(f"{theirs}.{names.fc1}", f"{block}/mlp/fc1")
-        found += linear(f"{theirs}.{names.fc2}", f"{block}/mlp/fc2")
-        i += 1
-    found += norm(f"{root}layernorm", "norm")
-    if bare:  # the pooler follows the class token and belongs to no classifier
-        return [*found, Rule("pooler.dense.weight", None), Rule("pooler.dense.bias", None)]
-    return [*found, *linear("classifier", "head")]
+        found += linear(f"{theirs}.self_attn.out_proj", f"{block}/attn/proj")
+        found += [*linear(f"{theirs}.mlp.fc1", f"{block}/mlp/fc1"), *linear(f"{theirs}.mlp.fc2", f"{block}/mlp/fc2")]
+    if "pool/latent" in ours:
+        found += [
+            Rule(f"{root}head.probe", "pool/latent"),
+            Rule(f"{root}head.attention.in_proj_weight", "pool/qkv/kernel", LINEAR),
+            Rule(f"{root}head.attention.in_proj_bias", "pool/qkv/bias"),
+        ]
+        found += [*linear(f"{root}head.attention.out_proj", "pool/proj"), *norm(f"{root}head.layernorm", "pool/norm")]
+        found += [*linear(f"{root}head.mlp.fc1", "pool/mlp/fc1"), *linear(f"{root}head.mlp.fc2", "pool/mlp/fc2")]
+    found.append(Rule(f"{root}embeddings.position_ids", None, why="it counts"))
+    if bare:
+        return found
+    text = ("text_model.*", "text_projection.*", "logit_scale", "logit_bias")
+    projection = "projection/kernel" if "projection/kernel" in ours else None
+    return [
+        *found,
+        Rule("visual_projection.weight", projection, LINEAR, why=original.PROJECTION),
+        Rule(text, None, why=original.TEXT),
+        Rule(
+            ("classifier.weight", "classifier.bias"), None, why="it follows the mean of the patches, not this pooling"
+        ),
+    ]
 
 
 def _resnet(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
@@ -117,8 +215,8 @@ def _resnet(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
 
 def _family(ours: Shapes) -> Callable[[Shapes, BlockNames, bool], list[Rule]] | None:
     if "embed/patch/kernel" in ours:
-        return _vit
-    return _resnet if "stem/conv/kernel" in ours else None
+        return _tower if "embed/norm/scale" in ours or "pool/latent" in ours else _vit
+    return _resnet if {"stem/conv/kernel", "stem/norm/scale"} <= ours.keys() else None
 
 
 def _blocks(ours: Shapes) -> list[str]:
@@ -140,6 +238,10 @@ def config(model: Any, ours: Shapes, classes: Sequence[str], multi_label: bool =
     family = _family(ours)
     if family is None:
         raise UserError(f"transformers has no model that jft knows how to make of {model.name}.")
+    if family is _tower:
+        raise UserError(
+            f"transformers has no classifier that pools as {model.name} does. Export it to timm, or as stablehlo."
+        )
     made = _vit_config(model, ours) if family is _vit else _resnet_config(model, ours)
     return {
         **made,

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
             for seed in range(config.seed, config.seed + config.seeds):
                 folder = workdir / (name or "runs").replace(" ", "-").replace("/", "-") / f"seed{seed}"
                 quiet = "quiet" if config.display in ("auto", "plain") else config.display
-                results.append(train(replace(config, seed=seed, seeds=1, workdir=str(folder), display=quiet)).result)
+                results.append(train(config.replace(seed=seed, seeds=1, workdir=str(folder), display=quiet)).result)
                 advance(1)
             rows.append(summarise(name, results))
         display.table(

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jft.errors import UserError, near
 from jft.plan import Lora, Plan
@@ -27,6 +27,14 @@ def _opt(default: Any, help: str, **bounds: Any) -> Any:
 @dataclass(frozen=True)
 class Config:
     """Everything a run needs; every field has a default but `data`."""
+
+    given: ClassVar[frozenset[str]] = frozenset()  # fields that somebody set, if to the default: `hyper` spares them
+
+    def __new__(cls, *args: Any, **fields: Any) -> "Config":
+        config = super().__new__(cls)
+        positional = [f.name for f in dataclasses.fields(cls)][: len(args)]
+        object.__setattr__(config, "given", frozenset([*positional, *fields]))
+        return config
 
     data: Any = _opt(
         None, "folder of class folders (or of train/ val/ [test/]), CSV with path,label[,split], tfds:NAME; or arrays"
@@ -42,6 +50,9 @@ class Config:
         "head",
         "what trains when: head, full, gradual, lp-ft, top-K, bitfit, norm, lora, surgical, surgical-first, "
         "surgical-middle, surgical-last; or a tuple of stages",
+    )
+    hyper: str | Callable | None = _opt(
+        None, "a published rule for every field not set: bit, vit; or a function (examples, size, batch) -> fields"
     )
     epochs: float = _opt(10.0, "passes over the training set, over all stages together", above=0)
     batch: int = _opt(32, "images a step, over all devices together", least=1)
@@ -118,7 +129,9 @@ class Config:
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with these fields changed."""
-        return dataclasses.replace(self, **changes)
+        new = dataclasses.replace(self, **changes)
+        object.__setattr__(new, "given", self.given | changes.keys())
+        return new
 
 
 BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
@@ -269,7 +282,7 @@ def _is_union(hint: Any) -> bool:
     return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
-def override(config: Any, path: str, words: list[str]) -> Any:
+def override(config: Config, path: str, words: list[str]) -> Config:
     """The config with one field, `lr` or `preprocess.crop_pct`, set from command-line words."""
     name, _, rest = path.replace("-", "_").partition(".")
     hints = typing.get_type_hints(type(config))
@@ -287,8 +300,8 @@ def override(config: Any, path: str, words: list[str]) -> Any:
                 raise UserError(f"There is no option --{path}.{near(rest, fields)} It has: {', '.join(fields)}.")
             kind = fields[rest]
         value = {**getattr(config, name), rest: parse(path, words, kind)}
-        return dataclasses.replace(config, **{name: value})
-    return dataclasses.replace(config, **{name: parse(path, words, hints[name])})
+        return config.replace(**{name: value})
+    return config.replace(**{name: parse(path, words, hints[name])})
 
 
 def write_json(path: Path, value: Any) -> None:

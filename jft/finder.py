@@ -17,6 +17,7 @@ from jft import plan
 from jft.build import Leg, build, check, load_images, read_data
 from jft.config import Config
 from jft.errors import UserError, near
+from jft.hyper import settle
 from jft.report import plots
 from jft.report.live import make_display
 from jft.run import Clock
@@ -65,9 +66,12 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
     display = make_display(config.display)
     with contextlib.closing(display):
         splits = read_data(config)
+        config = settle(config, splits, display.note)
         model, params, batch_stats, loaded = build(config, splits.classes)
         names, parts = list(params), list(model.parts)
-        stages = plan.resolve(config.plan, names, parts, epochs=config.epochs, lr=config.lr)
+        stages = plan.resolve(
+            config.plan, names, parts, epochs=config.epochs, lr=config.lr, layer_decay=config.layer_decay
+        )
         check(config, model, stages, splits)
         number = _number(stages, stage)
         stages = stages[: number + 1]

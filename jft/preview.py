@@ -23,6 +23,7 @@ from jft.build import (
 from jft.config import Config
 from jft.data.prepare import work_size
 from jft.data.sources import Splits
+from jft.hyper import settle
 from jft.models.base import Model
 from jft.preprocess import Preprocess
 from jft.step import State, make_eval_step
@@ -37,6 +38,7 @@ def preview(config: Config, compile: bool = True) -> dict[str, Any]:
     """
     config = config.replace(sharding="replicate")
     splits = read_data(config)
+    config = settle(config, splits)
     model = model_of(config, len(splits.classes))
     preprocess = replace(default_preprocess(model)[0], **config.preprocess)
     params, stats = model.shapes()

@@ -35,6 +35,7 @@ from jft.data import order, pipeline, sources
 from jft.data.cache import cache_dir
 from jft.data.prepare import make_prepare
 from jft.errors import UserError
+from jft.hyper import settle
 from jft.lora import LoraModel, write_adapter
 from jft.models.base import Model
 from jft.plan import Stage
@@ -67,6 +68,7 @@ def train(config: Config) -> Result:
     with contextlib.closing(display):
         with clock("data"):
             splits = read_data(config)
+            config = settle(config, splits, display.note)
         for name, reason in splits.excluded:
             display.warn(f"left out: {name}: {reason}")
         with clock("import"):

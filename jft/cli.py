@@ -61,6 +61,7 @@ EXAMPLES = {
   jft models
   jft models 'vit_*_patch16*'""",
 }
+FEW = 5  # models of which `jft models` tells more than fits a line
 FREE = ("--model_options.", "--model-options.")
 PLACEHOLDER = {
     "data": "PATH", "model": "NAME", "weights": "FILE", "plan": "PLAN", "workdir": "W", "preprocess": "VALUE",
@@ -510,21 +511,27 @@ def _models(options: argparse.Namespace) -> None:
             {
                 "name": name,
                 "params": sum(int(np.prod(s.shape)) for s in model.shapes()[0].values()),
+                "flops": model.flops(),
                 "input": list(model.input_shape[:2]),
                 "parts": len(model.parts),
                 "weights": source.uri if source else None,
                 "licence": source.licence if source else None,
+                "trained_on": source.data if source else None,
+                "paper": source.paper if source else None,
             }
         )
     if options.json:
         print(json.dumps(rows, indent=1))
         return
     width = max(len(n) for n in names)
-    print(f"{'name':{width}}  {'parameters':>11}  {'input':>9}  default weights")
+    print(f"{'name':{width}}  {'parameters':>11}  {'GMACs':>6}  {'input':>9}  default weights")
     for row in rows:
         size = "×".join(map(str, row["input"]))
         origin = f"{row['weights']} ({row['licence']})" if row["weights"] else "none: pass --weights"
-        print(f"{row['name']:{width}}  {row['params'] / 1e6:>9.2f} M  {size:>9}  {origin}")
+        macs = f"{row['flops'] / 2e9:.2f}"
+        print(f"{row['name']:{width}}  {row['params'] / 1e6:>9.2f} M  {macs:>6}  {size:>9}  {origin}")
+        if len(rows) <= FEW and row["weights"]:
+            print(f"{'':{width}}  trained on {row['trained_on']}; {row['paper']}")
 
 
 if __name__ == "__main__":

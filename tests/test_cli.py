@@ -115,6 +115,13 @@ def test_models_lists_by_pattern(capsys):
     assert cli.main(["models", "resnet*"]) == 0
     shown = capsys.readouterr().out
     assert "resnet50" in shown and "25.56 M" in shown and "vit" not in shown
+    assert " 4.09 " in shown  # GMACs, torchvision's documentation
+
+
+def test_models_tells_more_of_a_few(capsys):
+    assert cli.main(["models", "vit_base_patch16_224"]) == 0
+    shown = capsys.readouterr().out
+    assert "17.56" in shown and "arxiv.org/abs/2106.10270" in shown and "ImageNet-21k" in shown
 
 
 def test_a_config_file_and_options_over_it(folder, tmp_path):

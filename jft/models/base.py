@@ -128,7 +128,9 @@ class Model:
         >>> make_model("resnet50").flops() / 2e9  # what papers call 4.1 GFLOPs
         4.089184256
         """
-        return sum(_flops(module, x.shape) for module, (x, _) in zip(self.parts.values(), self._trace.values()))
+        return sum(
+            _flops(module, x.shape) for module, (x, _) in zip(self.parts.values(), self._trace.values(), strict=True)
+        )
 
     @cached_property
     def _trace(self) -> dict[str, tuple[jax.ShapeDtypeStruct, Mapping[str, Any]]]:

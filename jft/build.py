@@ -46,8 +46,14 @@ def model_of(config: Config, num_classes: int) -> Model:
     return with_lora(model, lora) if lora.rank else model
 
 
-def plain_model(config: Config, num_classes: int) -> Model:
-    """The architecture the config names, its options set."""
+def options_of(config: Config) -> dict[str, Any]:
+    """The architecture's options: the plan `vpt` needs prompts."""
+    return ({"prompts": 10} if config.plan == "vpt" else {}) | dict(config.model_options)
+
+
+def plain_model(config: Config, num_classes: int, prompts: bool = True) -> Model:
+    """The architecture the config names, its options set; without `prompts` as its pretrained weights have it."""
+    options = {n: v for n, v in options_of(config).items() if prompts or n not in ("prompts", "deep_prompts")}
     return make_model(
         config.model,
         num_classes=num_classes,
@@ -57,21 +63,22 @@ def plain_model(config: Config, num_classes: int) -> Model:
         drop_path=config.drop_path,
         remat=config.remat,
         axis_name=shard.DATA if config.sharding == "pmap" else None,
-        **config.model_options,
+        **options,
     )
 
 
 def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any], dict[str, Any], weights.Loaded]:
     """The model for these classes, its parameters and statistics (pretrained, or fresh), and where they come from."""
-    model, plain = model_of(config, len(classes)), plain_model(config, len(classes))
+    model, plain = model_of(config, len(classes)), plain_model(config, len(classes), prompts=False)
     source = config.weights() if callable(config.weights) else config.weights
     loaded = weights.scratch(plain) if source == "none" else weights.load(plain, source, keep_head=config.keep_head)
     params: dict[str, Any] = dict(loaded.params)
     stats: dict[str, Any] = dict(loaded.batch_stats)
-    if loaded.missing:
-        fresh_params, fresh_stats = plain.init(
-            jax.random.key(config.seed), plan.parts_with(loaded.missing, model.parts)
-        )
+    plain = plain_model(config, len(classes))
+    added = [n for n in plain.shapes()[0] if n not in params and n not in loaded.missing]  # prompts
+    if missing := (*loaded.missing, *added):
+        loaded = replace(loaded, missing=missing)
+        fresh_params, fresh_stats = plain.init(jax.random.key(config.seed), plan.parts_with(missing, model.parts))
         params = fresh_params | params
         stats = fresh_stats | stats
     if isinstance(model, LoraModel):

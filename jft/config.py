@@ -48,7 +48,7 @@ class Config:
     )
     plan: Plan = _opt(
         "head",
-        "what trains when: head, full, gradual, lp-ft, top-K, bitfit, norm, lora, surgical, surgical-first, "
+        "what trains when: head, full, gradual, lp-ft, top-K, bitfit, norm, lora, vpt, surgical, surgical-first, "
         "surgical-middle, surgical-last; or a tuple of stages",
     )
     hyper: str | Callable | None = _opt(

@@ -206,6 +206,11 @@ def lora(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
     return (Stage("lora", ("head", "*/lora_*"), lr=lr or 1e-3, batch_norm="frozen"),)
 
 
+def vpt(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
+    """A ViT's prompts and the head (Jia et al. 2022); their number is `--model_options.prompts`, by default 10."""
+    return (Stage("vpt", ("head", "*/prompts"), lr=lr or 1e-3),)
+
+
 PLANS: dict[str, Callable[..., tuple[Stage, ...]]] = {
     "head": head,
     "full": full,
@@ -217,6 +222,7 @@ PLANS: dict[str, Callable[..., tuple[Stage, ...]]] = {
     "bitfit": bitfit,
     "norm": norm,
     "lora": lora,
+    "vpt": vpt,
 }
 
 Plan = str | tuple[Stage, ...] | Callable[..., tuple[Stage, ...]]

@@ -26,6 +26,7 @@ from jft.build import (
     make_leg_optimizer,
     make_leg_step,
     memory_budget,
+    options_of,
     read_data,
     summarise,
 )
@@ -601,7 +602,7 @@ class Run:
             model_options={
                 "num_classes": len(classes),
                 "image_size": list(self.preprocess.size),
-                **config.model_options,
+                **options_of(config),
             },
             params=params,
             batch_stats=batch_stats,

@@ -277,3 +277,15 @@ def test_low_rank_updates_through_the_loop(folder, tmp_path):
     assert run.evaluate()["accuracy"] == run.result["val"]["accuracy"]
     assert (run.workdir / "adapter.safetensors").stat().st_size < 40_000
     assert not any("lora" in n for n in load(run.workdir / "model").params)
+
+
+def test_prompts_through_the_loop(folder, tmp_path):
+    source = train.train(config(folder, tmp_path / "source", plan="full", epochs=0.5)).workdir
+    file = str(source / "model/model.safetensors")
+    run = train.train(
+        config(folder, tmp_path / "run", plan="vpt", weights=file, epochs=1, model_options={"prompts": 3})
+    )
+    a, b = load(source / "model").params, load(run.workdir / "model").params
+    assert b.keys() - a.keys() == {f"block{i}/prompts" for i in range(3)}
+    assert {n for n in a if a[n].tobytes() != b[n].tobytes()} == {"head/kernel", "head/bias"}
+    assert run.evaluate()["accuracy"] == run.result["val"]["accuracy"]

@@ -302,3 +302,17 @@ def test_weights_of_registers_with_other_positions(tmp_path):
 def test_options_that_do_not_go_together(options, reason):
     with pytest.raises(UserError, match=reason):
         make_model("tiny_vit", **options)
+
+
+@pytest.mark.parametrize("deep", [True, False])
+def test_prompts_are_seen_by_the_blocks_and_not_by_the_pool(deep):
+    model = make_model("tiny_vit", prompts=3, deep_prompts=deep, pool="avg")
+    plain = make_model("tiny_vit", pool="avg")
+    params, _ = model.init(jax.random.key(0))
+    params["head/kernel"] = jax.random.normal(jax.random.key(1), params["head/kernel"].shape)
+    x = jax.numpy.asarray(picture(2, 32, 32, 3))
+    assert {n for n in params if n.endswith("prompts")} == {f"block{i}/prompts" for i in range(3 if deep else 1)}
+    tokens = model.apply(params, {}, x, stop="pool")[0]
+    assert tokens.shape == (2, 17, 32)
+    without = plain.apply({n: v for n, v in params.items() if not n.endswith("prompts")}, {}, x)[0]
+    assert np.abs(model.apply(params, {}, x)[0] - without).max() > 1e-3

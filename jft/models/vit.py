@@ -208,10 +208,17 @@ class Block(nn.Module):
     layer_scale: float | None = None
     epsilon: float = 1e-6
     grid: tuple[int, int] | None = None
+    prompts: int = 0  # tokens put behind the others before the block
+    dropped: int = 0  # tokens taken off the end after it
+    spread: float = 0.0  # of fresh prompts
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], train: bool, use_running_average: bool) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b n d"], train: bool, use_running_average: bool) -> Float[Array, "b m d"]:
         x = x.astype(self.dtype)
+        if self.prompts:
+            shape = (1, self.prompts, x.shape[-1])
+            tokens = self.param("prompts", uniform(self.spread), shape, jnp.float32).astype(self.dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(tokens, (x.shape[0], *shape[1:]))], axis=1)
         y = LayerNorm(self.dtype, self.epsilon, name="norm1")(x)
         y = Attention(self.heads, self.dtype, self.grid, name="attn")(y)
         if self.layer_scale is not None:
@@ -221,7 +228,13 @@ class Block(nn.Module):
         y = Mlp(self.mlp, self.dtype, self.act, name="mlp")(y)
         if self.layer_scale is not None:
             y = LayerScale(self.layer_scale, self.dtype, name="ls2")(y)
-        return x + DropPath(self.drop_path)(y, train)
+        x = x + DropPath(self.drop_path)(y, train)
+        return x[:, : x.shape[1] - self.dropped]
+
+
+def uniform(spread: float) -> Any:
+    """An initialiser: uniform within ± `spread`."""
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -spread, spread)
 
 
 class TokenPool(nn.Module):
@@ -340,6 +353,8 @@ def make_vit(
     pre_norm: bool = False,
     projection: int | None = None,
     epsilon: float = 1e-6,
+    prompts: int = 0,
+    deep_prompts: bool = True,
     num_classes: int = 1000,
     image_size: int | tuple[int, int] | None = None,
     dtype: Any = "float32",
@@ -360,7 +375,8 @@ def make_vit(
     many tokens without meaning. `positions` says which tokens get one: all, all but the registers (`class`), the
     patches (`patches`) or none; `relative` adds BEiT's biases by relative position. `pre_norm` normalises before the
     first block and leaves out the patches' bias, as CLIP does; `projection` is the width of CLIP's; `epsilon` is that
-    of the LayerNorms.
+    of the LayerNorms. `prompts` adds so many learned tokens `blockI/prompts`, to every block, which drops them behind
+    it, or with `deep_prompts` false to the first, and the last drops them (Jia et al. 2022, "Visual prompt tuning").
 
     `image_size` is one side or (height, width), multiples of `patch`; `dtype` is that of the computation, parameters
     stay float32; `dropout` acts before the head; `drop_path` is the last block's rate of stochastic depth; `axis_name`
@@ -382,6 +398,8 @@ def make_vit(
         raise UserError(f"{name}: a distilled model has a class token, pool='token' and no projection.")
     if relative and (distilled or registers):
         raise UserError(f"{name}: relative positions are those of the patches and a class token alone.")
+    if prompts < 0 or (prompts and relative):
+        raise UserError(f"{name}: prompts is {prompts}; it is at least 0, and 0 with relative positions.")
     dtype, mlp = jnp.dtype(dtype), mlp_dim or 4 * dim
     prefix = int(class_token) + int(distilled) + registers
     grid = (height // patch, width // patch) if relative else None
@@ -389,7 +407,12 @@ def make_vit(
         "embed": Embed(patch, dim, dtype, not pre_norm, class_token, distilled, registers, positions, pre_norm, epsilon)
     }
     for i, rate in enumerate(drop_path_rates(drop_path, depth)):
-        parts[f"block{i}"] = Block(heads, mlp, rate, dtype, act, layer_scale, epsilon, grid)
+        put = prompts if deep_prompts or i == 0 else 0
+        dropped = prompts if deep_prompts or i == depth - 1 else 0
+        spread = (6 / (3 * patch * patch + dim)) ** 0.5
+        parts[f"block{i}"] = Block(
+            heads, mlp, rate, dtype, act, layer_scale, epsilon, grid, put, dropped, spread if put else 0.0
+        )
     parts |= {
         "norm": Identity() if pool == "avg" else LayerNorm(dtype, epsilon),
         "pool": {

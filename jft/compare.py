@@ -11,6 +11,7 @@ import numpy as np
 
 from jft.config import Config, write_json
 from jft.errors import UserError
+from jft.features import Shared
 from jft.report.live import make_display
 from jft.run import default_workdir
 from jft.train import train
@@ -39,6 +40,7 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
         raise UserError(f"{workdir} holds a single run. Name another folder for a comparison with --workdir.")
     rows = []
     display = make_display(first.display)
+    shared: Shared = {}
     total = sum(c.seeds for c in configs.values())
     with contextlib.closing(display), display.task("Runs", total=total, unit="runs") as advance:
         for name, config in configs.items():
@@ -46,7 +48,8 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
             for seed in range(config.seed, config.seed + config.seeds):
                 folder = workdir / (name or "runs").replace(" ", "-").replace("/", "-") / f"seed{seed}"
                 quiet = "quiet" if config.display in ("auto", "plain") else config.display
-                results.append(train(config.replace(seed=seed, seeds=1, workdir=str(folder), display=quiet)).result)
+                one = config.replace(seed=seed, seeds=1, workdir=str(folder), display=quiet)
+                results.append(train(one, shared=shared).result)
                 advance(1)
             rows.append(summarise(name, results))
         display.table(

@@ -1,5 +1,6 @@
 """The frozen-prefix cache: parts that do not train are run once per image, and the rest trains on what they gave."""
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +22,29 @@ def cut(model: Model, trainable: Collection[str]) -> str | None:
         if any(name.startswith(part + "/") for name in trainable):
             return part if i else None
     return None
+
+
+Shared = dict[str, jax.Array]  # what runs of one process have kept, by `key`
+MOST_SHARED = 4  # arrays: training and validation at two cuts
+
+
+def key(model: Model, stop: str, variables: Mapping[str, Any], images: np.ndarray, *also: Any) -> str:
+    """A hash of all that the activations before `stop` depend on: modules, their variables, the images, what else."""
+    span = model.span(None, stop)
+    digest = hashlib.sha256(repr([stop, [(name, model.parts[name]) for name in span], *also]).encode())
+    for name in sorted(variables):
+        if any(name.startswith(part + "/") for part in span):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(variables[name]).data)
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
+def share(shared: Shared, name: str, kept: jax.Array) -> None:
+    """Keep activations for runs to come; the oldest go where they get too many."""
+    while len(shared) >= MOST_SHARED:
+        del shared[next(iter(shared))]
+    shared[name] = kept
 
 
 def nbytes(model: Model, stop: str | None, examples: int) -> int:

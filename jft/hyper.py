@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from jft.config import Config, check
-from jft.data import prepare
 from jft.data.decode import quiet
 from jft.data.sources import Dataset, Splits
 from jft.errors import UserError, near
@@ -40,7 +39,7 @@ def bit(examples: int, size: tuple[int, int], batch: int = BATCH) -> dict[str, A
         "clip": None,
         "image_size": crop,
         "preprocess": {"crop_pct": crop / resize},
-        "augment": ("crop", "flip", *(["mixup:alpha=0.1"] if examples >= 20_000 and MIXUP else [])),
+        "augment": ("crop", "flip", *(["mixup:alpha=0.1"] if examples >= 20_000 else [])),
     }
 
 
@@ -64,7 +63,6 @@ def vit(examples: int, size: tuple[int, int], batch: int = BATCH) -> dict[str, A
     }
 
 
-MIXUP = "mixup" in getattr(prepare, "MIXERS", ())
 RULES: dict[str, Rule] = {"bit": bit, "vit": vit}
 
 

@@ -56,9 +56,16 @@ class Interrupted(Exception):
     """The run was asked to stop; it has saved, and the same command goes on from there."""
 
 
-def train(config: Config) -> Result:
+def train(
+    config: Config,
+    *,
+    watch: Callable[[dict[str, Any]], Any] | None = None,
+    shared: features.Shared | None = None,
+) -> Result:
     """Fine-tune as the config says; resumes an interrupted run of the same config, and leaves a finished one alone.
 
+    `watch` is told of every validation: its line in the log, `done`, the share of the run's steps, and `final`, whether
+    it is in the last stage. What it raises ends the run where it is. `shared` keeps features from one run to the next.
     Raises UserError for whatever a user can mend, Interrupted when SIGINT or SIGTERM stopped the run (it has saved).
     """
     clock = Clock()
@@ -102,6 +109,7 @@ def train(config: Config) -> Result:
         with clock("data"):
             data, left_out = load_images(config, splits, stages, loaded.preprocess, display)
         run = Run(config, workdir, model, loaded, params, batch_stats, stages, data, clock, display)
+        run.watch, run.shared = watch, shared
         with contextlib.closing(run), interruptible() as asked_to_stop:
             run.restore()
             for leg in run.legs[run.ended :]:
@@ -220,6 +228,8 @@ class Run:
         self.eval_loss = jax.jit(self.loss)
         self.eval_steps: dict[Any, Any] = {}  # compiled, by the span they run
         self.features: dict[tuple[str, str], jax.Array] = {}  # by split and cut; of the leg under way
+        self.shared: features.Shared | None = None  # features of all the runs of a comparison or a sweep
+        self.watch: Callable[[dict[str, Any]], Any] | None = None  # told of every validation
         self.step = 0
         self.leg = -1  # the number of the leg that the state is of
         self.ended = 0  # how many legs have
@@ -499,14 +509,20 @@ class Run:
                 f"The features of {split} at {cut} do not fit in memory: the frozen parts run every epoch."
             )
             return
-        state = self._collected()
-        with (
-            self.clock("features"),
-            self.display.task(f"Features of {split} at {cut}", total=len(data.labels), unit="images") as advance,
-        ):
-            self.features[split, cut] = features.compute(
-                self._eval_step(stop=cut), state.params, state.batch_stats, self._placed(data), advance
-            )
+        state, key = self._collected(), None
+        with self.clock("features"):
+            if self.shared is not None and data.images is not None:
+                also = (describe(self.config.lora), self.preprocess, self.config.batch)
+                key = features.key(self.model, cut, state.params | state.batch_stats, data.images, *also)
+                if key in self.shared:
+                    self.features[split, cut] = self.shared[key]
+                    return
+            with self.display.task(f"Features of {split} at {cut}", total=len(data.labels), unit="images") as advance:
+                self.features[split, cut] = features.compute(
+                    self._eval_step(stop=cut), state.params, state.batch_stats, self._placed(data), advance
+                )
+            if self.shared is not None and key:
+                features.share(self.shared, key, self.features[split, cut])
 
     def _placed(self, data: Split) -> Iterator[dict[str, Any]]:
         """Evaluation batches, cut over the mesh."""
@@ -544,6 +560,9 @@ class Run:
             row["distance"] = distances(state.params, self.source, moved, self.model)
         self.log.write(row)
         self.display.validation({"accuracy": accuracy, "loss": loss}, best=better)
+        if self.watch:
+            last = self.legs[-1]
+            self.watch(row | {"done": self.step / last.last, "final": leg.number == last.number})
 
     def _record(self, leg: Leg, seconds: float) -> dict[str, Any]:
         assert self.logits is not None

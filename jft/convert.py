@@ -108,7 +108,8 @@ def _loadable(format: str, model: Bundle) -> None:
     """Refuse what the tool has names for, or not even those, but no model that would load them."""
     name = model.model.name
     named(format, model.model, {n: tuple(a.shape) for n, a in {**model.params, **model.batch_stats}.items()})
-    if name.startswith("tiny_") or (format == "torchvision" and name not in torchvision.HAS):
+    missing = name.startswith("dinov2_") if format == "timm" else name not in torchvision.HAS
+    if name.startswith("tiny_") or (format in ("timm", "torchvision") and missing):
         raise UserError(
             f"{format} has no model called {name}, so nothing of it could load the file. --format safetensors, npz and "
             f"stablehlo hold any model; in Python, jft.weights.export(…, format={format!r}) writes the arrays under "

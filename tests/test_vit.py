@@ -13,7 +13,9 @@ from generated import OTHER_VITS, VITS, picture, size, sketch, torch_weight, wei
 from jft import tree, weights
 from jft.errors import UserError
 from jft.models import MODELS, make_model
+from jft.preprocess import Preprocess
 from jft.weights import formats
+from jft.weights.export import export_hf, timm_code
 from jft.weights.resample import resample_pos_embed, resample_rel_pos
 from jft.weights.rules import HEAD, to_theirs
 from jft.weights.writers import write_npz, write_safetensors
@@ -316,3 +318,29 @@ def test_prompts_are_seen_by_the_blocks_and_not_by_the_pool(deep):
     assert tokens.shape == (2, 17, 32)
     without = plain.apply({n: v for n, v in params.items() if not n.endswith("prompts")}, {}, x)[0]
     assert np.abs(model.apply(params, {}, x)[0] - without).max() > 1e-3
+
+
+def test_exports_that_the_library_would_compute_otherwise(tmp_path):
+    """transformers' classifiers pool in one way, and its ViT has none of the variants' options."""
+    for options in (
+        dict(pool="token_avg"),
+        dict(pool="avg"),
+        dict(distilled=True),
+        dict(layer_scale=1e-5, pool="token_avg"),
+        dict(pre_norm=True),
+        dict(act="quick_gelu"),
+    ):
+        model = make_model("tiny_vit", depth=1, **options)
+        params = {n: np.zeros(s.shape, np.float32) for n, s in model.shapes()[0].items()}
+        with pytest.raises(UserError, match=r"transformers|no name for"):
+            export_hf(tmp_path / "hf", model, params, {}, classes=list("0123456789"), preprocess=Preprocess())
+    assert not list(tmp_path.iterdir())
+
+
+def test_code_for_timm_says_what_the_name_does_not():
+    model = make_model("beit_base_patch16_224", image_size=32, depth=1)
+    code = timm_code("w.safetensors", model, formats._shapes(model)[0], make_model("beit_base_patch16_224"))
+    assert "img_size=(32, 32)" in code[1] and "act_layer" not in code[1]
+    model = make_model("vit_base_patch32_clip_224", act="quick_gelu", depth=1)
+    code = timm_code("w.safetensors", model, formats._shapes(model)[0], make_model("vit_base_patch32_clip_224"))
+    assert "act_layer='quick_gelu'" in code[1] and "img_size" not in code[1]

@@ -194,12 +194,15 @@ def _words(preprocess: Preprocess) -> str:
 def timm_code(path: str | Path, model: Model, ours: Mapping[str, tuple[int, ...]], default: Model) -> list[str]:
     """Lines of Python that load the file with timm; `default` is the model of this name without options."""
     options = [f"num_classes={model.num_classes}", f"checkpoint_path={str(path)!r}"]
-    if "embed/pos_embed" in ours and model.input_shape != default.input_shape:
+    if "embed/patch/kernel" in ours and model.input_shape != default.input_shape:
         options.append(f"img_size={tuple(model.input_shape[:2])}")
     usual = {name: tuple(leaf.shape) for name, leaf in default.shapes()[0].items()}
     patch = "embed/patch/kernel"
     if patch in ours and ours[patch][:2] != usual[patch][:2]:
         options.append(f"patch_size={ours[patch][0]}")
+    act, usual_act = (getattr(getattr(m, "parts", {}).get("block0"), "act", None) for m in (model, default))
+    if act != usual_act:
+        options.append(f"act_layer={act!r}")
     if "pool/norm/scale" in ours and "pool/norm/scale" not in usual:
         options.append("global_pool='avg'")
     return ["import timm", f"model = timm.create_model({model.name!r}, {', '.join(options)}).eval()"]

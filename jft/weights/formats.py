@@ -355,7 +355,8 @@ def _resize(
     if root == 0 or root * root + prefix != count or (relative and root % 2 == 0):
         raise UserError(
             f"{where} has {count} positions, {prefix} of them beside the grid: the rest is no square, so its "
-            "height and width are unknown and it cannot be resized. Make the model at the size of its training."
+            "height and width are unknown and it cannot be resized. Make the model at the size of its training; "
+            "or other tokens have positions in these weights than the model's option positions gives them to."
         )
     side = (root + 1) // 2 if relative else root
     resize = resample_rel_pos if relative else resample_pos_embed

@@ -125,9 +125,10 @@ def _vit(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
                 Rule(tuple(f"{half}.weight" for half in halves), f"{block}/mlp/fc1/kernel", Concat(2, -1, LINEAR)),
                 Rule(tuple(f"{half}.bias" for half in halves), f"{block}/mlp/fc1/bias", Concat(2)),
             ]
-    found += [*norm(f"{root}layernorm", "norm"), *norm(f"{root}pooler.layernorm", "pool/norm")]
+    found += norm(f"{root}layernorm", "norm")
     found.append(Rule(f"{embeddings}.mask_token", None, why=vit.PRETRAINING))
     if beit:
+        found += norm(f"{root}pooler.layernorm", "pool/norm")
         found.append(Rule("*.relative_position_index", None, why="it follows from the picture's size"))
     if bare:
         pooler = Rule(("pooler.dense.weight", "pooler.dense.bias"), None, why="it belongs to no classifier")
@@ -258,6 +259,11 @@ def _vit_config(model: Any, ours: Shapes) -> dict[str, Any]:
         _plain(model, name, {"heads", "mlp"})
     _plain(model, "embed", {"patch", "dim"})
     _plain(model, "norm", {"epsilon"})
+    if ours["head/kernel"][0] != ours["embed/patch/kernel"][-1]:
+        raise UserError(
+            f"transformers' own ViT classifies by the class token alone, {model.name} here by the mean of the "
+            "patches as well. Export it as stablehlo."
+        )
     patch, _, _, dim = ours["embed/patch/kernel"]
     height, width = model.input_shape[:2]
     return {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 import jft
 from jft import losses
-from jft.step import FEATURES
+from jft.step import FEATURES, truth
 
 
 def r_drop(model, *, train_parts, update_stats, loss=losses.cross_entropy, start=None, alpha=1.0, **_):
@@ -37,7 +37,7 @@ def r_drop(model, *, train_parts, update_stats, loss=losses.cross_entropy, start
         fit = 0.5 * (loss(a, batch) + loss(b, batch)).mean()
         metrics = {
             "loss": fit,
-            "accuracy": losses.correct(a, batch["label"]).mean(),
+            "accuracy": losses.correct(a, truth(batch)).mean(),
             "penalty": alpha * apart,
         }
         return fit + alpha * apart, (metrics, batch_stats)

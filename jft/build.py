@@ -255,7 +255,8 @@ def make_leg_step(
     start: str | None,
 ) -> Callable[..., Any]:
     """The train step of a leg, from features at `start` or from images."""
-    prepare = make_prepare(preprocess, leg.augment, train=True)
+    axis_name = shard.DATA if config.sharding == "pmap" else None
+    prepare = make_prepare(preprocess, leg.augment, train=True, num_classes=model.num_classes, axis_name=axis_name)
     objective = (config.objective or supervised)(
         model,
         train_parts=leg.train_parts,
@@ -274,7 +275,7 @@ def make_leg_step(
         prepare=(lambda batch, key: batch) if start else prepare,
         ema=config.ema or 0.0,
         sam=config.sam,
-        axis_name=shard.DATA if config.sharding == "pmap" else None,
+        axis_name=axis_name,
     )
 
 
@@ -297,9 +298,13 @@ def make_leg_optimizer(config: Config, leg: Leg) -> tuple[Any, Callable[[int], A
 
 
 def choose_loss(config: Config, labels: np.ndarray) -> Callable[..., Any]:
-    """The config's loss, or cross-entropy, binary where an image can have several labels; with its smoothing."""
+    """The config's loss, or cross-entropy, binary where an image can have several labels; with what it asks of it."""
     loss = config.loss or (losses.cross_entropy if labels.ndim == 1 else losses.binary_cross_entropy)
-    return partial(loss, label_smoothing=config.label_smoothing) if config.label_smoothing else loss
+    options: dict[str, Any] = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
+    if config.class_weights:
+        k = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
+        options["class_weights"] = losses.class_weights(labels, k, config.class_weights)
+    return partial(loss, **options) if options else loss
 
 
 def summarise(parts: Sequence[str]) -> list[str]:

@@ -61,6 +61,7 @@ EXAMPLES = {
   jft models
   jft models 'vit_*_patch16*'""",
 }
+TTA = "test-time augmentation, the mean over views: flip, corners (default: none)"
 FEW = 5  # models of which `jft models` tells more than fits a line
 FREE = ("--model_options.", "--model-options.")
 PLACEHOLDER = {
@@ -195,6 +196,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     evaluate = command("evaluate", "Score a run's model", _evaluate)
     evaluate.add_argument("workdir", metavar="W", help="a run's folder")
     evaluate.add_argument("--data", metavar="PATH", help="other labelled images; default: the run's validation set")
+    evaluate.add_argument("--tta", nargs="+", default=[], metavar="VIEW", help=TTA)
     evaluate.add_argument("--json", action="store_true", help="print as JSON")
 
     predict = command("predict", "Predict the classes of images", _predict)
@@ -207,6 +209,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     predict.add_argument("--out", metavar="FILE.csv", help="write a CSV; default: print it")
     predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes told for each image (default: 1)")
     predict.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    predict.add_argument("--tta", nargs="+", default=[], metavar="VIEW", help=TTA)
     predict.add_argument("--model", metavar="NAME", help="a pretrained model as it is, instead of a run's")
     predict.add_argument("--weights", metavar="FILE", help="of --model; default: the model's own source")
     predict.add_argument("--json", action="store_true", help="print JSON lines instead of CSV")
@@ -385,7 +388,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from jft.report.live import make_display
     from jft.use import evaluate
 
-    scores = evaluate(options.workdir, options.data, make_display("quiet" if options.json else "auto"))
+    scores = evaluate(options.workdir, options.data, make_display("quiet" if options.json else "auto"), options.tta)
     if options.json:
         print(json.dumps(scores, indent=1, ensure_ascii=False))
         return
@@ -413,7 +416,12 @@ def _predict(options: argparse.Namespace) -> None:
         raise UserError("No images given. Name files or folders after the run's folder.")
     quiet = options.out is None
     rows = predict(
-        model, images, top_k=options.top_k, batch=options.batch, display=make_display("quiet" if quiet else "auto")
+        model,
+        images,
+        top_k=options.top_k,
+        batch=options.batch,
+        display=make_display("quiet" if quiet else "auto"),
+        tta=options.tta,
     )
     if options.json:
         for row in rows:

@@ -72,9 +72,14 @@ class Config:
     warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak", least=0, below=1)
     clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping", above=0)
     augment: tuple[str, ...] | None = _opt(
-        None, "crop, flip, rrc, in order; none = nothing; default: crop flip, and nothing for a linear probe"
+        None,
+        "crop, rrc, pad, flip, rotate, randaugment, trivial, jitter, grey, blur, erase, mixup, cutmix; strengths as "
+        "mixup:0.2, randaugment:m=9:n=2; none = nothing; default: crop flip, and nothing for a linear probe",
     )
     label_smoothing: float = _opt(0.0, "share of the label spread over all classes", least=0, below=1)
+    class_weights: str | None = _opt(
+        None, "weigh classes in the loss: inverse to their images, or to their effective number (Cui et al. 2019)"
+    )
     loss: Callable | None = _opt(
         None, "function (logits, batch) -> [b]; default: cross-entropy, binary for many labels"
     )

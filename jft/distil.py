@@ -11,7 +11,7 @@ from jft import losses
 from jft.errors import UserError
 from jft.lora import LoraModel
 from jft.models.base import Model
-from jft.step import FEATURES, Batch, Metrics, Objective
+from jft.step import FEATURES, Batch, Metrics, Objective, truth
 
 
 def features(
@@ -68,7 +68,7 @@ def features(
             old, new = ((v @ head["kernel"] + head["bias"][None]) / temperature for v in (h_s, h))
             distance = -(temperature**2) * jnp.mean(jnp.sum(jax.nn.softmax(old) * jax.nn.log_softmax(new), -1))
         fit = loss(logits, batch).mean()
-        metrics = {"loss": fit, "accuracy": losses.correct(logits, batch["label"]).mean(), "penalty": weight * distance}
+        metrics = {"loss": fit, "accuracy": losses.correct(logits, truth(batch)).mean(), "penalty": weight * distance}
         return fit + weight * distance, (metrics, new_stats)
 
     return objective

@@ -36,6 +36,11 @@ Objective = Callable[[Mapping[str, Any], Mapping[str, Any], Batch, Array], tuple
 TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
 
 
+def truth(batch: Batch) -> Array:
+    """What a prediction is right against: the labels, or the class that weighs most in those that were mixed."""
+    return batch.get("hard_label", batch["label"])
+
+
 def supervised(
     model: Model,
     *,
@@ -63,7 +68,7 @@ def supervised(
         )
         logits = logits.astype(jnp.float32)
         fit = loss(logits, batch).mean()
-        metrics = {"loss": fit, "accuracy": losses.correct(logits, batch["label"]).mean()}
+        metrics = {"loss": fit, "accuracy": losses.correct(logits, truth(batch)).mean()}
         if penalty is None:
             return fit, (metrics, new_stats)
         distance = penalty_weight * penalty({n: v for n, v in params.items() if n in trainable}, source)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jft import bundle, metrics, weights
+from jft import bundle, losses, metrics, weights
 from jft.bundle import Bundle
 from jft.config import load_object
 from jft.data import order, pipeline, sources
-from jft.data.prepare import make_prepare
+from jft.data.prepare import views, work_size
 from jft.errors import UserError
 from jft.models import make_model
 from jft.report.live import make_display
@@ -56,18 +57,29 @@ class Predicted:
     excluded: list[tuple[str, str]]
 
 
-def run_model(model: Bundle, dataset: sources.Dataset, *, batch: int = 32, display: Any = None) -> Predicted:
-    """The model over a data set, every image once, decoding `CHUNK` images at a time."""
+def run_model(
+    model: Bundle, dataset: sources.Dataset, *, batch: int = 32, display: Any = None, tta: Sequence[str] = ()
+) -> Predicted:
+    """The model over a data set, every image once, decoding `CHUNK` images at a time.
+
+    With `tta`, the mean of the probabilities of several views of each image (`prepare.views`): flip, corners.
+    """
     display = display or make_display("quiet")
-    prepare = make_prepare(model.preprocess, (), train=False)
-    step = jax.jit(make_eval_step(model.model, prepare=prepare))
+    steps = [make_eval_step(model.model, prepare=view) for view in views(model.preprocess, tta)]
+    size = work_size(model.preprocess, ("crop",)) if "corners" in tta else None
+
+    @jax.jit
+    def step(params: Any, stats: Any, given: Any) -> Any:
+        answers = [one(params, stats, given) for one in steps]
+        return losses.average(jnp.stack(answers), model.multi_label) if tta else answers[0]
+
     params, stats = jax.device_put((dict(model.params), dict(model.batch_stats)))
     logits, kept, excluded = [], [], []
     with display.task("Predicting", total=len(dataset), unit="images") as advance:
         for start in range(0, len(dataset), CHUNK):
             part = dataset.select(np.arange(start, min(start + CHUNK, len(dataset))))
             try:
-                images, places, bad = pipeline.decode_all(part, model.preprocess, cache=False)
+                images, places, bad = pipeline.decode_all(part, model.preprocess, size, cache=False)
             except UserError:  # not one of the chunk can be read
                 places, bad = pipeline.readable(part, model.preprocess)
                 images = np.empty((0, *model.preprocess.size, 3), np.uint8)
@@ -87,7 +99,9 @@ def probabilities(logits: np.ndarray, several: bool = False) -> np.ndarray:
     return np.asarray((jax.nn.sigmoid if several else jax.nn.softmax)(np.asarray(logits, np.float32)))
 
 
-def evaluate_dataset(model: Bundle, dataset: sources.Dataset, display: Any = None, batch: int = 32) -> dict[str, Any]:
+def evaluate_dataset(
+    model: Bundle, dataset: sources.Dataset, display: Any = None, batch: int = 32, tta: Sequence[str] = ()
+) -> dict[str, Any]:
     """Metrics over the images of a data set that can be read, and how many were left out.
 
     Raises UserError where the data have classes that the model does not know.
@@ -99,7 +113,7 @@ def evaluate_dataset(model: Bundle, dataset: sources.Dataset, display: Any = Non
             f"It knows {len(classes)}: {', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}."
         )
     place = np.array([classes.index(c) for c in dataset.classes])
-    done = run_model(model, dataset, batch=batch, display=display)
+    done = run_model(model, dataset, batch=batch, display=display, tta=tta)
     if not len(done.kept):
         raise UserError("None of the images could be read: " + "; ".join(f"{n}: {r}" for n, r in done.excluded[:3]))
     labels = dataset.labels[done.kept]
@@ -113,17 +127,17 @@ def evaluate_dataset(model: Bundle, dataset: sources.Dataset, display: Any = Non
     return scores | {"count": len(labels), "left_out": len(done.excluded), "excluded": done.excluded}
 
 
-def evaluate(workdir: str | Path, data: Any = None, display: Any = None) -> dict[str, Any]:
+def evaluate(workdir: str | Path, data: Any = None, display: Any = None, tta: Sequence[str] = ()) -> dict[str, Any]:
     """Metrics of a run's model on its own validation set, or on all of other labelled images.
 
     Other data with splits are scored on `test`, where there is one, else on `val`.
     """
     model = open_model(workdir)
     if data is None:
-        return {"split": "val"} | evaluate_dataset(model, own_validation(workdir), display)
+        return {"split": "val"} | evaluate_dataset(model, own_validation(workdir), display, tta=tta)
     splits = sources.load(data, val_fraction=0)
     name = "test" if splits.test else "val" if splits.val else "train"
-    found = evaluate_dataset(model, getattr(splits, name), display)
+    found = evaluate_dataset(model, getattr(splits, name), display, tta=tta)
     return {"split": name if name != "train" else "all"} | found
 
 
@@ -142,7 +156,13 @@ def own_validation(workdir: str | Path) -> sources.Dataset:
 
 
 def predict(
-    where: str | Path | Bundle, images: Sequence[Any], *, top_k: int = 1, batch: int = 32, display: Any = None
+    where: str | Path | Bundle,
+    images: Sequence[Any],
+    *,
+    top_k: int = 1,
+    batch: int = 32,
+    display: Any = None,
+    tta: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """A row for each image: `path`, `class_index`, `label`, `probability` (then `label_2` …), or `error`.
 
@@ -157,7 +177,7 @@ def predict(
         dataset, excluded = sources.unlabelled(paths, model.classes)
     else:
         dataset, excluded = sources.arrays(list(images), np.zeros(len(images), np.int32), ["?"]), []
-    done = run_model(model, dataset, batch=batch, display=display)
+    done = run_model(model, dataset, batch=batch, display=display, tta=tta)
     likely = probabilities(done.logits, model.multi_label)
     rows = {
         dataset.names[place]: {"path": dataset.names[place], **row(p, model.classes, top_k), "error": ""}

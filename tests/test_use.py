@@ -8,7 +8,7 @@ from PIL import Image
 
 from jft.data import sources
 from jft.errors import UserError
-from jft.use import evaluate_dataset, predict, pretrained, run_model
+from jft.use import evaluate_dataset, predict, pretrained, probabilities, run_model
 
 REAL = {
     "resnet18": ("resnet18_imagenet_ktb.pth", 0.765),
@@ -64,6 +64,18 @@ def test_every_image_counts_once_whatever_the_batch(model, batch):
     assert scores["count"] == 13
     assert scores["accuracy"] == np.mean(whole.logits.argmax(-1) == np.arange(13) % 3)
     np.testing.assert_allclose(run_model(model, dataset, batch=batch).logits, whole.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_views_are_averaged_in_probability(model):
+    images = pictures(3)
+    dataset = sources.arrays(images, np.zeros(3, np.int32), ["a"])
+    mirrored = sources.arrays(images[:, :, ::-1], np.zeros(3, np.int32), ["a"])
+    p, q = (probabilities(run_model(model, d).logits) for d in (dataset, mirrored))
+    both = probabilities(run_model(model, dataset, tta=("flip",)).logits)
+    np.testing.assert_allclose(both, (p + q) / 2, rtol=1e-4, atol=1e-6)
+    assert run_model(model, dataset, tta=("corners", "flip")).logits.shape == (3, 3)
+    with pytest.raises(UserError, match="Did you mean flip"):
+        run_model(model, dataset, tta=("flop",))
 
 
 def test_classes_are_matched_by_name_not_by_place(model):

@@ -114,7 +114,10 @@ def train(
             run.restore()
             for leg in run.legs[run.ended :]:
                 run.train(leg, asked_to_stop)
-            return Result(workdir, run.finish(splits, [*splits.excluded, *left_out]))
+            result = Result(workdir, run.finish(splits, [*splits.excluded, *left_out]))
+            if asked_to_stop():  # too late for this run, but not for those that a comparison has still to make
+                raise Interrupted(f"Stopped. The run in {workdir} was at its end, and is finished.")
+            return result
 
 
 def compile_cache() -> None:

@@ -289,3 +289,17 @@ def test_prompts_through_the_loop(folder, tmp_path):
     assert b.keys() - a.keys() == {f"block{i}/prompts" for i in range(3)}
     assert {n for n in a if a[n].tobytes() != b[n].tobytes()} == {"head/kernel", "head/bias"}
     assert run.evaluate()["accuracy"] == run.result["val"]["accuracy"]
+
+
+def test_a_stop_asked_for_at_the_very_end_is_not_forgotten(folder, tmp_path, monkeypatch):
+    """The run is finished by then; a comparison must not go on to the next."""
+    finish = train.Run.finish
+
+    def late(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return finish(self, *arguments)
+
+    monkeypatch.setattr(train.Run, "finish", late)
+    with pytest.raises(train.Interrupted, match="is finished"):
+        jft.finetune(config(folder, tmp_path / "runs", plan=PLAN[:1], epochs=1, seeds=2))
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jft import __version__
-from jft.config import Config, load_config, override
+from jft.config import Config, load_config, load_file, override
 from jft.errors import UserError, near
 
 EXAMPLES = {
@@ -38,6 +38,10 @@ EXAMPLES = {
   jft rank --data bees/ --models resnet18,resnet50,vit_tiny_patch16_224
   jft rank --data bees/ --models resnet50=mine.pth,resnet50=hf:timm/resnet50.a1_in1k --metric knn
   jft rank --data labels.csv --models resnet50 vit_base_patch16_224 --shots 50 --json""",
+    "sweep": """
+  jft sweep --data bees/ --over lr=log:1e-5:1e-2 --over plan=head,lp-ft
+  jft sweep configs/bees.py --trials 40 --seconds 3600          the space is the file's SPACE; --over adds to it
+  jft sweep --data bees/ --over weight_decay=0,1e-4,1e-2 --over "augment=none,crop flip"   lists alone: all of them""",
     "evaluate": """
   jft evaluate runs/bees-resnet50-head
   jft evaluate runs/bees-resnet50-head --data more-bees/ --json""",
@@ -193,6 +197,23 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     ranked.add_argument("--seed", type=int, default=0, metavar="N", help="of the folds and shots (default: 0)")
     ranked.add_argument("--json", action="store_true", help="print as JSON")
 
+    swept = command(
+        "sweep",
+        "Search for the values of some fields",
+        _sweep,
+        "Every trial is a run in W/trials; the same command on an interrupted sweep goes on with it. A config file may "
+        'say SPACE = {"lr": ("log", 1e-5, 1e-2), "plan": ["head", "lp-ft"]}. Needs Optuna: pip install "jft[sweep]".',
+    )
+    _config_options(swept, free)
+    swept.add_argument(
+        "--over", action="append", default=[], metavar="FIELD=SPACE",
+        help="log:LOW:HIGH, linear:LOW:HIGH, or A,B,…; repeatable",
+    )  # fmt: skip
+    swept.add_argument("--trials", type=int, metavar="N", help="in all (default: 20; all of a space of lists)")
+    swept.add_argument("--seconds", type=float, metavar="S", help="begin no trial after so many; go on with it later")
+    swept.add_argument("--no-prune", action="store_true", help="run every trial to its end")
+    swept.add_argument("--json", action="store_true", help="print the trials as JSON")
+
     evaluate = command("evaluate", "Score a run's model", _evaluate)
     evaluate.add_argument("workdir", metavar="W", help="a run's folder")
     evaluate.add_argument("--data", metavar="PATH", help="other labelled images; default: the run's validation set")
@@ -309,8 +330,11 @@ def _option(group: Any, flags: list[str], name: str, kind: Any, help: str) -> No
     group.add_argument(*flags, dest=f"field:{name}", metavar=metavar, help=help, **words)
 
 
-def configs_of(options: argparse.Namespace) -> dict[str, Config]:
-    """The configs of a command line: those of its file or the default, with its options set in each."""
+def configs_of(options: argparse.Namespace, suffix: str = "") -> dict[str, Config]:
+    """The configs of a command line: those of its file or the default, with its options set in each.
+
+    Where none names a folder they get one by the name of the file, with a suffix.
+    """
     made = load_config(options.config) if options.config else Config()
     configs = {"": made} if isinstance(made, Config) else dict(made)
     for key, words in vars(options).items():
@@ -319,7 +343,9 @@ def configs_of(options: argparse.Namespace) -> dict[str, Config]:
             words = [words] if isinstance(words, str) else words
             configs = {label: override(config, name, words) for label, config in configs.items()}
     if options.config and not any(c.workdir for c in configs.values()):
-        configs = {label: c.replace(workdir=f"runs/{Path(options.config).stem}") for label, c in configs.items()}
+        configs = {
+            label: c.replace(workdir=f"runs/{Path(options.config).stem}{suffix}") for label, c in configs.items()
+        }
     return configs
 
 
@@ -382,6 +408,35 @@ def _rank(options: argparse.Namespace) -> None:
             display=display,
         )
     print(json.dumps(done.json(), indent=1, ensure_ascii=False) if options.json else text(done))
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    import shlex
+
+    from jft import sweep
+
+    configs = configs_of(options, "-sweep")
+    if len(configs) > 1:
+        raise UserError(f"{options.config} has {len(configs)} configs; a sweep takes one.")
+    config = next(iter(configs.values()))
+    space = getattr(load_file(options.config), "SPACE", {}) if options.config else {}
+    space = {**space, **sweep.parse(config, options.over)}
+    done = sweep.sweep(
+        config.replace(display="quiet") if options.json else config,
+        space,
+        trials=options.trials,
+        seconds=options.seconds,
+        prune=not options.no_prune,
+    )
+    if options.json:
+        print(json.dumps({"best": done.best, "trials": done.rows}, indent=1, ensure_ascii=False))
+        return
+    words = ["jft", "finetune", *([options.config] if options.config else [])]
+    given = {k.removeprefix("field:"): v for k, v in vars(options).items() if k.startswith("field:") and v is not None}
+    for name, value in ({k: v for k, v in given.items() if k != "workdir"} | done.best["values"]).items():
+        values = [value] if isinstance(value, str) else list(value)
+        words += [f"--{name if '.' in name else name.replace('_', '-')}", *values]
+    print(f"\nThe best trial is a run already: {done.best['folder']}. To run it again:\n  {shlex.join(words)}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

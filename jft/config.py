@@ -255,7 +255,8 @@ def parse(name: str, text: str | list[str], hint: Any) -> Any:
     options = [t for t in typing.get_args(hint)] if _is_union(hint) else [hint]
     words = text if isinstance(text, list) else [text]
     if types.NoneType in options and [w.lower() for w in words] == ["none"]:
-        return None
+        several = any(typing.get_args(option)[-1:] == (Ellipsis,) for option in options)
+        return () if several else None  # of a list none is nothing, where None may stand for its default
     for option in options:
         origin = typing.get_origin(option) or option
         try:

@@ -1,11 +1,18 @@
 """Sweeps: the space, trials as runs, pruning, and that a sweep that was stopped goes on as if it had not been."""
 
+import json
+import math
+import re
+import sys
+
 import jax
 import numpy as np
 import pytest
 
-from jft import features, train
-from jft.config import Config
+from jft import Stage, cli, features, sweep, train
+from jft.config import Config, write_json
+from jft.errors import UserError
+from jft.run import Result
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -18,6 +25,7 @@ def config(folder, workdir, **changes):
     return base.replace(**changes)
 
 
+@pytest.mark.slow
 def test_runs_share_features_and_are_the_same_as_alone(folder, tmp_path, monkeypatch):
     computed, compute = [], features.compute
     monkeypatch.setattr(features, "compute", lambda *a, **k: computed.append(1) or compute(*a, **k))
@@ -49,3 +57,181 @@ def test_the_key_of_shared_features_is_all_they_depend_on():
     shared = {str(i): jax.numpy.zeros(1) for i in range(features.MOST_SHARED)}
     features.share(shared, "new", jax.numpy.ones(1))
     assert list(shared) == [*map(str, range(1, features.MOST_SHARED)), "new"]
+
+
+LR = {"lr": ("log", 1e-5, 1.0)}
+
+
+class Runs:
+    """In place of `train`: accuracy by how near the rate is to 1e-3, in ten validations; it can be stopped in one."""
+
+    def __init__(self, stop_at=None):
+        self.stop_at, self.lrs = stop_at, []
+
+    def __call__(self, config, watch, shared):
+        from pathlib import Path
+
+        if config.plan == "nonsense":
+            raise UserError("There is no plan 'nonsense'.")
+        folder = Path(config.workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lrs.append(config.lr)
+        for i in range(1, 11):
+            accuracy = max(0.0, 1 - 0.2 * abs(math.log10(config.lr / 1e-3))) * i / 10
+            if (len(self.lrs), i) == self.stop_at:
+                raise train.Interrupted("Stopped after step 3 and saved.")
+            watch({"val_accuracy": accuracy, "done": i / 10, "final": i > 2})
+        result = {"val": {"accuracy": accuracy, "loss": 1.0}, "seconds": {"total": 1.0}}
+        write_json(folder / "result.json", result)
+        return Result(folder, result)
+
+
+def run(monkeypatch, workdir, runs=None, space=LR, **options):
+    runs = runs or Runs()
+    monkeypatch.setattr(sweep, "train", runs)
+    return sweep.sweep(config("bees", workdir), space, **options), runs
+
+
+def test_a_sweep_finds_the_rate_and_stops_bad_trials_early(monkeypatch, tmp_path):
+    done, runs = run(monkeypatch, tmp_path / "s", trials=14)
+    assert len(done.rows) == 14
+    assert abs(math.log10(float(done.best["values"]["lr"]) / 1e-3)) < 0.5
+    states = [r["state"] for r in done.rows]
+    assert states[: sweep.UNPRUNED] == ["complete"] * sweep.UNPRUNED and "stopped early" in states
+    assert done.best["accuracy"] == max(r["accuracy"] for r in done.rows if r["state"] == "complete")
+    assert json.loads((done.workdir / "result.json").read_text())["best"] == done.best
+    assert all(f"{float(r['values']['lr']):.3g}" == f"{lr:.3g}" for r, lr in zip(done.rows, runs.lrs, strict=True))
+    page = (done.workdir / "sweep.html").read_text()
+    assert page.count("<svg") == 2 and "no test split" in page and "stopped early" in page
+    whole, _ = run(monkeypatch, tmp_path / "w", trials=14, prune=False)
+    assert {r["state"] for r in whole.rows} == {"complete"}
+
+
+def test_a_sweep_that_was_stopped_goes_on_as_if_it_had_not_been(monkeypatch, tmp_path):
+    whole, _ = run(monkeypatch, tmp_path / "whole", trials=8)
+    with pytest.raises(train.Interrupted, match="In trial 2: Stopped after step 3"):
+        run(monkeypatch, tmp_path / "s", Runs(stop_at=(3, 5)), trials=8)
+    with pytest.raises(KeyboardInterrupt):  # between a trial's draw and its run
+
+        def killed(config, **kwargs):
+            raise KeyboardInterrupt
+
+        run(monkeypatch, tmp_path / "s", killed, trials=8)
+    run(monkeypatch, tmp_path / "s", trials=5)
+    done, runs = run(monkeypatch, tmp_path / "s", trials=8)
+    assert len(runs.lrs) == 3
+
+    def rows(swept):
+        return [{k: v for k, v in r.items() if k != "folder"} for r in swept.rows]
+
+    assert rows(done) == rows(whole)
+    again, runs = run(monkeypatch, tmp_path / "s", trials=8)
+    assert rows(again) == rows(whole) and not runs.lrs
+
+
+def test_a_space_of_lists_is_gone_through_once(monkeypatch, tmp_path):
+    space = {"lr": [1e-4, 1e-3, 1e-2], "weight_decay": [0.0, 1e-4]}
+    done, runs = run(monkeypatch, tmp_path / "s", space=space, trials=50)
+    assert sorted(runs.lrs) == [1e-4, 1e-4, 1e-3, 1e-3, 1e-2, 1e-2]
+    assert done.best["values"]["lr"] == "0.001"
+
+
+def test_no_trial_begins_after_the_time_is_over(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match=r"No trial of .* has ended"):
+        run(monkeypatch, tmp_path / "s", seconds=-1.0)
+
+
+def test_another_space_on_the_folder_is_refused_with_the_differences(monkeypatch, tmp_path):
+    run(monkeypatch, tmp_path / "s", trials=1)
+    with pytest.raises(UserError, match=re.escape("space.lr")):
+        run(monkeypatch, tmp_path / "s", space={"lr": [1e-3]})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(UserError, match="holds no sweep"):
+        run(monkeypatch, tmp_path / "other")
+
+
+def test_a_trial_that_cannot_be_is_told_and_left_behind(monkeypatch, tmp_path):
+    plans = {"plan": ["head", "nonsense", "full"]}
+    done, _ = run(monkeypatch, tmp_path / "s", space=plans)
+    assert [r["state"] for r in done.rows] == ["complete", "failed", "complete"]
+    assert done.rows[1]["error"] == "There is no plan 'nonsense'."
+    for _ in range(2):  # where nothing has begun, the mistake can be mended in the same folder
+        with pytest.raises(UserError, match="no plan 'nonsense'"):
+            run(monkeypatch, tmp_path / "t", space={"plan": ["nonsense", "head"]})
+    run(monkeypatch, tmp_path / "t", space={"plan": ["head"]})
+
+
+@pytest.mark.parametrize(
+    "space, message",
+    [
+        ({}, "The space is empty"),
+        ({"lt": [1.0]}, "'lt', which is no field of a config. Did you mean lr?"),
+        ({"workdir": ["a"]}, "trials cannot differ in it"),
+        ({"lr": 1e-3}, "a list of values or"),
+        ({"lr": ("log", 1e-2, 1e-3)}, "a lower number above 0 comes first"),
+        ({"lr": ("log", 1e-2)}, "('log', lowest, highest)"),
+        ({"lr": [1e-3, -1.0]}, "--lr is -1.0; it is above 0"),
+        ({"batch": ("linear", 0, 8)}, "--batch is 0; it is at least 1"),
+        ({"plan": ("log", 1, 2)}, "plan is no number"),
+        ({"lr": [1e-3, 1e-3]}, "has a value twice"),
+    ],
+)
+def test_spaces_that_cannot_be(space, message, tmp_path):
+    with pytest.raises(UserError, match=re.escape(message)):
+        sweep.sweep(config("bees", tmp_path / "s"), space)
+    assert not (tmp_path / "s").exists()
+
+
+def test_dimensions_take_the_type_of_their_field():
+    base = Config()
+    assert sweep.dimension(base, "batch", ("log", 8, 64)).whole
+    assert not sweep.dimension(base, "epochs", ("linear", 5, 20)).whole
+    assert not sweep.dimension(base, "preprocess.crop_pct", ("linear", 0.8, 1.0)).whole
+    stages = (Stage("a", ("head",)), Stage("b", ("*",)))
+    assert list(sweep.dimension(base, "plan", ["head", stages]).choices) == ["head", "a,b"]
+    assert list(sweep.dimension(base, "clip", [None, 1.0]).choices) == ["none", "1"]
+
+
+def test_the_command_lines_space():
+    words = [
+        "lr=log:1e-5:1e-2",
+        "batch=log:8:64",
+        "plan=head,lp-ft",
+        "augment=none,crop flip",
+        "model_options.pool=a,b",
+    ]
+    space = sweep.parse(Config(), words)
+    assert space == {
+        "lr": ("log", "1e-5", "1e-2"),
+        "batch": ("log", 8, 64),
+        "plan": ["head", "lp-ft"],
+        "augment": [(), ("crop", "flip")],
+        "model_options.pool": ["a", "b"],
+    }
+    assert sweep.dimension(Config(), "lr", space["lr"]).high == 0.01
+    for wrong in ("lr", "lr="):
+        with pytest.raises(UserError, match="FIELD=log:LOW:HIGH"):
+            sweep.parse(Config(), [wrong])
+
+
+def test_without_optuna_the_way_out_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=re.escape("pip install 'jft[sweep]'")):
+        sweep.sweep(config("bees", tmp_path / "s"), LR)
+
+
+@pytest.mark.slow
+def test_the_command_with_real_runs(folder, tmp_path, capsys):
+    file = tmp_path / "small.py"
+    file.write_text(
+        "import jft\n"
+        f"def config(): return jft.Config(data={str(folder)!r}, model='tiny_vit', weights='none')\n"
+        "SPACE = {'lr': [1e-5, 1e-2]}\n"
+    )
+    words = ["--epochs", "1", "--batch", "8", "--workdir", str(tmp_path / "s"), "--over", "label_smoothing=0.1"]
+    assert cli.main(["sweep", str(file), *words]) == 0
+    shown = capsys.readouterr().out
+    best = json.loads((tmp_path / "s" / "result.json").read_text())["best"]
+    assert f"jft finetune {file} --epochs 1 --batch 8 --lr {best['values']['lr']} --label-smoothing 0.1" in shown
+    assert (tmp_path / "s" / "trials" / "1" / "report.html").exists()

@@ -94,6 +94,41 @@ def rate_curve(
     return _svg(frame, title, out)
 
 
+def scatter(
+    title: str,
+    x_title: str,
+    ended: Sequence[tuple[float, float]],
+    stopped: Sequence[tuple[float, float]],
+    *,
+    logarithmic: bool = False,
+    names: Sequence[str] = (),
+    best: Sequence[tuple[float, float]] = (),
+) -> str:
+    """Shares against a number, or against `names` where x counts these; `best` is a line.
+
+    `ended` are blue, `stopped`, which went only part of the way, orange.
+    """
+
+    def placed(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [(math.log10(x) if logarithmic else x, y) for x, y in points]
+
+    ended, stopped, best = placed(ended), placed(stopped), placed(best)
+    xs, ys = zip(*ended, *stopped, strict=True)
+    air = 0.5 if names else 0.04 * (max(xs) - min(xs)) or 0.5
+    frame = Frame((min(xs) - air, max(xs) + air), _range(ys, (0.0, 1.0)))
+    if names:
+        frame = Frame((-0.5, len(names) - 0.5), frame.y)
+    marks = [float(i) for i in range(len(names))] or ticks(frame.x, whole=x_title == "trial")
+    if logarithmic:  # whole powers where there are two of them or more, else what lies between too
+        marks = ticks(frame.x, whole=frame.x[1] - frame.x[0] > 2)
+    told = (lambda x: names[round(x)]) if names else (lambda x: f"{10**x:.2g}") if logarithmic else _number
+    out = [_axes(frame, marks, ticks(frame.y), _share, escape(x_title), "", x_told=lambda x: escape(told(x)))]
+    out += [_line(frame, best, "train"), _dots(frame, ended, "train"), _dots(frame, stopped, "val")]
+    if stopped:
+        out.append(_legend(frame, (("train", "to the end"), ("val", "stopped early"))))
+    return _svg(frame, title, out)
+
+
 def standalone(svg: str) -> str:
     """A figure as a file of its own, with the style that a page would give it."""
     style = (resources.files("jft.report") / "style.css").read_text("utf-8")

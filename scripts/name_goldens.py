@@ -7,11 +7,13 @@ import hashlib
 import json
 import sys
 
+import goldens  # declares what torchvision needs
 import timm
 import torch
 import torchvision
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+CNNS = [name for name in (*goldens.RESNETS, *goldens.VGGS, *goldens.CONVNEXTS) if not name.startswith("tiny")]
+TIMM_CNNS = [name for name in (*goldens.VARIANTS, *goldens.BITS) if not name.startswith("tiny")]
 VITS = [
     f"vit_{size}_patch{patch}_224"
     for size in ("tiny", "small", "base", "large", "huge")
@@ -30,8 +32,8 @@ def main(path: str) -> None:
     """Write {format: {model: digest}}."""
     with torch.device("meta"):
         found = {
-            "timm": {name: digest(timm.create_model(name, num_classes=1000)) for name in (*RESNETS, *VITS)},
-            "torchvision": {name: digest(torchvision.models.get_model(name)) for name in RESNETS},
+            "timm": {name: digest(timm.create_model(name, num_classes=1000)) for name in (*CNNS, *TIMM_CNNS, *VITS)},
+            "torchvision": {name: digest(torchvision.models.get_model(name)) for name in CNNS},
         }
     with open(path, "w") as file:
         json.dump(found, file, indent=1)

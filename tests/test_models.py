@@ -18,8 +18,13 @@ from jft.models.layers import BatchNorm, Conv, DropPath
 from jft.models.resnet import max_pool, mean_pool
 from jft.models.vit import Block
 
-TINY = ["tiny_resnet", "tiny_vit"]
-GOLDENS = np.load(Path(__file__).parent / "goldens" / "models.npz")
+TINY = [name for name in MODELS if name.startswith("tiny")]
+LAWS = ["tiny_resnet", "tiny_vit"]  # on which the laws of every model are tested, with and without BatchNorm
+GOLDENS = {
+    key: value
+    for group in ("models", "cnn")
+    for key, value in np.load(Path(__file__).parent / "goldens" / f"{group}.npz").items()
+}
 PUBLISHED = {  # torchvision's and timm's documentation, 1,000 classes
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
@@ -31,6 +36,19 @@ PUBLISHED = {  # torchvision's and timm's documentation, 1,000 classes
     "resnext50_32x4d": 25_028_904,
     "resnext101_32x8d": 88_791_336,
     "resnext101_64x4d": 83_455_272,
+    "vgg11": 132_863_336,
+    "vgg11_bn": 132_868_840,
+    "vgg13": 133_047_848,
+    "vgg13_bn": 133_053_736,
+    "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992,
+    "vgg19": 143_667_240,
+    "vgg19_bn": 143_678_248,
+    "resnetv2_50x1_bit": 25_549_352,
+    "convnext_tiny": 28_589_128,
+    "convnext_small": 50_223_688,
+    "convnext_base": 88_591_464,
+    "convnext_large": 197_767_336,
     "vit_tiny_patch16_224": 5_717_416,
     "vit_small_patch16_224": 22_050_664,
     "vit_small_patch32_224": 22_878_952,
@@ -45,7 +63,7 @@ def relative(a, b):
     return np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
 
 
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=LAWS)
 def tiny(request):
     """A tiny model with generated weights, a batch, and what the whole of it gives in evaluation."""
     model = make_model(request.param)
@@ -116,6 +134,27 @@ def test_spans_meet(tiny):
 
     for part, y in meet(params, stats, x).items():
         np.testing.assert_allclose(y, whole, rtol=1e-5, atol=1e-6, err_msg=part)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates", "last"),
+    [
+        ("tiny_bit", {"drop_path": 0.5}, "pool"),
+        ("tiny_convnext", {"drop_path": 0.5}, "pool"),
+        ("tiny_vgg", {"dropout": 0.5}, "fc1"),
+    ],
+)
+def test_options_of_a_family(name, rates, last):
+    """What is drawn is drawn by the key; the computation's dtype stays inside."""
+    model, half = make_model(name, **rates), make_model(name, dtype="bfloat16")
+    params, stats = (generate(shapes) for shapes in model.shapes())
+    assert half.shapes() == model.shapes() == make_model(name).shapes()
+    x = jnp.asarray(picture(8, *model.input_shape))
+    run = jax.jit(lambda key: model.apply(params, stats, x, train=[*model.parts], key=key)[0])
+    first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert (first == again).all() and relative(first, other) > 1e-3
+    inside, outside = (jax.eval_shape(partial(half.apply, stop=stop), params, stats, x)[0] for stop in (last, None))
+    assert inside.dtype == jnp.bfloat16 and outside.dtype == jnp.float32
 
 
 def test_statistics_move_in_the_named_parts_alone():
@@ -302,7 +341,7 @@ def run_part(module, variables, x):
 
 CASES = [(name, {}) for name in MODELS if f"{name}/parts" in GOLDENS]  # the others are in the tests of their families
 CASES += [(name, {"pool": "avg"}) for name in ("tiny_vit", "vit_small_patch32_224")]
-QUICK = {"tiny_resnet", "tiny_vit", "resnet18", "resnet50", "vit_tiny_patch16_224"}
+QUICK = {*TINY, "resnet18", "resnet50", "vit_tiny_patch16_224"}
 
 
 @pytest.mark.parametrize(
@@ -310,7 +349,7 @@ QUICK = {"tiny_resnet", "tiny_vit", "resnet18", "resnet50", "vit_tiny_patch16_22
     [pytest.param(n, o, marks=[] if n in QUICK else pytest.mark.slow, id=case(n, **o)) for n, o in CASES],
 )
 def test_parity_after_every_part(name, options):
-    """Against torchvision (ResNet) and timm (ViT) with the same generated weights: `scripts/goldens.py`."""
+    """Against torchvision and timm with the same generated weights: `scripts/goldens.py`."""
     model = make_model(name, num_classes=10, image_size=size(name), **options)
     params, stats = model.shapes()
     expected = GOLDENS[f"{case(name, **options)}/parts"]
@@ -326,9 +365,10 @@ def test_parity_after_every_part(name, options):
     assert relative(x, GOLDENS[f"{case(name, **options)}/logits"]) < 2e-5
 
 
-def test_parity_of_training():
-    """Batch statistics, the running ones they leave behind, and every gradient, against torchvision."""
-    model = make_model("tiny_resnet", num_classes=10, image_size=64)
+@pytest.mark.parametrize("name", [name for name in TINY if f"{name} train/logits" in GOLDENS])
+def test_parity_of_training(name):
+    """Batch statistics, the running ones they leave behind, and every gradient, against torchvision and timm."""
+    model = make_model(name, num_classes=10, image_size=64)
     params, stats = (generate(shapes) for shapes in model.shapes())
     x, cotangent = jnp.asarray(picture(4, 64, 64, 3)), jnp.asarray(picture(4, 10))
 
@@ -337,7 +377,9 @@ def test_parity_of_training():
         return (logits * cotangent).sum(), (logits, new)
 
     grads, (logits, new) = jax.jit(jax.grad(loss, has_aux=True))(params)
-    assert relative(logits, GOLDENS["tiny_resnet train/logits"]) < 2e-5
+    assert relative(logits, GOLDENS[f"{name} train/logits"]) < 2e-5
     for kind, tensors in (("stats", new), ("grads", grads)):
+        if not tensors:
+            continue
         row = np.concatenate([np.asarray(tensors[n]).ravel() for n in sorted(tensors)])
-        assert relative(sketch(row), GOLDENS[f"tiny_resnet train/{kind}"]) < 1e-4, kind
+        assert relative(sketch(row), GOLDENS[f"{name} train/{kind}"]) < 1e-4, kind

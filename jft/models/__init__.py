@@ -7,7 +7,10 @@ from typing import Any
 
 from jft.errors import UserError, near
 from jft.models.base import Model
+from jft.models.bit import make_bit
+from jft.models.convnext import make_convnext
 from jft.models.resnet import make_resnet
+from jft.models.vgg import make_vgg
 from jft.models.vit import make_vit
 
 _R18: dict[str, Any] = dict(depths=(2, 2, 2, 2), bottleneck=False)
@@ -32,10 +35,35 @@ _RESNETS: dict[str, dict[str, Any]] = {
     "resnext101_32x8d": _R101 | dict(groups=32, group_width=8),
     "resnext101_64x4d": _R101 | dict(groups=64, group_width=4),
     "seresnet50": _R50 | dict(squeeze=True),
-    "seresnet152d": _R152 | dict(squeeze=True, variant_d=True),
+    "seresnet152d": _R152 | dict(squeeze=True, variant_d=True, default_size=256),
     "seresnext50_32x4d": _R50 | dict(groups=32, group_width=4, squeeze=True),
     "seresnext101_32x8d": _R101 | dict(groups=32, group_width=8, squeeze=True),
     "tiny_resnet": dict(depths=(2, 1, 1, 1), bottleneck=True, width=4, num_classes=10, default_size=32),
+}
+_BITS: dict[str, dict[str, Any]] = {
+    f"resnetv2_{layers}x{factor}_bit": dict(depths=depths, width=64 * factor)
+    for layers, depths, factors in (
+        (50, (3, 4, 6, 3), (1, 3)),
+        (101, (3, 4, 23, 3), (1, 3)),
+        (152, (3, 8, 36, 3), (2, 4)),
+    )
+    for factor in factors
+} | {"tiny_bit": dict(depths=(2, 1, 1, 1), width=8, groups=4, num_classes=10, default_size=32)}
+_CONVNEXTS: dict[str, dict[str, Any]] = {
+    "convnext_tiny": dict(depths=(3, 3, 9, 3), widths=(96, 192, 384, 768)),
+    "convnext_small": dict(depths=(3, 3, 27, 3), widths=(96, 192, 384, 768)),
+    "convnext_base": dict(depths=(3, 3, 27, 3), widths=(128, 256, 512, 1024)),
+    "convnext_large": dict(depths=(3, 3, 27, 3), widths=(192, 384, 768, 1536)),
+    "tiny_convnext": dict(depths=(1, 1, 2, 1), widths=(8, 16, 24, 32), num_classes=10, default_size=32),
+}
+_VGGS: dict[str, dict[str, Any]] = {
+    f"vgg{layers}{suffix}": dict(depths=depths, batch_norm=bool(suffix))
+    for layers, depths in {11: (1, 1, 2, 2, 2), 13: (2,) * 5, 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}.items()
+    for suffix in ("", "_bn")
+} | {
+    "tiny_vgg": dict(
+        depths=(1, 1, 2, 1, 1), batch_norm=True, width=4, hidden=24, side=2, num_classes=10, default_size=32
+    )
 }
 _VIT_SIZES: dict[str, dict[str, int]] = {
     "tiny": dict(dim=192, depth=12, heads=3),
@@ -110,6 +138,9 @@ _VITS: dict[str, dict[str, Any]] = {
 MODELS: dict[str, Callable[..., Model]] = {
     name: partial(make_resnet, name, **options) for name, options in _RESNETS.items()
 }
+MODELS |= {name: partial(make_bit, name, **options) for name, options in _BITS.items()}
+MODELS |= {name: partial(make_convnext, name, **options) for name, options in _CONVNEXTS.items()}
+MODELS |= {name: partial(make_vgg, name, **options) for name, options in _VGGS.items()}
 MODELS |= {name: partial(make_vit, name, **options) for name, options in _VITS.items()}
 
 

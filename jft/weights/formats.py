@@ -11,7 +11,7 @@ import numpy as np
 
 from jft.errors import UserError, near
 from jft.preprocess import Preprocess
-from jft.weights import augreg, big_vision, native, original, timm, torchvision, transformers
+from jft.weights import augreg, big_vision, bit, native, original, timm, torchvision, transformers
 from jft.weights.hub import Located, locate, with_header
 from jft.weights.layout import contiguous
 from jft.weights.readers import WeightFile, open_weights
@@ -48,6 +48,7 @@ FORMATS: dict[str, Format] = {
     "augreg-in21k": augreg.WITH_PRE_LOGITS,
     "big-vision": big_vision.PLAIN,
     "big-vision-two-tower": big_vision.TWO_TOWER,
+    "bit": bit,
     "jft": native,
 }
 

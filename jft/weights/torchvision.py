@@ -1,37 +1,51 @@
-"""torchvision's names: ResNet."""
+"""torchvision's names: ResNet, VGG and ConvNeXt."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from jft.preprocess import Preprocess
-from jft.weights.rules import Rule, Source, batch_norm, conv, linear, present
+from jft.weights.rules import CONV, Reshape, Rule, Source, batch_norm, conv, linear, norm, present
 
+_RESNET = "https://arxiv.org/abs/1512.03385"
+_WIDE = "https://arxiv.org/abs/1605.07146"
+_RESNEXT = "https://arxiv.org/abs/1611.05431"
 # IMAGENET1K_V1, which timm's repositories hold under torchvision's own names.
 SOURCES = {
-    f"resnet{depth}": Source(
-        uri=f"hf:timm/resnet{depth}.tv_in1k",
-        preprocess=Preprocess(),
-        data="ImageNet-1k",
-        licence="BSD-3-Clause",
-        paper="https://arxiv.org/abs/1512.03385",
-    )
-    for depth in (18, 34, 50, 101, 152)
+    name: Source(f"hf:timm/{name}.tv_in1k", Preprocess(), data="ImageNet-1k", licence="BSD-3-Clause", paper=paper)
+    for paper, names in {
+        _RESNET: ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+        _WIDE: ("wide_resnet50_2", "wide_resnet101_2"),
+        _RESNEXT: ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    }.items()
+    for name in names
 }
 
 # What torchvision's own get_model makes by the same name.
-HAS = {*SOURCES, "wide_resnet50_2", "wide_resnet101_2", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"}
+HAS = {
+    *SOURCES,
+    *(f"vgg{layers}{suffix}" for layers in (11, 13, 16, 19) for suffix in ("", "_bn")),
+    *(f"convnext_{size}" for size in ("tiny", "small", "base", "large")),
+}
 
 
 def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
     """The rules for a model with these names and shapes; none for a family that torchvision names otherwise."""
+    if "stage1/conv0/kernel" in ours:
+        return present(_vgg(ours), ours)
+    if "stem/patch/kernel" in ours:
+        return present(_convnext(ours), ours)
+    if "stem/norm/scale" in ours or "stem/conv3/kernel" in ours:
+        return present(_resnet(ours), ours)
+    return ()
+
+
+def _resnet(ours: Mapping[str, tuple[int, ...]]) -> list[Rule]:
     deep = "stem/conv3/kernel" in ours  # ResNet-D, under timm's names: torchvision has none
-    if not deep and "stem/conv/kernel" not in ours:
-        return ()
     found = [*conv("conv1", "stem/conv"), *batch_norm("bn1", "stem/norm")]
     if deep:
         found = [*conv("conv1.0", "stem/conv1"), *batch_norm("conv1.1", "stem/norm1")]
         found += [*conv("conv1.3", "stem/conv2"), *batch_norm("conv1.4", "stem/norm2")]
         found += [*conv("conv1.6", "stem/conv3"), *batch_norm("bn1", "stem/norm3")]
-    for block in sorted({"/".join(name.split("/")[:2]) for name in ours if name.startswith("stage")}):
+    for block in blocks(ours):
         theirs = block.replace("stage", "layer").replace("/block", ".")
         for i in (1, 2, 3):
             if f"{block}/conv{i}/kernel" in ours:
@@ -42,5 +56,52 @@ def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
             found += conv(f"{theirs}.downsample.{place}", f"{block}/shortcut/conv")
             found += batch_norm(f"{theirs}.downsample.{place + 1}", f"{block}/shortcut/norm")
         found += [*conv(f"{theirs}.se.fc1", f"{block}/se/fc1"), *conv(f"{theirs}.se.fc2", f"{block}/se/fc2")]
-    found += linear("fc", "head")
-    return present(found, ours)
+    return [*found, *linear("fc", "head")]
+
+
+def blocks(ours: Iterable[str]) -> list[str]:
+    """The parts within stages, in depth order."""
+    found = {tuple(name.split("/")[:2]) for name in ours if name.startswith("stage")}
+    return ["/".join(block) for block in sorted(found, key=lambda block: (block[0], len(block[1]), block[1]))]
+
+
+def vgg_features(ours: Mapping[str, tuple[int, ...]]) -> list[Rule]:
+    """The rules of a VGG's convolutions, which timm names alike."""
+    found: list[Rule] = []
+    place, before = 0, ""
+    for layer in blocks(ours):
+        stage = layer.split("/")[0]
+        place += int(before not in ("", stage))  # the pooling between
+        before = stage
+        found += [*conv(f"features.{place}", layer)]
+        place += 2  # the convolution and its ReLU
+        if f"{layer}/norm/scale" in ours:
+            found += batch_norm(f"features.{place - 1}", f"{layer}/norm")
+            place += 1
+    return found
+
+
+def _vgg(ours: Mapping[str, tuple[int, ...]]) -> list[Rule]:
+    *window, fan_in, hidden = ours["fc1/kernel"]
+    # There a row holds a channel's positions, then the next channel's.
+    flat = Reshape((hidden, -1), (hidden, fan_in, *window), CONV)
+    found = [
+        *vgg_features(ours),
+        Rule("classifier.0.weight", "fc1/kernel", flat),
+        Rule("classifier.0.bias", "fc1/bias"),
+    ]
+    return [*found, *linear("classifier.3", "fc2"), *linear("classifier.6", "head")]
+
+
+def _convnext(ours: Mapping[str, tuple[int, ...]]) -> list[Rule]:
+    found = [*conv("features.0.0", "stem/patch"), *norm("features.0.1", "stem/norm")]
+    for block in blocks(ours):
+        stage, _, place = block.removeprefix("stage").partition("/block")
+        theirs = f"features.{2 * int(stage) - 1}.{place}"
+        if f"{block}/downsample/conv/kernel" in ours:
+            found += norm(f"features.{2 * int(stage) - 2}.0", f"{block}/downsample/norm")
+            found += conv(f"features.{2 * int(stage) - 2}.1", f"{block}/downsample/conv")
+        found.append(Rule(f"{theirs}.layer_scale", f"{block}/layer_scale/gamma", Reshape((-1, 1, 1), (-1,))))
+        found += [*conv(f"{theirs}.block.0", f"{block}/conv"), *norm(f"{theirs}.block.2", f"{block}/norm")]
+        found += [*linear(f"{theirs}.block.3", f"{block}/fc1"), *linear(f"{theirs}.block.5", f"{block}/fc2")]
+    return [*found, *norm("classifier.0", "norm"), *linear("classifier.2", "head")]

@@ -167,7 +167,7 @@ def gradual(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
         train = [("head", 1.0)] + [(p, 1.0) for p in last]
         for depth, group in enumerate(top_down[:n]):
             train += [(prefix, 2.6**-depth) for prefix in group]
-        stages.append(Stage(f"{top_down[n - 1][0]} and up", tuple(train), share=1.0, lr=lr / 10))
+        stages.append(Stage(f"{top_down[n - 1][0]} and up", tuple(train), share=1.0, lr=lr / 5))
     return tuple(stages)
 
 

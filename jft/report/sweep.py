@@ -98,5 +98,5 @@ def _table(rows: Sequence[Row], names: Sequence[str]) -> Markup:
             tag("td", r.get("error", r["state"]), class_="text"))
         for r in sorted(rows, key=lambda r: (r["state"] != "complete", -r.get("accuracy", -1.0)))
     ]  # fmt: skip
-    heads = tag("tr", [tag("th", c, scope="col") for c in columns])
+    heads = tag("tr", [tag("th", c, scope="col", **({"class_": "text"} if c == "state" else {})) for c in columns])
     return tag("div", tag("table", tag("thead", heads), tag("tbody", lines), class_="wide"), class_="scroll")

@@ -453,7 +453,8 @@ def text(done: Ranking) -> str:
     if close:
         lines.append(f"Too few images to tell the linear probe of the first from: {', '.join(close)}.")
     lines += [
-        f"head, full: estimates for {done.epochs:g} epochs of batch {done.batch} on this {done.device}. head runs the",
-        "model over the images once, as measured; a step of full counts as three forward passes; memory is at most.",
+        f"head, full: estimates for {done.epochs:g} epochs, batch {done.batch} on this {done.device}:",
+        "head runs the model over the images once, a step of full counts as three forward passes.",
+        "memory: of full, at most.",
     ]
     return "\n".join(lines)

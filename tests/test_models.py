@@ -12,10 +12,11 @@ from generated import case, picture, size, sketch, weight
 
 from jft import tree
 from jft.errors import UserError
-from jft.models import MODELS, make_model
+from jft.models import MODELS, convnext, make_model
 from jft.models.base import Model
 from jft.models.layers import BatchNorm, Conv, DropPath
 from jft.models.resnet import max_pool, mean_pool
+from jft.models.vgg import adaptive_mean_pool
 from jft.models.vit import Block
 
 TINY = [name for name in MODELS if name.startswith("tiny")]
@@ -120,6 +121,10 @@ def test_mistakes_are_named():
         make_model("tiny_vit", pool="max")
     with pytest.raises(UserError, match="num_classes is 0"):
         make_model("tiny_vit", num_classes=0)
+    with pytest.raises(UserError, match="no residual branches"):
+        make_model("tiny_vgg", drop_path=0.1)
+    with pytest.raises(UserError, match="image_size 32×16 is too small"):
+        make_model("tiny_vgg", image_size=(32, 16))
     with pytest.raises(UserError, match="no part 'stage9'"):
         make_model("tiny_resnet").span("stage9")
 
@@ -297,6 +302,21 @@ def test_convolution_of_size_one_is_the_convolution():
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_shifted_copies_are_the_depthwise_convolution():
+    x, dy = jnp.asarray(picture(2, 2, 5, 4, 3))
+    kernel = jnp.asarray(weight("kernel", (7, 7, 1, 3)))
+    np.testing.assert_allclose(convnext._shifted(x, kernel), convnext._convolved(x, kernel), rtol=1e-4, atol=1e-5)
+    both = convnext._shifted_gradients(x, kernel, dy), convnext._convolved_gradients(x, kernel, dy)
+    for a, b in zip(*both, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_adaptive_mean_pool_overlaps_and_repeats():
+    x = jnp.arange(15.0).reshape(1, 3, 5, 1)
+    assert adaptive_mean_pool(x, 2)[0, :, :, 0].tolist() == [[3.5, 5.5], [8.5, 10.5]]
+    assert adaptive_mean_pool(x[:, :1, :2], 3)[0, 0, :, 0].tolist() == [0, 0.5, 1]
+
+
 @pytest.mark.parametrize("shape", [(1, 5, 6, 2), (2, 8, 7, 3)])
 def test_max_pool_is_the_window_maximum(shape):
     x = -jnp.square(jnp.asarray(picture(*shape)))  # below 0, where padding by 0 would show
@@ -355,14 +375,18 @@ def test_parity_after_every_part(name, options):
     expected = GOLDENS[f"{case(name, **options)}/parts"]
     assert len(expected) == len(model.parts)
     x = picture(2, *model.input_shape)
+    # A BiT with generated weights enlarges float32's rounding from block to block. Against its goldens, in float64,
+    # jax is off by 6.5e-5 at most in R50 and R101, by 1.4e-4 in R152 (torch in float32: by 1.7e-4 and 2.3e-4).
+    bit = name.startswith("resnetv2")
+    at_parts, at_logits = (2e-4 if "152" in name else 1e-4, 1e-4) if bit else (2e-5, 2e-5)
     for (part, module), golden in zip(model.parts.items(), expected, strict=True):
         # Part by part, so that the largest model needs the memory of a block.
         variables = [
             {n: weight(f"{part}/{n}", s.shape) for n, s in tree.under(t, part).items()} for t in (params, stats)
         ]
         x = run_part(module, dict(zip(("params", "batch_stats"), map(tree.nest, variables), strict=True)), x)
-        assert relative(sketch(x), golden) < 2e-5, part
-    assert relative(x, GOLDENS[f"{case(name, **options)}/logits"]) < 2e-5
+        assert relative(sketch(x), golden) < at_parts, part
+    assert relative(x, GOLDENS[f"{case(name, **options)}/logits"]) < at_logits
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if f"{name} train/logits" in GOLDENS])

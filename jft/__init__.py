@@ -22,7 +22,6 @@ _FROM = {
     "finetune": "jft.api",
     "load": "jft.bundle",
     "make_model": "jft.models",
-    "train": "jft.train",
 }
 __all__ = sorted(_FROM)
 

@@ -2,7 +2,7 @@
 
 Source    S. Chilamkurthy, "Transfer learning for computer vision tutorial", pytorch.org/tutorials: ResNet-18, best
           validation accuracy 93.5 % with everything tuned, 94.8 % with the head alone; one run each, best of 25 epochs.
-Expected  best validation accuracy of 5 seeds, with the ResNet-18 of $JFT_ASSETS: head 95.9 ± 0.3, gradual
+Expected  best validation accuracy, mean ± std of 5 seeds, with the ResNet-18 of $JFT_ASSETS: head 95.9 ± 0.3, gradual
           95.8 ± 0.4 %.
 Cost      head 25 s, gradual 3 minutes a seed on 2 CPU cores.
 Command   jft finetune configs/ants_and_bees.py --data hymenoptera_data --weights resnet18.pth

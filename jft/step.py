@@ -1,6 +1,7 @@
 """The train step and the evaluation step: pure functions of the state and a batch, without a word about devices."""
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -85,6 +86,8 @@ def make_train_step(
     prepare: Callable[[Batch, Array], Batch],
     ema: float = 0.0,
     sam: float = 0.0,
+    accumulate: int = 1,
+    unroll: bool = False,
     axis_name: str | None = None,
 ) -> TrainStep:
     """One step of gradient descent on an objective, a function `(state, batch) -> (state, metrics)`.
@@ -92,7 +95,10 @@ def make_train_step(
     Only `trainable` is differentiated: the rest takes no gradient, no optimizer state and no backward pass. A step
     whose gradient is not finite changes nothing but the step's number, and says so in `skipped`. `ema` is the decay of
     a moving average of what trains, rising from 0.1 as in TensorFlow's ExponentialMovingAverage; `sam` the radius ρ of
-    sharpness-aware minimisation (Foret et al. 2021, equation 2), which takes two gradients. `axis_name` is pmap's.
+    sharpness-aware minimisation (Foret et al. 2021, equation 2), which takes two gradients. With `accumulate` the batch
+    is taken in so many pieces, one after the other, and the gradient is their mean: that of the whole batch, but for
+    BatchNorms that use batch statistics, which see a piece at a time. `unroll` writes the pieces out instead of looping.
+    `axis_name` is pmap's.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -102,11 +108,19 @@ def make_train_step(
         batch = prepare(batch, augment_key)
         train, frozen = tree.split(state.params, trainable)
 
-        def half(train: dict[str, Array]) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
-            return objective(tree.merge(train, frozen), state.batch_stats, batch, model_key)
+        def half(
+            train: dict[str, Array], batch_stats: Mapping[str, Any], batch: Batch, key: Array
+        ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
+            return objective(tree.merge(train, frozen), batch_stats, batch, key)
 
         def gradient(at: dict[str, Array]) -> tuple[dict[str, Array], Metrics, dict[str, Array]]:
-            grads, (metrics, batch_stats) = jax.grad(half, has_aux=True)(at)
+            slope = jax.grad(half, has_aux=True)
+            if accumulate == 1:
+                grads, (metrics, batch_stats) = slope(at, state.batch_stats, batch, model_key)
+            else:
+                (grads, metrics, batch_stats) = _accumulated(
+                    partial(slope, at), state.batch_stats, pieces(batch, accumulate), model_key, unroll
+                )
             if axis_name:
                 grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
             return grads, metrics, batch_stats
@@ -136,6 +150,36 @@ def make_train_step(
         return state.replace(step=state.step + 1, **new), metrics  # type: ignore[attr-defined]
 
     return train_step
+
+
+def pieces(batch: Batch, count: int) -> dict[str, Array]:
+    """The batch's arrays [b, …] as [count, b / count, …].
+
+    A piece has every `count`-th example, so that a batch cut over devices is still cut over all of them piece by piece.
+    """
+    return {n: jnp.swapaxes(v.reshape(v.shape[0] // count, count, *v.shape[1:]), 0, 1) for n, v in batch.items()}
+
+
+def _accumulated(
+    slope: Callable[..., Any], batch_stats: Mapping[str, Any], batches: dict[str, Array], key: Array, unroll: bool
+) -> tuple[dict[str, Array], Metrics, dict[str, Array]]:
+    """Mean gradient and mean metrics of the pieces, and the batch statistics after the last."""
+    count = len(next(iter(batches.values())))
+
+    def one(batch_stats: Any, i: Array, batch: Batch) -> tuple[Any, Any]:
+        grads, (metrics, batch_stats) = slope(batch_stats, batch, jax.random.fold_in(key, i))
+        return (grads, metrics), batch_stats
+
+    def add(carry: Any, each: Any) -> tuple[Any, None]:
+        new, batch_stats = one(carry[1], *each)
+        return (jax.tree.map(jnp.add, carry[0], new), batch_stats), None
+
+    each, start = (jnp.arange(count, dtype=jnp.int32), batches), dict(batch_stats)
+    sums = jax.eval_shape(one, start, *jax.tree.map(lambda v: v[0], each))[0]
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
+    (total, after), _ = jax.lax.scan(add, (zero, start), each, unroll=count if unroll else 1)
+    grads, metrics = jax.tree.map(lambda v: v / count, total)
+    return grads, metrics, after
 
 
 def make_eval_step(

@@ -288,3 +288,30 @@ def test_distillation_holds_the_features_where_they_were(problem):
         distil.features(model, start="head", **options)
     with pytest.raises(UserError, match="have no"):
         distil.features(model, **(options | {"source": {}}))
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(problem):
+    """Looped or written out, and every piece cut over all devices."""
+    model, params, stats, batch = problem
+    mesh, after = shard.make_mesh(), []
+    for accumulate, unroll in ((1, False), (2, False), (2, True)):
+        step, state, _ = make(
+            model, params, stats, ("head", "stage4"), "frozen", opt="sgd", accumulate=accumulate, unroll=unroll
+        )
+        state = shard.distribute(state, mesh)
+        run = shard.compile_steps(repeat(step, loop=False), state, mesh)
+        state, metrics = run(state, shard.distribute(batch, mesh), np.arange(16, dtype=np.int32)[None], np.int32(1))
+        after.append(state.params | metrics)
+    for other in after[1:]:
+        for name, value in after[0].items():
+            np.testing.assert_allclose(other[name], value, rtol=2e-4, atol=2e-6, err_msg=name)
+
+
+def test_accumulation_moves_batch_statistics_piece_by_piece(problem):
+    model, params, stats, batch = problem
+    step, state, _ = make(model, params, stats, ("*",), accumulate=2)
+    twice = jax.jit(step)(state, batch)[0].batch_stats
+    _, once = model.apply(params, stats, batch["image"][::2], update_stats=model.parts)
+    _, expected = model.apply(params, once, batch["image"][1::2], update_stats=model.parts)
+    for name, value in expected.items():
+        np.testing.assert_allclose(twice[name], value, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -1,23 +1,42 @@
-"""Devices: the mesh, how state and batches lie on it (data-parallel, FSDP), and the pmap variant."""
+"""Devices and processes: the mesh, how state and batches lie on it (data-parallel, FSDP, tensor-parallel), and pmap."""
 
-from collections.abc import Callable, Sequence
+import fnmatch
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jft.errors import UserError
 
-DATA = "data"
+DATA, MODEL = "data", "model"  # the mesh's axes
 SHARDINGS = ("replicate", "fsdp", "pmap")
 
+# Which axis of a parameter is cut over `model`: a block's first products by columns and its second by rows, so that
+# each device has its own heads and hidden units and a block communicates twice (Shoeybi et al. 2019, Megatron-LM).
+TENSOR_PARALLEL = (
+    ("*/attn/qkv/*", -1),
+    ("*/attn/proj/kernel", 0),
+    ("*/mlp/fc1/*", -1),
+    ("*/mlp/fc2/kernel", 0),
+)
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, `data`, over these devices or all there are."""
+
+def make_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:
+    """A mesh of axes `data` and `model`, the second of so many devices, over these devices or all there are.
+
+    Raises UserError where the devices cannot be divided so.
+    """
     devices = list(devices or jax.devices())
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    if len(devices) % model:
+        raise UserError(f"--tensor {model}: {len(devices)} devices cannot be divided into groups of {model}.")
+    axes = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((len(devices) // model, model), (DATA, MODEL), axis_types=axes, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -26,38 +45,66 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Axis `axis` of the array is cut into one piece a device."""
+    """Axis `axis` of the array is cut into one piece for each place along `data`."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA))
 
 
 def shardings(tree: Any, mesh: Mesh, sharding: str = "replicate") -> Any:
     """A sharding for every leaf: `replicate`, or `fsdp`, which cuts each leaf's longest axis that divides evenly.
 
-    FSDP follows ZeRO-3 (Rajbhandari et al. 2020): the compiler gathers a layer's weights where they are used.
+    FSDP follows ZeRO-3 (Rajbhandari et al. 2020): the compiler gathers a layer's weights where they are used. Where the
+    mesh has a `model` axis, `TENSOR_PARALLEL` comes first; optimizer state lies as the parameter it is of.
     """
     if sharding not in SHARDINGS:
         raise UserError(f"There is no sharding {sharding!r}; it is one of {', '.join(SHARDINGS)}.")
+    data, model = mesh.shape[DATA], mesh.shape[MODEL]
 
-    def place(leaf: Any) -> NamedSharding:
-        if sharding == "fsdp" and mesh.size > 1:
-            axes = [i for i, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        spec: list[str | None] = [None] * len(leaf.shape)
+        name = next((k.key for k in reversed(path) if isinstance(k, jax.tree_util.DictKey)), "")
+        axis = next((axis for pattern, axis in TENSOR_PARALLEL if fnmatch.fnmatchcase(str(name), pattern)), None)
+        if model > 1 and axis is not None and spec and leaf.shape[axis] % model == 0:
+            spec[axis] = MODEL
+        if sharding == "fsdp" and data > 1:
+            axes = [i for i, size in enumerate(leaf.shape) if size and size % data == 0 and spec[i] is None]
             if axes:
-                return over_batch(mesh, max(axes, key=lambda i: leaf.shape[i]))
-        return replicated(mesh)
+                spec[max(axes, key=lambda i: leaf.shape[i])] = DATA
+        return NamedSharding(mesh, PartitionSpec(*spec) if any(spec) else PartitionSpec())
 
-    return jax.tree.map(place, tree)
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def put(leaf: Any, where: NamedSharding) -> jax.Array:
+    """An array that every process holds, on the devices of all of them."""
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, where)
+    whole = fetch(leaf)
+    return jax.make_array_from_callback(whole.shape, where, lambda at: whole[at])
+
+
+def fetch(tree: Any) -> Any:
+    """Every leaf whole, as a numpy array, in every process; all of them must ask together."""
+
+    def whole(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, tree)
 
 
 def place(tree: Any, mesh: Mesh, sharding: str = "replicate") -> Any:
     """The tree on the devices; for `pmap` every leaf gets a leading axis, one copy a device."""
     if sharding == "pmap":
-        stack = over_batch(mesh)
+        stack = NamedSharding(mesh, PartitionSpec((DATA, MODEL)))
         return jax.tree.map(lambda leaf: jax.device_put(jnp.stack([leaf] * mesh.size), stack), tree)
-    return jax.tree.map(jax.device_put, tree, shardings(tree, mesh, sharding))
+    return jax.tree.map(put, tree, shardings(tree, mesh, sharding))
 
 
 def distribute(tree: Any, mesh: Mesh, sharding: str = "replicate") -> Any:
     """`place` in buffers of its own: donating what `device_put` gave could take the caller's own array away."""
+    if jax.process_count() > 1:
+        return place(tree, mesh, sharding)
     return place(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree), mesh, sharding)
 
 
@@ -66,10 +113,32 @@ def collect(tree: Any, sharding: str = "replicate") -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree) if sharding == "pmap" else tree
 
 
-def compile_steps(run: Callable, state: Any, mesh: Mesh, sharding: str = "replicate") -> Callable:
+def rows(mesh: Mesh, batch: int) -> np.ndarray:
+    """Which rows of a batch this process's devices hold: those that it has to read."""
+    held = over_batch(mesh).addressable_devices_indices_map((batch,))
+    return np.unique(np.concatenate([np.arange(batch)[at] for at in held.values()]))
+
+
+def put_rows(data: Mapping[str, np.ndarray], mesh: Mesh, batch: int, sharding: str = "replicate") -> dict[str, Any]:
+    """A batch cut over the devices, of which every process gives its `rows`."""
+    if sharding == "pmap":
+        stack = NamedSharding(mesh, PartitionSpec((DATA, MODEL)))
+        cut = {n: v.reshape(mesh.size, batch // mesh.size, *v.shape[1:]) for n, v in data.items()}
+        return {n: jax.device_put(v, stack) for n, v in cut.items()}
+    where = over_batch(mesh)
+    return {
+        n: jax.make_array_from_process_local_data(where, np.ascontiguousarray(v), (batch, *v.shape[1:]))
+        for n, v in data.items()
+    }
+
+
+def compile_steps(
+    run: Callable, state: Any, mesh: Mesh, sharding: str = "replicate", resident: str = "replicate"
+) -> Any:
     """`step.repeat(step)` for states and data that `distribute` placed; the state given to it is donated.
 
-    For `pmap` the step must have been made with `axis_name=DATA`.
+    Data are `replicate`d over the devices, or `cut` over them: whole sets, or batches of `put_rows`. For `pmap` the
+    step must have been made with `axis_name=DATA`.
     """
     if sharding == "pmap":
         mapped = jax.pmap(
@@ -85,7 +154,58 @@ def compile_steps(run: Callable, state: Any, mesh: Mesh, sharding: str = "replic
     whole, where = replicated(mesh), shardings(state, mesh, sharding)
     return jax.jit(
         run,
-        in_shardings=(where, whole, over_batch(mesh, 1), whole),
+        in_shardings=(where, over_batch(mesh) if resident == "cut" else whole, over_batch(mesh, 1), whole),
         out_shardings=(where, whole),
         donate_argnums=0,
     )
+
+
+# Several processes, each with devices of its own: all run the same program, and the first alone writes.
+
+
+def join() -> None:
+    """Become one process of several: as JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say, or as the
+    cluster (a TPU pod, Slurm, Open MPI, Kubernetes) tells JAX. Raises UserError where nobody does.
+    """
+    if jax.distributed.is_initialized():
+        return
+    number = {n: os.environ.get(f"JAX_{n.upper()}") for n in ("num_processes", "process_id")}
+    try:
+        jax.distributed.initialize(**{n: int(v) for n, v in number.items() if v})  # type: ignore[arg-type]
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--distributed: {error} Start one process a host under Slurm or on a TPU pod, or set "
+            "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+        ) from None
+
+
+def agree(value: float, how: Callable[[list[Any]], Any] = max) -> Any:
+    """One number of every process's own, the same in all of them."""
+    if jax.process_count() == 1:
+        return value
+    return how(np.asarray(multihost_utils.process_allgather(np.asarray(value, np.float64))).tolist())
+
+
+def broadcast(tree: Any) -> Any:
+    """The first process's arrays, in all of them; the others give arrays of the same shapes."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(tree))
+
+
+def together(function: Callable[[], Any]) -> Any:
+    """What the function gives to the first process, which alone calls it: JSON, in all of them; its UserError too."""
+    if jax.process_count() == 1:
+        return function()
+    text = b""
+    if jax.process_index() == 0:
+        try:
+            text = json.dumps([function(), None]).encode()
+        except UserError as error:
+            text = json.dumps([None, str(error)]).encode()
+    length = int(broadcast(np.asarray(len(text), np.int32)))
+    told = broadcast(np.frombuffer(text.ljust(length, b" "), np.uint8))
+    value, error = json.loads(told.tobytes())
+    if error is not None:
+        raise UserError(error)
+    return value

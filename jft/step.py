@@ -93,12 +93,12 @@ def make_train_step(
     """One step of gradient descent on an objective, a function `(state, batch) -> (state, metrics)`.
 
     Only `trainable` is differentiated: the rest takes no gradient, no optimizer state and no backward pass. A step
-    whose gradient is not finite changes nothing but the step's number, and says so in `skipped`. `ema` is the decay of
+    whose loss or gradient is not finite changes nothing but the step's number, and says so in `skipped`. `ema` is the decay of
     a moving average of what trains, rising from 0.1 as in TensorFlow's ExponentialMovingAverage; `sam` the radius ρ of
-    sharpness-aware minimisation (Foret et al. 2021, equation 2), which takes two gradients. With `accumulate` the batch
-    is taken in so many pieces, one after the other, and the gradient is their mean: that of the whole batch, but for
-    BatchNorms that use batch statistics, which see a piece at a time. `unroll` writes the pieces out instead of looping.
-    `axis_name` is pmap's.
+    sharpness-aware minimisation (Foret et al. 2021, equation 2), which takes two gradients. With `accumulate` the
+    batch is taken in so many pieces, one after the other, and the gradient is their mean: that of the whole batch, but
+    for BatchNorms that use batch statistics, which see a piece at a time. `unroll` writes the pieces out instead of
+    looping. `axis_name` is pmap's.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -143,7 +143,7 @@ def make_train_step(
             decay = jnp.minimum(ema, (1 + count) / (10 + count))
             now = new["params"] | batch_stats
             new["ema"] = {n: decay * v + (1 - decay) * now[n] for n, v in state.ema.items()}
-        sound = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(grads))
+        sound = jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(grads)) & jnp.isfinite(metrics.get("loss", norm))
         old = {name: getattr(state, name) for name in new}
         new = jax.tree.map(lambda a, b: a if a is b else jnp.where(sound, a, b), new, old)
         metrics |= {"grad_norm": norm, "skipped": jnp.where(sound, 0.0, 1.0)}
@@ -201,21 +201,22 @@ def make_eval_step(
 
 
 def gather(data: Mapping[str, Any], index: Array) -> dict[str, Array]:
-    """The batch of these examples out of arrays resident on the device; `index` [b] stays in it as `index`."""
-    # Streamed data bring their own `index`, the examples' places in the whole set.
+    """The batch of these examples out of arrays resident on the devices; `index` [b] stays in it as `index`."""
     return {"index": index} | {name: jnp.take(array, index, axis=0) for name, array in data.items()}
 
 
-def repeat(step: TrainStep, loop: bool = True) -> Callable[[State, Batch, Array, Array], tuple[State, Metrics]]:
+def repeat(
+    step: TrainStep, loop: bool = True, resident: bool = True
+) -> Callable[[State, Batch, Array, Array], tuple[State, Metrics]]:
     """Many steps in one dispatch: `(state, data, index [n, b], count) -> (state, metrics [n])`, the first `count` run.
 
     `count` is a value, not a shape, so a stage compiles once however its steps are grouped. Without `loop` there is
-    one step a dispatch (n = 1).
+    one step a dispatch (n = 1); of data that are not `resident` it is the very batch.
     """
 
     def run(state: State, data: Batch, index: Array, count: Array) -> tuple[State, Metrics]:
-        if not loop:
-            state, metrics = step(state, gather(data, index[0]))
+        if not loop or not resident:
+            state, metrics = step(state, gather(data, index[0]) if resident else data)
             return state, {name: m[None] for name, m in metrics.items()}
         shapes = jax.eval_shape(lambda s, d, i: step(s, gather(d, i))[1], state, data, index[0])
         empty = {name: jnp.zeros((index.shape[0], *m.shape), m.dtype) for name, m in shapes.items()}

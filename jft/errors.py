@@ -1,7 +1,12 @@
 """The error a user's mistake becomes: one message, no traceback, exit code 2."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# What moves a terminal's cursor, changes its state, breaks a line or turns the direction of writing, and halves of
+# characters, which nothing can encode.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(Exception):
@@ -16,3 +21,12 @@ def near(given: str, known: Iterable[str], n: int = 5) -> str:
     """
     close = difflib.get_close_matches(given, list(known), n=n, cutoff=0.5)
     return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with control characters as escapes, those in `keep` aside: a name from a file does nothing but stand.
+
+    >>> print(printable("\\x1b[2Jcat.png"))
+    \\x1b[2Jcat.png
+    """
+    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)

@@ -135,6 +135,7 @@ def test_what_is_no_image_is_left_out_with_a_reason_and_litter_silently(tmp_path
         "a/notes.txt": "not an image",
         "README.md": "not in a class folder",
         "empty/": "class folder without images; the class is left out",
+        "a/pipe.png": "a pipe, not a file",
     }
 
 
@@ -142,6 +143,84 @@ def test_links_that_lead_in_a_circle_are_followed_once(tmp_path):
     folder(tmp_path, a=2, b=2)
     (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
     assert len(load(tmp_path, val_fraction=0.0).train) == 4
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    folder(tmp_path, a=2, b=2)
+    (tmp_path / "a" / "nowhere.png").symlink_to("gone.png")
+    (tmp_path / "b" / "round.png").symlink_to("round.png")
+    os.mkfifo(tmp_path / "pipe")
+    assert dict(load(tmp_path, val_fraction=0.0).excluded) == {
+        "a/nowhere.png": "a link that leads nowhere",
+        "b/round.png": "a link in a circle",
+        "pipe": "a pipe, not a file",
+    }
+    assert unlabelled([tmp_path / "pipe"])[1] == [(str(tmp_path / "pipe"), "a pipe, not a file")]
+
+
+def test_a_file_beyond_the_limit_or_become_a_pipe_is_not_read(tmp_path):
+    folder(tmp_path, a=3, b=2)
+    os.truncate(tmp_path / "a" / "0.png", 1 << 40)  # a hole: takes no space
+    dataset = load(tmp_path, val_fraction=0.0).train
+    (tmp_path / "a" / "1.png").unlink()
+    os.mkfifo(tmp_path / "a" / "1.png")
+    kept, excluded = pipeline.readable(dataset, SMALL)
+    assert kept.tolist() == [2, 3, 4] and [name for name, _ in excluded] == ["a/0.png", "a/1.png"]
+    assert "limit" in excluded[0][1] and "a pipe, not a file" in excluded[1][1]
+
+
+ODD_NAMES = {
+    "a\nb": "a\\nb",
+    "\x1b[31mred": "\\x1b[31mred",
+    "\u202egnp": "\\u202egnp",
+    "=cmd()'x'": "=cmd()'x'",
+    "<i>": "<i>",
+}
+
+
+def test_names_hold_no_control_characters(tmp_path):
+    for name in ODD_NAMES:
+        put(tmp_path / "d" / name / f"{name}.png")
+        put(tmp_path / "d" / name / f"2{name}.png", 1)
+    splits = load(tmp_path / "d")
+    assert splits.classes == tuple(sorted(ODD_NAMES.values()))
+    assert sorted(splits.train.names + splits.val.names) == sorted(
+        f"{shown}/{n}{shown}.png" for shown in ODD_NAMES.values() for n in ("", "2")
+    )
+    assert splits.train.files is not None and splits.train.read(0) == splits.train.files[0].read_bytes()
+    rows = "".join(f'"d/{n}/{n}.png","{n}"\n' for n in ODD_NAMES)
+    listed = load(table(tmp_path, "path,label\n" + rows), val_fraction=0.0)
+    assert listed.classes == splits.classes
+    assert sorted(listed.train.names) == sorted(f"d/{n}/{n}.png" for n in ODD_NAMES.values())
+
+
+def test_quarantine_leaves_out_what_it_names_and_moves_nothing_else(tmp_path):
+    folder(tmp_path, a=10, b=10)
+    put(tmp_path / "a" / "x\ny.png")
+    before = load(tmp_path)
+    gone = (before.train.names[0], before.val.names[0], "a/x\\ny.png")
+    (tmp_path / "quarantine.txt").write_text(
+        f"# reviewed\n./{gone[0]}\tplaceholder\n{gone[1]}\n{gone[2]}\n\nb/no.png\n"
+    )
+    after = load(tmp_path)
+    assert after.train.names == tuple(n for n in before.train.names if n not in gone)
+    assert after.val.names == tuple(n for n in before.val.names if n not in gone)
+    assert after.train.read(0) == before.train.read(1)
+    assert dict(after.excluded) == dict.fromkeys(gone, "in quarantine.txt") | {
+        gone[0]: "in quarantine.txt: placeholder"
+    }
+    assert after.unknown == ("b/no.png",)
+    (tmp_path / "quarantine.txt").write_text("".join(f"a/{i}.png\n" for i in range(10)) + gone[2])
+    assert "no training image of a" in message(tmp_path)
+    (tmp_path / "quarantine.txt").write_bytes(b"\xff\n")
+    assert "no UTF-8" in message(tmp_path)
+
+
+def test_quarantine_of_a_csv_lies_beside_it(pictures):
+    rows = "".join(f"p/{i}.png,{'ab'[i % 2]}\n" for i in range(6))
+    (pictures / "quarantine.txt").write_text("p/0.png\n")
+    splits = load(table(pictures, "path,label\n" + rows), val_fraction=0.0)
+    assert len(splits.train) == 5 and splits.excluded == [("p/0.png", "in quarantine.txt")]
 
 
 def test_wrong_folders(tmp_path):
@@ -223,6 +302,9 @@ def test_a_line_given_twice_counts_once(pictures):
         ("path,label,split\np/0.png,cat,train\np/1.png,b,train\np/2.png,cats,val\n", "cats of val .*Did you mean cat"),
         ("path,label\np/0.png,a\np/1.png,a\n", "one class only"),
         ('path,label\n"p/0.png,a\n', "no valid CSV"),
+        ("path,label\n\0,a\n", "no valid CSV|zero byte"),
+        (f"path,label\n{'p/' * 3000}x.png,a\n", "do not exist"),
+        (f"path,label\np/0.png,{'a' * 2000}\n", "a label has 2,000 characters"),
     ],
 )
 def test_wrong_csv(pictures, text, said):

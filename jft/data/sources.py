@@ -1,8 +1,10 @@
 """Labelled pictures from a folder, a CSV, TFDS or arrays: names, labels and how to read each; no pixel is decoded."""
 
 import csv
+import errno
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,10 +16,14 @@ import numpy as np
 from PIL import Image
 
 from jft.data.decode import DecodeError, formats, quiet, to_rgb
-from jft.errors import UserError, near
+from jft.errors import UserError, near, printable
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
+QUARANTINE = "quarantine.txt"
+MAX_FILE = 1 << 29  # bytes; each thread that decodes holds a whole file
+MAX_LABEL = 1000  # characters; a longer one is a quote that is not closed
+MAX_MATRIX = 1 << 32  # bytes of the labels of pictures that have several
 
 Excluded = list[tuple[str, str]]
 
@@ -28,12 +34,15 @@ class Dataset:
 
     `labels` is int32 [n], indices into `classes`, or float32 [n, k] of zeros and ones where a picture has several.
     `read(i)` gives the encoded file as bytes, or the pixels as an array; `jft.data.decode` makes pictures of either.
+    Names and classes that come from files hold no control characters: those stand as escapes, bytes that are no UTF-8
+    too. `files` says where each picture lies, if it is a file.
     """
 
     names: tuple[str, ...]
     labels: np.ndarray
     classes: tuple[str, ...]
     read: Callable[[int], bytes | np.ndarray]
+    files: tuple[Path, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,18 +52,28 @@ class Dataset:
         chosen = np.asarray(indices, np.int64)
         read = self.read
         names = tuple(self.names[i] for i in chosen)
-        return replace(self, names=names, labels=self.labels[chosen], read=lambda i: read(int(chosen[i])))
+        files = tuple(self.files[i] for i in chosen) if self.files is not None else None
+        return replace(self, names=names, labels=self.labels[chosen], read=lambda i: read(int(chosen[i])), files=files)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """What training, validation and test see; `excluded` names what was left out, with the reason."""
+    """What training, validation and test see; `excluded` names what was left out, with the reason.
+
+    `root` is the folder that the names are relative to, `unknown` what its quarantine list names and is not there.
+    """
 
     train: Dataset
     val: Dataset | None
     test: Dataset | None
     classes: tuple[str, ...]
     excluded: Excluded
+    root: Path | None = None
+    unknown: tuple[str, ...] = ()
+
+    def sets(self) -> dict[str, Dataset]:
+        """The splits there are, by name."""
+        return {name: data for name, data in (("train", self.train), ("val", self.val), ("test", self.test)) if data}
 
 
 def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
@@ -64,19 +83,24 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
     `path,label[,split]` (several labels separated by `|`), `tfds:NAME[:CONFIG]`, a Dataset (see `arrays`), or a
     mapping from `train`, `val`, `test` to Datasets or to pairs (images, labels). Without a validation set, the
     fraction `val_fraction` of the training set becomes one, stratified by label, the same for the same seed (0: none).
+    Pictures that `quarantine.txt` names (in the folder, or beside the CSV; see `read_quarantine`) are left out, after
+    the split, so that all others stay where they are.
 
     >>> splits = load("hymenoptera_data")
     >>> splits.classes, len(splits.train), len(splits.val)
     (('ants', 'bees'), 245, 153)
     """
+    root = None
     if isinstance(data, str) and data.startswith("tfds:"):
         found, excluded = _tfds(data.removeprefix("tfds:"))
     elif isinstance(data, (str, Path)):
         path = Path(data).expanduser()
         if path.is_dir():
             found, excluded = _folder(path)
+            root = path
         elif path.is_file():
             found, excluded = _csv(path)
+            root = path.parent
         else:
             raise UserError(_no_such(path))
     elif isinstance(data, Dataset):
@@ -99,7 +123,55 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
                 "Add images, or give a validation set."
             )
         train, val = train.select(kept), train.select(held_out)
-    return Splits(train, val, found.get("test"), train.classes, excluded)
+    splits = Splits(train, val, found.get("test"), train.classes, excluded, root)
+    return splits if root is None else _without_quarantined(splits, root / QUARANTINE)
+
+
+def read_quarantine(file: Path) -> dict[str, str]:
+    """What a quarantine list leaves out: names, as jft prints them, with the reason. Raises UserError.
+
+    A line is a name, relative to the list's folder, and perhaps a tab and a reason; `# ` begins a comment.
+    """
+    if not os.path.isfile(file):
+        return {}
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise UserError(f"{file} cannot be read: {reason}. It lists pictures to leave out, one a line.") from None
+    listed = {}
+    for line in lines:
+        name, _, reason = line.partition("\t")
+        if name.strip() and not line.startswith("# ") and line != "#":
+            listed[name.strip().removeprefix("./")] = printable(reason.strip())
+    return listed
+
+
+def _without_quarantined(splits: Splits, file: Path) -> Splits:
+    listed = read_quarantine(file)
+    if not listed:
+        return splits
+    left: dict[str, Dataset] = {}
+    excluded = list(splits.excluded)
+    seen = {name for name, _ in excluded}
+    for split, dataset in splits.sets().items():
+        out = np.array([name in listed for name in dataset.names], bool)
+        for i in np.flatnonzero(out):
+            name = dataset.names[i]
+            excluded.append((name, f"in {QUARANTINE}" + (f": {listed[name]}" if listed[name] else "")))
+            seen.add(name)
+        left[split] = dataset.select(np.flatnonzero(~out)) if out.any() else dataset
+    train = left["train"].labels
+    here = np.flatnonzero((train > 0).any(0)) if train.ndim == 2 else np.unique(train)
+    if missing := [c for i, c in enumerate(splits.classes) if i not in here]:
+        raise UserError(f"{file} leaves no training image of {_few(missing)}.")
+    for split, dataset in left.items():
+        if not len(dataset):
+            raise UserError(f"{file} leaves no image of {split}.")
+    unknown = tuple(name for name in listed if name not in seen)
+    return replace(
+        splits, train=left["train"], val=left.get("val"), test=left.get("test"), excluded=excluded, unknown=unknown
+    )
 
 
 def arrays(images: np.ndarray | Sequence, labels: Any, classes: Sequence[str] | None = None) -> Dataset:
@@ -127,12 +199,14 @@ def unlabelled(paths: Iterable[str | Path], classes: Sequence[str] = ()) -> tupl
     excluded: Excluded = []
     for given in paths:
         path = Path(given).expanduser()
-        if path.is_dir():
+        if os.path.isdir(path):
             inside, left_out = _pictures(path, _shown(str(path)).rstrip("/"))
             files += inside
             excluded += left_out
-        elif path.exists():
+        elif os.path.isfile(path):
             files.append((_shown(str(path)), path))
+        elif os.path.lexists(path):
+            excluded.append((_shown(str(path)), _no_file(path)))
         else:
             raise UserError(_no_such(path))
     labels = np.full(len(files), -1, np.int32)
@@ -177,7 +251,8 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 
 
 def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
-    folders, files = _children(root)
+    folders, files, odd = _entries(root)
+    files = [f for f in files if f.name != QUARANTINE]
     splits: dict[str, Path] = {}
     excluded: Excluded = []
     train = next((f for f in folders if f.name.lower() == "train"), None)
@@ -192,7 +267,9 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
                 splits[split] = folder
     else:
         splits["train"] = root
-    excluded += [(_shown(f.name), "not in a class folder") for f in files if len(splits) > 1 or splits["train"] != root]
+    if splits["train"] != root:
+        excluded += [(_shown(f.name), "not in a class folder") for f in files]
+        excluded += [(_shown(f.name), _no_file(f)) for f in odd]
 
     found: dict[str, dict[str, list[tuple[str, Path]]]] = {}
     for split, folder in splits.items():
@@ -235,8 +312,11 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
 
 def _class_folders(folder: Path, prefix: str) -> tuple[dict[str, list[tuple[str, Path]]], Excluded]:
     """For each class folder its pictures (name, path). Names that only Unicode's normal forms tell apart are one."""
-    folders, files = _children(folder)
-    excluded: Excluded = [(prefix + _shown(f.name), "not in a class folder") for f in files]
+    folders, files, odd = _entries(folder)
+    excluded: Excluded = [
+        (prefix + _shown(f.name), "not in a class folder") for f in files if prefix or f.name != QUARANTINE
+    ]
+    excluded += [(prefix + _shown(f.name), _no_file(f)) for f in odd]
     classes: dict[str, list[tuple[str, Path]]] = {}
     for inside in folders:
         pictures, left_out = _pictures(inside, prefix + _shown(inside.name))
@@ -257,7 +337,8 @@ def _pictures(folder: Path, name: str) -> tuple[list[tuple[str, Path]], Excluded
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders, files = _children(folder)
+        folders, files, odd = _entries(folder)
+        excluded += [(f"{name}/{_shown(f.name)}", _no_file(f)) for f in odd]
         waiting += [(f"{name}/{_shown(f.name)}", f) for f in reversed(folders)]
         for file in files:
             if _is_picture(file):
@@ -269,19 +350,37 @@ def _pictures(folder: Path, name: str) -> tuple[list[tuple[str, Path]], Excluded
 
 def _children(folder: Path) -> tuple[list[Path], list[Path]]:
     """The folders and the files in a folder, each sorted by name, without the hidden and the system's litter."""
-    folders, files = [], []
+    return _entries(folder)[:2]
+
+
+def _entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """The folders, the files and what is neither: links that lead nowhere, pipes, sockets, devices."""
+    folders: list[Path] = []
+    files: list[Path] = []
+    odd: list[Path] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.lower() in LITTER:
                     continue
-                if entry.is_dir():
-                    folders.append(Path(entry.path))
-                elif entry.is_file():
-                    files.append(Path(entry.path))
+                path = Path(entry.path)
+                # os.path's take a link in a circle for no file, where the entry's own raise.
+                (folders if os.path.isdir(path) else files if os.path.isfile(path) else odd).append(path)
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be read: {error.strerror}.") from None
-    return sorted(folders, key=lambda p: p.name), sorted(files, key=lambda p: p.name)
+    for paths in (folders, files, odd):
+        paths.sort(key=lambda p: p.name)
+    return folders, files, odd
+
+
+def _no_file(path: Path) -> str:
+    """What it is that is neither a folder nor a file."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return "a link in a circle" if error.errno == errno.ELOOP else "a link that leads nowhere"
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
 def _is_picture(path: Path) -> bool:
@@ -298,12 +397,21 @@ def _is_picture(path: Path) -> bool:
 
 def _files_dataset(files: list[tuple[str, Path]], labels: np.ndarray, classes: tuple[str, ...]) -> Dataset:
     paths = tuple(path for _, path in files)
-    return Dataset(tuple(name for name, _ in files), labels, classes, lambda i: paths[i].read_bytes())
+    return Dataset(tuple(name for name, _ in files), labels, classes, lambda i: _content(paths[i]), paths)
+
+
+def _content(path: Path) -> bytes:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(_no_file(path))
+    if status.st_size > MAX_FILE:
+        raise OSError(f"a file of {status.st_size:,} bytes; {MAX_FILE:,} are the limit")
+    return path.read_bytes()
 
 
 def _shown(name: str) -> str:
-    """A file name as text that can be printed and written anywhere, be its bytes UTF-8 or not."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file name as text that can be printed and written anywhere, whatever its bytes are."""
+    return printable(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def _no_such(path: Path) -> str:
@@ -341,16 +449,23 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
     missing = []
     for line, row in rows:
         name, where = row["path"], f"{path}, line {line}"
-        target = Path(os.path.normpath(root / name))
         if not name:
             raise UserError(f"{where}: the path is empty.")
+        if "\0" in name:
+            raise UserError(f"{where}: the path {name[:80]!r} has a zero byte in it.")
+        target = Path(os.path.normpath(root / name))
         if not target.is_relative_to(root):
             raise UserError(
                 f"{where}: {name!r} lies outside {root}. Paths in a CSV file are relative to it and stay in its "
                 "folder; move the CSV file to a folder that holds the images."
             )
         name = target.relative_to(root).as_posix()
-        labels = tuple(sorted({label.strip() for label in row["label"].split("|")} - {""}))
+        labels = tuple(sorted({printable(label.strip()) for label in row["label"].split("|")} - {""}))
+        if long := next((label for label in labels if len(label) > MAX_LABEL), None):
+            raise UserError(
+                f"{where}: a label has {len(long):,} characters, {long[:40]!r}…; {MAX_LABEL:,} are the limit. "
+                "Is a quote not closed?"
+            )
         if not labels and not several:
             raise UserError(f"{where}: {name} has no label.")
         split = SPLITS.get(row.get("split", "train").lower() or "train")
@@ -362,9 +477,9 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
                     f"{where}: {name} was listed before with another label or split. "
                     "An image with several labels has one line, its labels separated by |."
                 )
-            excluded.append((name, "listed twice"))
+            excluded.append((_shown(name), "listed twice"))
             continue
-        if not target.is_file():
+        if not os.path.isfile(target):
             missing.append(name)
         files[name] = (labels, split, target)
     if not files:
@@ -375,6 +490,11 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
     if not any(split == "train" for _, split, _ in files.values()):
         raise UserError(f"{path} has no training images: no line's split is train.")
     classes = tuple(sorted(used["train"]))
+    if several and 4 * len(files) * len(classes) > MAX_MATRIX:
+        raise UserError(
+            f"{path} has {len(classes):,} labels for {len(files):,} images, too many for a table of both. Is `label` "
+            "the right column?"
+        )
     for split in ("val", "test"):
         if unknown := sorted(used[split] - used["train"]):
             raise UserError(

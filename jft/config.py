@@ -117,13 +117,34 @@ class Config:
     dropout: float = _opt(0.0, "before the head (and in a ViT's blocks), in parts that train", least=0, below=1)
     drop_path: float = _opt(0.0, "stochastic depth's rate at the last block, in parts that train", least=0, below=1)
     dtype: str = _opt(
-        "float32",
-        "of the computation: float32 or bfloat16; parameters stay float32",
-        choices=("float32", "bfloat16", "float16"),
+        "auto",
+        "of the computation; parameters stay float32; auto: bfloat16 on a GPU or TPU, float32 on a CPU",
+        choices=("auto", "float32", "bfloat16", "float16"),
     )
-    remat: bool = _opt(False, "recompute activations in the backward pass: less memory, about a third more time")
+    remat: str = _opt(
+        "none",
+        "recompute activations in the backward pass: full (least memory, about a third more time), or dots, which keeps "
+        "what matrix products gave",
+        choices=("none", "dots", "full"),
+    )
+    accumulate: int | None = _opt(
+        None, "pieces a batch is taken in, their gradients averaged; default: as few as memory allows", least=1
+    )
     sharding: str = _opt("replicate", "over the devices: replicate, fsdp, pmap", choices=("replicate", "fsdp", "pmap"))
-    features: bool = _opt(True, "run the frozen parts once per image where nothing random is before or in them")
+    tensor: int = _opt(
+        1, "devices that share each layer of a ViT (tensor parallelism); the others share batches", least=1
+    )
+    distributed: bool = _opt(False, "be one process of several, on one or many hosts: docs/scaling.md")
+    features: str = _opt(
+        "memory",
+        "run frozen parts once per image, where nothing random is before or in them, and keep what they give: memory, "
+        "disk (where memory does not hold it), none",
+        choices=("memory", "disk", "none"),
+    )
+    features_dtype: str = _opt("float32", "that features are kept in", choices=("float32", "bfloat16", "float16"))
+    views: int | None = _opt(
+        None, "keep features of so many augmented views an image, taken in turn, instead of augmenting anew", least=1
+    )
     resident: float = _opt(
         0.5, "keep images or features in memory if they fit this share of what is free; 0 = stream", least=0, most=1
     )

@@ -149,7 +149,7 @@ def make_model(name: str, **options: Any) -> Model:
 
     Options of every family: `num_classes` (1000), `image_size` (the model's own; one side, or height and width),
     `dtype` of the computation ("float32"), `dropout` before the head (0), `drop_path` (0), `axis_name` of pmap (None),
-    `remat` (False). Raises UserError, with near names, for an unknown model or option.
+    `remat` ("none", "dots", "full"). Raises UserError, with near names, for an unknown model or option.
 
     >>> make_model("resnet50", num_classes=2).input_shape
     (224, 224, 3)

@@ -34,7 +34,7 @@ class Model:
     input_shape: tuple[int, ...]  # of one example, e.g. (224, 224, 3)
     num_classes: int
     input: str = "image"  # what the model takes from a batch
-    remat: bool = False  # recompute a part's activations in the backward pass instead of keeping them
+    remat: str = "none"  # what of a part's activations is recomputed in the backward pass: full, or all but dots
 
     def span(self, start: str | None = None, stop: str | None = None) -> list[str]:
         """The parts from `start` up to and without `stop`. Raises UserError for a name that is no part."""
@@ -93,7 +93,10 @@ class Model:
             )
             return y, new
 
-        call: Callable[..., Any] = jax.checkpoint(run) if self.remat and (train or update) else run
+        call: Callable[..., Any] = run
+        if self.remat != "none" and (train or update):
+            kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            call = jax.checkpoint(run, policy=kept)
         y, new = call(tree.nest(tree.under(params, name)), tree.nest(tree.under(stats, name)), x)
         return y, tree.flatten(new.get("batch_stats", {}), f"{name}/")
 

@@ -118,7 +118,7 @@ def make_bit(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     axis_name: str | None = None,
-    remat: bool = False,
+    remat: str = "none",
     default_size: int = 224,
 ) -> Model:
     """A BiT ResNet-v2 of four stages with `depths` blocks, the first 4 `width` channels wide, each next twice as wide.

@@ -176,7 +176,7 @@ def make_convnext(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     axis_name: str | None = None,
-    remat: bool = False,
+    remat: str = "none",
     default_size: int = 224,
 ) -> Model:
     """A ConvNeXt of four stages with `depths` blocks, `widths` channels wide.

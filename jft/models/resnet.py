@@ -133,7 +133,7 @@ def make_resnet(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     axis_name: str | None = None,
-    remat: bool = False,
+    remat: str = "none",
     default_size: int = 224,
 ) -> Model:
     """A ResNet of four stages with `depths` blocks, the first `width` channels wide and each next twice as wide.

@@ -84,7 +84,7 @@ def make_vgg(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     axis_name: str | None = None,
-    remat: bool = False,
+    remat: str = "none",
     default_size: int = 224,
 ) -> Model:
     """A VGG of five stages with `depths` convolutions, `width`, 2, 4, 8 and 8 times `width` channels wide.

@@ -123,8 +123,8 @@ class Config:
     )
     remat: str = _opt(
         "none",
-        "recompute activations in the backward pass: full (least memory, about a third more time), or dots, which keeps "
-        "what matrix products gave",
+        "recompute activations in the backward pass: full (least memory, a third more time), or dots, which keeps what "
+        "matrix products gave",
         choices=("none", "dots", "full"),
     )
     accumulate: int | None = _opt(

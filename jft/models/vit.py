@@ -361,7 +361,7 @@ def make_vit(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     axis_name: str | None = None,
-    remat: bool = False,
+    remat: str = "none",
     default_size: int = 224,
 ) -> Model:
     """A Vision Transformer.

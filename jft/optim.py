@@ -70,6 +70,20 @@ def muon(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
     )
 
 
+def schedule_free(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
+    """AdamW whose momentum is an average of the iterates, which is what is evaluated (Defazio et al. 2024).
+
+    The averaging is `make_optimizer`'s, and `averaged` tells the weights to evaluate; decay is at the point of the
+    gradient. A constant rate after the warm-up is its schedule.
+    """
+    return optax.chain(optax.scale_by_adam(b1=0.0), optax.add_decayed_weights(weight_decay, mask))
+
+
+def schedule_free_sgd(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
+    """The same over plain SGD (Defazio et al. 2024, algorithm 1)."""
+    return optax.add_decayed_weights(weight_decay, mask)
+
+
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": sgd,
     "adam": adam,
@@ -77,7 +91,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "lion": lion,
     "lamb": lamb,
     "muon": muon,
+    "schedule-free": schedule_free,
+    "schedule-free-sgd": schedule_free_sgd,
 }
+SCHEDULE_FREE = ("schedule-free", "schedule-free-sgd")
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
@@ -129,13 +146,16 @@ def make_optimizer(
     weight_decay: float = 0.0,
     clip: float | None = None,
     surgical: Mapping[str, str] | None = None,
+    pull: Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformation:
     """The transformation of a stage's trainable half: clipping, an optimizer a group, the multipliers, the schedule.
 
     It sees the parameters that train and no others, so clipping counts their norm alone and frozen parameters hold no
     state. `labels` are `plan.labels`, by default one group; `surgical` names each parameter's part, whose rate is then
-    scaled by its relative gradient norm.
+    scaled by its relative gradient norm. `pull` is a penalty of the parameters whose gradient joins the step past the
+    optimizer, as decoupled weight decay does (Loshchilov and Hutter 2019).
     """
+    free = isinstance(optimizer, str) and optimizer in SCHEDULE_FREE
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
             raise UserError(
@@ -146,12 +166,27 @@ def make_optimizer(
     group = {n: labels[n] if labels else "all" for n, v in multipliers.items() if v}
     transforms = {label: optimizer(weight_decay, decays) for label in group.values()}
     steps = optax.multi_transform(transforms, group)
-    return optax.chain(
+    made = (
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         scale_by_relative_gradient_norm(steps, surgical) if surgical else steps,
+        optax.stateless(lambda u, params: optax.tree.add(u, jax.grad(pull)(params))) if pull else optax.identity(),
         optax.stateless(lambda updates, params: {n: multipliers[n] * u for n, u in updates.items()}),
         optax.scale_by_learning_rate(schedule),
     )
+    if free:
+        return optax.contrib.schedule_free(optax.chain(*made), schedule)
+    return optax.chain(*made)
+
+
+def averaged(opt_state: optax.OptState, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The values to evaluate of parameters that are trained schedule-free, and no others: x, where training is at y.
+
+    Training holds y = β x + (1 − β) z, z the base optimizer's iterates and x their average.
+    """
+    if not isinstance(opt_state, optax.contrib.ScheduleFreeState):
+        return {}
+    train = {n: params[n] for n in opt_state.z}
+    return dict(optax.contrib.schedule_free_eval_params(opt_state, train))
 
 
 def carry(fresh: optax.OptState, old: optax.OptState) -> optax.OptState:

@@ -105,6 +105,46 @@ def test_carried_state_is_that_of_a_run_without_a_boundary_and_the_new_group_tha
     np.testing.assert_array_equal(ended["b"], alone_b["b"])
 
 
+@pytest.mark.parametrize("name", ["schedule-free", "schedule-free-sgd"])
+def test_schedule_free_against_its_equations(name):
+    """Defazio et al. 2024, equations 7 to 9: the gradient is taken at y, z steps, x is the mean of z weighed by γ²."""
+    rng = np.random.default_rng(0)
+    params = {n: jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for n in "ab"}
+    times, rate, beta, decay = {"a": 1.0, "b": 0.5}, lambda count: 0.1 / (1 + count), 0.9, 0.1
+    tx = optim.make_optimizer(name, rate, times, weight_decay=decay)
+    state, y = tx.init(params), params
+    x, z, square, total, largest = dict(params), dict(params), dict.fromkeys("ab", 0.0), 0.0, 0.0
+    for t in range(5):
+        grads = {n: jnp.asarray(rng.normal(size=(3, 2)), jnp.float32) for n in "ab"}
+        at = y
+        y, state = run(tx, y, [grads], state)
+        largest = max(largest, rate(t + 1))
+        total += largest**2
+        for n in "ab":
+            square[n] = 0.999 * square[n] + 0.001 * np.square(grads[n])
+            step = grads[n] if "sgd" in name else grads[n] / (np.sqrt(square[n] / (1 - 0.999 ** (t + 1))) + 1e-8)
+            z[n] = z[n] - rate(t) * times[n] * (step + decay * at[n])
+            x[n] = x[n] + largest**2 / total * (z[n] - x[n])
+            np.testing.assert_allclose(y[n], beta * x[n] + (1 - beta) * z[n], rtol=1e-4, atol=1e-6)
+        found = optim.averaged(state, y | {"frozen": jnp.ones(1)})
+        assert found.keys() == {"a", "b"}
+        for n in "ab":
+            np.testing.assert_allclose(found[n], x[n], rtol=1e-4, atol=1e-6)
+    assert optim.averaged(optim.make_optimizer("sgd", rate, times).init(params), params) == {}
+
+
+def test_a_decoupled_penalty_passes_by_the_optimizer():
+    """AdamW of the gradient alone, and rate · multiple · the penalty's own gradient."""
+    source = {"body/kernel": jnp.array([[3.0, -2.0]])}
+    pull = lambda p: 0.1 * 0.5 * jnp.sum(jnp.square(p["body/kernel"] - source["body/kernel"]))  # noqa: E731
+    times = {"body/kernel": 0.5, "head/bias": 1.0}
+    plain, pulled = one_step("adamw", times), one_step("adamw", times, pull=pull)
+    np.testing.assert_allclose(
+        pulled["body/kernel"] - plain["body/kernel"], [[-0.1 * 0.5 * 0.1 * (1 - 3), 0.0]], rtol=1e-4
+    )
+    np.testing.assert_array_equal(pulled["head/bias"], plain["head/bias"])
+
+
 def test_surgical_rates_follow_the_relative_gradient_norm():
     params = {"p/w": jnp.full((4,), 2.0), "q/w": jnp.full((4,), 1.0), "head/w": jnp.zeros((4,))}
     grads = {"p/w": jnp.full((4,), 1.0), "q/w": jnp.full((4,), 1.0), "head/w": jnp.full((4,), 1.0)}

@@ -2,8 +2,10 @@
 
 import io
 import json
+import math
 import subprocess
 import sys
+import types
 
 import pytest
 from rich.console import Console
@@ -11,6 +13,7 @@ from rich.console import Console
 from jft.errors import UserError
 from jft.report import live
 
+REAL_MEMORY = live.memory
 HOSTILE = "[red]x[/] :smile: [/nope] <b>"
 
 
@@ -26,13 +29,19 @@ def now(monkeypatch):
     return pass_
 
 
+@pytest.fixture(autouse=True)
+def little(monkeypatch):
+    """Memory that stands still."""
+    monkeypatch.setattr(live, "memory", lambda: {"process": 1_400_000_000})
+
+
 def use(display: live.Display, now=lambda seconds: None) -> None:
     """Everything a run does with a display."""
     with display.task("Decoding " + HOSTILE, total=10, unit="images") as advance:
         for _ in range(10):
             now(2.0)
             advance(1)
-    display.stage(1, 2, HOSTILE, "head: 386 parameters, 8 steps")
+    display.stage(1, 2, HOSTILE, "head: 386 parameters, 8 steps", last=12)
     for step in range(1, 9):
         now(5.0)
         display.step(step, 16, {"loss": 0.5 / step, "accuracy": 0.25, "grad_norm": 3.0}, 1234.5)
@@ -84,7 +93,7 @@ def test_json_is_one_object_a_line(now, capsys):
     assert by["task_done"]["seconds"] == 20
     assert by["step"] == {
         "event": "step", "step": 8, "of": 16, "images_per_second": 1234.5, "loss": 0.0625, "accuracy": 0.25,
-        "grad_norm": 3.0,
+        "grad_norm": 3.0, "stage_seconds_left": 20.0, "run_seconds_left": 40.0, "memory": {"process": 1_400_000_000},
     }  # fmt: skip
     assert by["validation"] == {"event": "validation", "best": True, "accuracy": 0.75, "loss": 0.25}
     assert by["note"]["text"] == "note " + HOSTILE
@@ -124,7 +133,10 @@ def test_live_shows_names_as_they_are_and_leaves_no_bar(now):
     out = console.file.getvalue()
     for line in (f"Stage 1 of 2, {HOSTILE}", f"note {HOSTILE}", f"left out: {HOSTILE}", "table " + HOSTILE):
         assert line in out
-    assert "step 8/16" in out and "40 s left" in out
+    assert "step 8/16" in out and "left: stage 20 s, run 40 s" in out
+    assert "1,234 images/s" in out and "memory      process 1.4 GB" in out
+    assert "loss 0.0625, accuracy 25.0%" in out and "█▄▃▂▂▁▁▁" in out
+    assert "accuracy 75.0%, best 75.0%" in out and "1 warning: left out" in out
     assert out.endswith("\x1b[?25h") or out.rstrip().endswith("\x1b[2K")  # the bar is gone, the cursor is back
     assert out.count("\x1b[?25l") == out.count("\x1b[?25h")
 
@@ -134,15 +146,59 @@ def test_live_fits_any_width(now, width):
     use(live.LiveDisplay(terminal(width)), now)
 
 
-def test_live_does_not_redraw_for_every_step(now):
-    display = live.LiveDisplay(terminal())
-    drawn = []
-    for step in range(1, 1001):
-        now(0.001)
-        display.step(step, 1000, {"loss": 1.0}, 1.0)
-        drawn.append(display.drawn)
-    display.close()
-    assert 8 <= len(set(drawn)) <= 13
+@pytest.mark.parametrize(
+    ("values", "width", "line"),
+    [
+        ([], 4, ""), ([1.0], 4, "▁"), ([2.0, 2.0], 4, "▁▁"), ([3, 2, 1, 1], 4, "█▅▁▁"), ([0, 1, 7, 7], 2, "▁█"),
+        ([math.nan, 1, math.inf, 2], 4, "▁█"), (list(range(1000)), 8, "▁▂▃▄▅▆▇█"),
+    ],
+)  # fmt: skip
+def test_a_sparkline_goes_from_the_least_to_the_largest(values, width, line):
+    assert live.sparkline(values, width) == line
+    assert len(live.sparkline(values, width, ascii=True)) == len(line)
+
+
+def test_a_line_of_losses_is_of_the_stage_alone(now):
+    display = live.ViewDisplay(terminal())
+    for number in (1, 2):
+        display.stage(number, 2, "s", "d", last=2 * number)
+        for step in (1, 2):
+            display.step(2 * number - 2 + step, 4, {"loss": float(step)}, 1.0)
+    assert list(display.losses) == [1.0, 2.0]
+
+
+def test_a_notebook_has_one_output_that_is_replaced(now, monkeypatch, capsys):
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, data, raw):
+            assert raw
+            shown.append(data["text/plain"])
+
+    def display(data, raw, display_id):
+        assert data == {"text/plain": ""} and raw and display_id
+        return Handle()
+
+    ipython, module = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+    shell = types.SimpleNamespace(kernel=object())
+    ipython.get_ipython, module.display = lambda: shell, display
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    made = live.make_display("auto")
+    assert isinstance(made, live.NotebookDisplay)
+    use(made, now)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\r" not in out and "validation: accuracy 75.0%" in out
+    assert any("step 8/16" in text for text in shown) and shown[-1] == ""
+    assert len(shown) < 25
+    del shell.kernel  # a terminal's IPython
+    assert type(live.make_display("auto")) is not live.NotebookDisplay
+
+
+def test_memory_is_that_of_the_process():
+    pytest.importorskip("resource")
+    told = REAL_MEMORY()
+    assert not sys.platform.startswith("linux") or 10_000_000 < told["process"] < 1e12
 
 
 def test_close_may_be_called_twice_and_after_a_failure():

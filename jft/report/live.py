@@ -1,11 +1,15 @@
-"""What a person sees while a run works: a live view on a terminal, plain lines elsewhere, nothing, or JSON lines."""
+"""What a person sees while a run works: a live view on a terminal or in a notebook, plain or JSON lines, nothing."""
 
 import json
+import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jft.errors import UserError
@@ -14,6 +18,11 @@ from jft.report.log import plain
 MODES = ("auto", "plain", "quiet", "json")
 PLAIN_SECONDS = 10.0  # between two lines of progress where there is no terminal
 LIVE_SECONDS = 0.1  # between two looks at the figures of a step
+NOTEBOOK_SECONDS = 1.0  # between two drawings of a notebook's view, each of which is a message to a browser
+MEMORY_SECONDS = 1.0  # between two looks at the memory
+KEPT = 512  # losses that the view's line is drawn of
+SPARK, ASCII_SPARK = "▁▂▃▄▅▆▇█", "_.,-~+*#"
+SPARK_WIDTH = 32
 
 
 def make_display(mode: str = "auto") -> "Display":
@@ -26,8 +35,10 @@ def make_display(mode: str = "auto") -> "Display":
         return JsonDisplay()
     from rich.console import Console
 
-    # In a notebook too: plain lines are kept with it, and rich's bars there need widgets that may not be installed.
+    # Rich's own way in a notebook draws nothing between two lines and needs widgets that may not be installed.
     console = Console(highlight=False, soft_wrap=True, force_jupyter=False)
+    if mode == "auto" and (update := notebook()):
+        return NotebookDisplay(console, update)
     if mode == "auto" and console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(console)
     return PlainDisplay(console)
@@ -46,6 +57,53 @@ def duration(seconds: float) -> str:
 def figures(values: Mapping[str, float]) -> str:
     """`loss 0.312, accuracy 94.1 %`."""
     return ", ".join(f"{k} {v:.1%}" if "accuracy" in k else f"{k} {v:.3g}" for k, v in values.items())
+
+
+def sparkline(values: Sequence[float], width: int = SPARK_WIDTH, ascii: bool = False) -> str:
+    """A line of blocks between the least and the largest of the values, the mean of neighbours where there are more.
+
+    >>> sparkline([3, 2, 1, 1], 4)
+    '█▅▁▁'
+    """
+    real = [v for v in values if math.isfinite(v)]
+    if not real:
+        return ""
+    count = min(width, len(real))
+    cells = [real[i * len(real) // count : (i + 1) * len(real) // count] for i in range(count)]
+    means = [sum(cell) / len(cell) for cell in cells]
+    low, high = min(means), max(means)
+    blocks = ASCII_SPARK if ascii else SPARK
+    steps = len(blocks) - 1
+    return "".join(blocks[round(steps * (m - low) / (high - low)) if high > low else 0] for m in means)
+
+
+def size(count: float) -> str:
+    """`512 MB`, `1.4 GB`."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def memory() -> dict[str, int]:
+    """Bytes of this process and, where a device tells, of the first device: in use, at most so far, its limit."""
+    told = {}
+    with suppress(OSError, ValueError, IndexError):  # Linux alone has it
+        told["process"] = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if jax := sys.modules.get("jax"):  # the view of a command that does not compute does not load it
+        stats = jax.local_devices()[0].memory_stats() or {}
+        known = (("device", "bytes_in_use"), ("device_peak", "peak_bytes_in_use"), ("device_limit", "bytes_limit"))
+        told |= {name: int(stats[key]) for name, key in known if key in stats}
+    return told
+
+
+def notebook() -> Callable[[str], Any] | None:
+    """Where this is a notebook: a function that shows a text in the cell's output, in place of the one before."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if ipython is None or getattr(shell, "kernel", None) is None:
+        return None
+    from IPython.display import display
+
+    handle = display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda text: handle.update({"text/plain": text}, raw=True)
 
 
 class Patient:
@@ -86,19 +144,27 @@ class Patient:
             os.close(null)
 
 
+def _shown(values: Mapping[str, float]) -> dict[str, float]:
+    return {k: values[k] for k in ("loss", "accuracy", "penalty") if k in values}
+
+
 class Display:
     """Says nothing: the quiet display, and what every other starts from."""
 
     def __init__(self) -> None:
-        self.begun: tuple[float, int] | None = None  # when the first steps of this session were done, and how many
+        self.begun: tuple[float, int] | None = None  # when the first steps of this stage were done, and how many
+        self.stage_end: int | None = None  # the run's step at which the stage ends
+        self.memory: dict[str, int] = {}
+        self.memory_at = -math.inf
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         """Long work of `total` units; gives a function to be called with how many more are done."""
         yield lambda n: None
 
-    def stage(self, number: int, count: int, name: str, detail: str) -> None:
-        """A stage begins."""
+    def stage(self, number: int, count: int, name: str, detail: str, last: int | None = None) -> None:
+        """A stage begins; `last` is the run's step with which it ends."""
+        self.stage_end, self.begun = last, None
 
     def step(self, done: int, total: int, values: Mapping[str, float], rate: float) -> None:
         """So many of the run's steps are done; `rate` is images a second."""
@@ -119,13 +185,28 @@ class Display:
         """Nothing more is to be shown."""
 
     def left(self, done: int, total: int) -> float | None:
-        """Seconds until the last step at the pace of this session; the first call, which compiles, is not counted."""
+        """Seconds until the step `total` at the pace of this stage; its first call, which compiles, is not counted."""
         now = time.monotonic()
         if self.begun is None:
             self.begun = (now, done)
             return None
         since, first = self.begun
         return (now - since) / (done - first) * (total - done) if done > first else None
+
+    def left_of(self, done: int, total: int) -> dict[str, float]:
+        """Seconds left for the `stage` and the `run`, where they can be told."""
+        run = self.left(done, total)
+        if run is None:
+            return {}
+        stage = run if self.stage_end is None else run * (self.stage_end - done) / max(total - done, 1)
+        return {"stage": stage, "run": run}
+
+    def look(self) -> dict[str, int]:
+        """The memory, as it was at most a second ago."""
+        now = time.monotonic()
+        if now - self.memory_at >= MEMORY_SECONDS:
+            self.memory, self.memory_at = memory(), now
+        return self.memory
 
 
 class JsonDisplay(Display):
@@ -146,14 +227,17 @@ class JsonDisplay(Display):
         yield lambda n: None
         self._tell("task_done", label=label, seconds=round(time.monotonic() - begun, 3))
 
-    def stage(self, number: int, count: int, name: str, detail: str) -> None:
+    def stage(self, number: int, count: int, name: str, detail: str, last: int | None = None) -> None:
+        super().stage(number, count, name, detail, last)
         self._tell("stage", number=number, of=count, name=name, detail=detail)
 
     def step(self, done: int, total: int, values: Mapping[str, float], rate: float) -> None:
-        now = time.monotonic()
+        now, left = time.monotonic(), self.left_of(done, total)
         if now - self.told >= LIVE_SECONDS or done >= total:
             self.told = now
-            self._tell("step", step=done, of=total, images_per_second=round(rate, 1), **values)
+            more = {f"{name}_seconds_left": round(seconds, 1) for name, seconds in left.items()}
+            memory = {"memory": told} if (told := self.look()) else {}
+            self._tell("step", step=done, of=total, images_per_second=round(rate, 1), **values, **more, **memory)
 
     def validation(self, values: Mapping[str, float], best: bool) -> None:
         self._tell("validation", best=best, **values)
@@ -205,18 +289,15 @@ class PlainDisplay(Display):
         seconds = time.monotonic() - begun
         self._print(f"{label}: {done} {unit} in {duration(seconds) if seconds >= 1 else f'{seconds:.2g} s'}")
 
-    def stage(self, number: int, count: int, name: str, detail: str) -> None:
+    def stage(self, number: int, count: int, name: str, detail: str, last: int | None = None) -> None:
+        super().stage(number, count, name, detail, last)
         self._print(f"Stage {number} of {count}, {name}: {detail}", "bold")
 
     def step(self, done: int, total: int, values: Mapping[str, float], rate: float) -> None:
-        left = self.left(done, total)
+        left = self.left_of(done, total)
         if self._due():
-            self._print(self._progress(done, total, values, rate, left))
-
-    def _progress(self, done: int, total: int, values: Mapping[str, float], rate: float, left: float | None) -> str:
-        shown = {k: values[k] for k in ("loss", "accuracy", "penalty") if k in values}
-        end = "" if left is None else f", {duration(left)} left"
-        return f"step {done}/{total}  {figures(shown)}, {rate:,.0f} images/s{end}"
+            end = f", {duration(left['run'])} left" if left else ""
+            self._print(f"step {done}/{total}  {figures(_shown(values))}, {rate:,.0f} images/s{end}")
 
     def validation(self, values: Mapping[str, float], best: bool) -> None:
         self._print(f"  validation: {figures(values)}{'  best so far' if best else ''}")
@@ -239,64 +320,148 @@ class PlainDisplay(Display):
         self.console.print(table)
 
 
-class LiveDisplay(PlainDisplay):
-    """A terminal's view: bars with rate and time left, the last figures, and the lines above them."""
+@dataclass
+class Task:
+    """Work of so many units, some of them done."""
+
+    label: str
+    total: int
+    unit: str
+    begun: float
+    done: int = 0
+
+    def told(self) -> str:
+        """How much is done, at what rate, and how long the rest takes."""
+        rate = self.done / max(time.monotonic() - self.begun, 1e-9)
+        left = f", {duration((self.total - self.done) / rate)} left" if rate else ""
+        return f"{self.done:,}/{self.total:,} {self.unit}, {rate:.3g}/s{left}"
+
+
+class ViewDisplay(PlainDisplay):
+    """A view that is drawn again and again in the same place, and the lines above it that stay."""
 
     def __init__(self, console: Any) -> None:
         super().__init__(console)
-        from rich.progress import BarColumn, Progress, TextColumn
+        self.tasks: list[Task] = []
+        self.title, self.detail = "", ""
+        self.at: tuple[int, int] | None = None  # steps done, of
+        self.values: dict[str, float] = {}
+        self.rate = 0.0
+        self.remaining: dict[str, float] = {}
+        self.losses: deque[float] = deque(maxlen=KEPT)
+        self.scores: list[float] = []  # of the validations
+        self.warnings, self.last_warning = 0, ""
+        self.drawn = -math.inf
 
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[told]}", markup=False),
-            console=console,
-            transient=True,
-            refresh_per_second=4,
-        )
-        self.progress.start()
-        self.bar: Any = None
-        self.drawn = 0.0
-        self.stage_name = ""
-        self.last_validation = ""
+    def draw(self) -> None:
+        """Show the view as it is now."""
 
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        begun, done = time.monotonic(), 0
-        bar = self.progress.add_task(label, total=total or None, told="")
+        task = Task(label, total, unit, time.monotonic())
+        self.tasks.append(task)
 
         def advance(n: int) -> None:
-            nonlocal done
-            done += n
-            rate = done / max(time.monotonic() - begun, 1e-9)
-            left = duration((total - done) / rate) if rate else "?"
-            self.progress.update(bar, completed=done, told=f"{done}/{total} {unit}, {rate:.3g}/s, {left} left")
+            task.done += n
+            self.draw()
 
         try:
             yield advance
         finally:
-            self.progress.remove_task(bar)
-        seconds = time.monotonic() - begun
-        self._print(f"{label}: {done} {unit} in {duration(seconds) if seconds >= 1 else f'{seconds:.2g} s'}")
+            self.tasks.remove(task)
+        seconds = time.monotonic() - task.begun
+        self._print(f"{label}: {task.done} {unit} in {duration(seconds) if seconds >= 1 else f'{seconds:.2g} s'}")
 
-    def stage(self, number: int, count: int, name: str, detail: str) -> None:
-        super().stage(number, count, name, detail)
-        self.stage_name = f"stage {number}/{count}"
+    def stage(self, number: int, count: int, name: str, detail: str, last: int | None = None) -> None:
+        super().stage(number, count, name, detail, last)
+        self.title, self.detail = f"stage {number} of {count}, {name}", detail
+        self.losses.clear()  # a stage's losses begin where the last one's did not end
+        self.draw()
 
     def step(self, done: int, total: int, values: Mapping[str, float], rate: float) -> None:
-        left = self.left(done, total)
-        now = time.monotonic()
-        if now - self.drawn < LIVE_SECONDS and done < total:
-            return
-        self.drawn = now
-        if self.bar is None:
-            self.bar = self.progress.add_task("", total=total, told="")
-        told = self._progress(done, total, values, rate, left) + self.last_validation
-        self.progress.update(self.bar, description=self.stage_name, completed=done, told=told)
+        self.remaining = self.left_of(done, total)
+        self.at, self.values, self.rate = (done, total), dict(values), rate
+        if "loss" in values:
+            self.losses.append(values["loss"])
+        self.draw()
 
     def validation(self, values: Mapping[str, float], best: bool) -> None:
         super().validation(values, best)
-        self.last_validation = f", validation {values.get('accuracy', 0):.1%}"
+        self.scores.append(values.get("accuracy", 0.0))
+        self.draw()
+
+    def warn(self, text: str) -> None:
+        super().warn(text)
+        self.warnings, self.last_warning = self.warnings + 1, text
+        self.draw()
+
+    def lines(self, width: int) -> list[str]:
+        """The view, each line of at most so many characters."""
+        ascii = getattr(self.console.options, "ascii_only", False)
+        block, rest = ("#", "-") if ascii else ("━", "─")
+        lines = []
+        for task in list(self.tasks):  # a thread of its own draws a terminal
+            share = task.done / task.total if task.total else 0.0
+            lines.append(f"{task.label}  {_bar(share, block, rest)}  {task.told()}")
+        if self.at:
+            done, total = self.at
+            lines.append(f"{self.title}: {self.detail}")
+            times = [f"{name} {duration(seconds)}" for name, seconds in self.remaining.items()]
+            left = f"  left: {', '.join(times)}" if times else ""
+            lines.append(f"step {done:,}/{total:,}  {_bar(done / total, block, rest)}  {self.rate:,.0f} images/s{left}")
+            lines.append(
+                f"train       {sparkline(list(self.losses), ascii=ascii):{SPARK_WIDTH}}  {figures(_shown(self.values))}"
+            )
+            if self.scores:
+                told = f"accuracy {self.scores[-1]:.1%}, best {max(self.scores):.1%}"
+                lines.append(f"validation  {sparkline(list(self.scores), ascii=ascii):{SPARK_WIDTH}}  {told}")
+        if self.at and (told := self.look()):
+            names = {"process": "process", "device": "device", "device_peak": "at most", "device_limit": "of"}
+            lines.append("memory      " + ", ".join(f"{names[k]} {size(v)}" for k, v in told.items()))
+        if self.warnings:
+            many = "1 warning" if self.warnings == 1 else f"{self.warnings} warnings, the last"
+            lines.append(f"{many}: {self.last_warning}")
+        return [line if len(line) <= width else line[: max(width - 1, 0)] + ("." if ascii else "…") for line in lines]
+
+
+def _bar(share: float, block: str, rest: str, width: int = 24) -> str:
+    done = round(width * min(max(share, 0.0), 1.0))
+    return block * done + rest * (width - done)
+
+
+class LiveDisplay(ViewDisplay):
+    """A terminal's view, drawn four times a second; it goes when the run ends, and the lines above it stay."""
+
+    def __init__(self, console: Any) -> None:
+        super().__init__(console)
+        from rich.live import Live
+
+        self.live = Live(
+            console=console, transient=True, refresh_per_second=4, get_renderable=self._view, vertical_overflow="crop"
+        )
+        self.live.start()
+
+    def _view(self) -> Any:
+        from rich.text import Text
+
+        return Text("\n".join(self.lines(self.console.width)), no_wrap=True)
 
     def close(self) -> None:
-        self.progress.stop()
+        self.live.stop()
+
+
+class NotebookDisplay(ViewDisplay):
+    """A notebook's view: one output that is replaced once a second; what stays is printed below it as lines."""
+
+    def __init__(self, console: Any, update: Callable[[str], Any]) -> None:
+        super().__init__(console)
+        self.update = update
+
+    def draw(self) -> None:
+        now = time.monotonic()
+        if now - self.drawn >= NOTEBOOK_SECONDS:
+            self.drawn = now
+            self.update("\n".join(self.lines(110)))
+
+    def close(self) -> None:
+        self.update("")

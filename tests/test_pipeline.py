@@ -174,7 +174,7 @@ def test_threads_keep_the_order_and_only_a_little_ahead():
         return i
 
     taken = []
-    for value in pipeline._in_order(slow, 300, 3):
+    for value in pipeline.in_order(slow, 300, 3):
         with lock:
             ahead[0] -= 1
         taken.append(value)

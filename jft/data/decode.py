@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from jft.errors import UserError, near
+from jft.errors import UserError, near, printable
 from jft.preprocess import Preprocess
 
 VERSION = 1  # part of every cache key: raise it whenever the same file may come out as other bytes
@@ -25,6 +26,25 @@ INTERPOLATIONS = {
 
 # EPS is a program that Pillow hands to Ghostscript; the others are stubs that recognise a file and cannot read it.
 REFUSED_FORMATS = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+# What passes for a picture by its name and is none, by its first bytes.
+FOREIGN = {
+    b"\x89PNG": "a PNG whose beginning is damaged",
+    b"\xff\xd8\xff": "a JPEG whose beginning is damaged",
+    b"GIF8": "a GIF whose beginning is damaged",
+    b"II*\0": "a TIFF that is damaged, or of a kind that Pillow does not read",
+    b"MM\0*": "a TIFF that is damaged, or of a kind that Pillow does not read",
+    b"BM": "a BMP whose beginning is damaged",
+    b"%PDF": "a PDF",
+    b"%!PS": "PostScript, which is a program",
+    b"PK\3\4": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull` where it was cloned",
+    b"<": "a web page, or other markup",
+    b"{": "JSON, or other text",
+}
+HEIF = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftypheim", b"ftypheis", b"ftyphevc")
 
 
 class DecodeError(ValueError):
@@ -70,9 +90,29 @@ def to_rgb(picture: bytes | np.ndarray | Image.Image) -> Image.Image:
     except (DecodeError, MemoryError):
         raise
     except UnidentifiedImageError:
-        raise DecodeError("not an image in a format that Pillow reads") from None
+        raise DecodeError(_foreign(picture)) from None  # type: ignore[arg-type]
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DecodeError(
+            f"more pixels than the limit of {Image.MAX_IMAGE_PIXELS}, which they exceed by far: a decompression bomb?"
+        ) from None
     except Exception as error:  # Pillow raises nearly every kind on a damaged file
-        raise DecodeError(str(error) or type(error).__name__) from None
+        raise DecodeError(_reason(error)) from None
+
+
+def _foreign(content: bytes) -> str:
+    """What a file is that is no picture to Pillow."""
+    if not content.strip(b"\0"):
+        return "not an image: zero bytes alone"
+    if content[4:12] in HEIF:
+        return "not an image that Pillow reads: HEIC. Convert it to JPEG or PNG"
+    kind = next((kind for start, kind in FOREIGN.items() if content.lstrip()[: len(start)] == start), None)
+    return f"not an image: {kind}" if kind else "not an image in a format that Pillow reads"
+
+
+def _reason(error: Exception) -> str:
+    """What Pillow said, on one line, without the addresses of its objects."""
+    said = re.sub(r"<_io\.BytesIO[^>]*>", "it", str(error)) or type(error).__name__
+    return printable(" ".join(said.split()))[:200]
 
 
 def render(
@@ -97,7 +137,7 @@ def render(
     except (DecodeError, MemoryError, UserError):
         raise
     except Exception as error:
-        raise DecodeError(str(error) or type(error).__name__) from None
+        raise DecodeError(_reason(error)) from None
     top = _crop_start(image.height, height) - window_offset(work_height, height)
     left = _crop_start(image.width, width) - window_offset(work_width, width)
     return np.asarray(image.crop((left, top, left + work_width, top + work_height)))

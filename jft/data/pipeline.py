@@ -24,7 +24,7 @@ from jft.data import decode
 from jft.data.cache import cache_dir
 from jft.data.order import Order, evaluation_batches
 from jft.data.sources import Dataset, Excluded
-from jft.errors import UserError
+from jft.errors import UserError, printable
 from jft.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
@@ -78,13 +78,13 @@ def content_hashes(dataset: Dataset, threads: int | None = None) -> list[bytes]:
 
     def digest(i: int) -> bytes:
         try:
-            return _digest(dataset.read(i))
+            return content_digest(dataset.read(i))
         except MemoryError:
             raise
         except Exception:  # what a source raises is its own affair; decoding will name it
             return b""
 
-    return list(_in_order(digest, len(dataset), threads or default_threads()))
+    return list(in_order(digest, len(dataset), threads or default_threads()))
 
 
 def default_threads() -> int:
@@ -179,8 +179,8 @@ def _render(
     except Exception as error:
         if digest:
             raise Changed(f"{dataset.names[i]} changed while it was read") from None
-        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    if digest is not None and _digest(content) != digest:
+        return f"cannot be read: {printable(getattr(error, 'strerror', None) or str(error))}"
+    if digest is not None and content_digest(content) != digest:
         raise Changed(f"{dataset.names[i]} changed while it was read")
     try:
         return decode.render(content, preprocess, size)
@@ -188,7 +188,8 @@ def _render(
         return str(error)
 
 
-def _digest(content: bytes | np.ndarray) -> bytes:
+def content_digest(content: bytes | np.ndarray) -> bytes:
+    """16 bytes that are equal for equal files, or for equal pixels."""
     kind = b"file"
     if isinstance(content, np.ndarray):
         kind = f"{content.dtype}{content.shape}".encode()
@@ -218,11 +219,11 @@ def _rows(
             if progress:
                 progress(i + 1, len(dataset))
 
-    with decode.quiet(), contextlib.closing(_in_order(one, len(dataset), threads)) as rows:
+    with decode.quiet(), contextlib.closing(in_order(one, len(dataset), threads)) as rows:
         yield told()
 
 
-def _in_order(function: Callable[[int], T], n: int, threads: int) -> Generator[T, None, None]:
+def in_order(function: Callable[[int], T], n: int, threads: int) -> Generator[T, None, None]:
     """function(0), function(1), … computed by threads that keep only a little ahead of the consumer."""
     pending: collections.deque[Future[T]] = collections.deque()
     with ThreadPoolExecutor(threads, "jft-data") as pool:
@@ -345,7 +346,7 @@ def _read(path: Path, size: tuple[int, int], n: int, threads: int) -> Decoded | 
         if len(kept) + len(failed) != n or end - 20 - length != int(np.prod(shape)):
             raise ValueError("its size does not fit its description")
         images = np.memmap(path, np.uint8, "r", shape=shape) if len(kept) else np.empty(shape, np.uint8)
-        for i, same in enumerate(_in_order(lambda i: zlib.crc32(images[i].data) == sums[i], len(kept), threads)):
+        for i, same in enumerate(in_order(lambda i: zlib.crc32(images[i].data) == sums[i], len(kept), threads)):
             if not same:
                 raise ValueError(f"image {i} does not fit its checksum")
         return images.view(np.ndarray), kept, failed

@@ -23,6 +23,12 @@ def near(given: str, known: Iterable[str], n: int = 5) -> str:
     return f" Did you mean {', '.join(close)}?" if close else ""
 
 
+def brief(text: str, limit: int = 1200) -> str:
+    """The text, `printable`, its middle left out where it is longer: what a hostile file says of itself may be."""
+    half = limit // 2
+    return printable(text if len(text) <= limit else f"{text[:half]} … {text[-half:]}", keep="\n")
+
+
 def printable(text: str, keep: str = "") -> str:
     """The text with control characters as escapes, those in `keep` aside: a name from a file does nothing but stand.
 

@@ -524,8 +524,8 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             header = [column.strip().lower() for column in next(reader, [])]
             if not {"path", "label"} <= set(header):
                 raise UserError(
-                    f"{path} has the columns {', '.join(header) or '(none)'}; expected path,label[,split] "
-                    "in its first line."
+                    f"{path} has the columns {_few([c[:40] for c in header], 10) or '(none)'}; "
+                    "expected path,label[,split] in its first line."
                 )
             rows = []
             for cells in reader:

@@ -110,6 +110,8 @@ def _npy(file: BinaryIO, name: str, member: Member) -> Tensor:
             begin = stream.tell()
     except (*DAMAGE, TypeError, SyntaxError, tokenize.TokenError, MemoryError) as error:
         raise Bad(f"the header of {name!r} cannot be read: {str(error)[:200]}.") from None
+    if dtype.itemsize == 0:
+        raise Bad(f"{name!r} holds elements of no bytes.")
     if dtype.hasobject:
         raise Bad(f"{name!r} holds Python objects, which only executing a pickle could read.")
     if len(shape) > MAX_DIMS or not all(map(natural, shape)):

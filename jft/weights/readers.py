@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from jft.errors import UserError
+from jft.errors import UserError, brief
 from jft.weights.archives import CONVERT, DAMAGE, Member, npz_tensors, torch_tensors, zip_kind, zip_members
 from jft.weights.layout import Bad, Tensor, read_at
 from jft.weights.safetensors import MAX_HEADER, safetensors_tensors
@@ -87,7 +87,7 @@ class WeightFile:
         try:
             return self._tensors[name].read()
         except (OSError, *DAMAGE) as error:
-            raise UserError(f"{self.path}: cannot read {name!r}: {error}.") from None
+            raise UserError(f"{self.path}: cannot read {brief(repr(name), 200)}: {brief(str(error))}.") from None
 
     @cached_property
     def sha256(self) -> str:
@@ -117,7 +117,7 @@ def open_weights(path: str | Path) -> WeightFile:
             return _open_shards(path)
         return _open_file(path)
     except (Bad, OSError) as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {brief(str(error))}") from None
 
 
 def _open_file(path: Path) -> WeightFile:

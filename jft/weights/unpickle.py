@@ -1,6 +1,7 @@
 """Reads the pickle inside a PyTorch file without executing it: an interpreter of its opcodes that only builds data."""
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jft.errors import brief
 from jft.weights.layout import MAX_DIMS, natural
 
 # A file of weights needs some sixty a tensor. Without a limit, a few megabytes could ask for gigabytes of lists.
@@ -218,7 +220,7 @@ class _Machine:
     def named(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
             raise Refused("it names a function by something other than text")
-        full = f"{module}.{name}"
+        full = brief(f"{module}.{name}", 200)
         if not (full in CALLS or full in INERT or full in STORAGES or full in DTYPES):
             raise Refused(f"it asks for `{full}`", full)
         self.stack.append(Global(full))
@@ -319,6 +321,16 @@ def unpickle(data: bytes) -> Any:
     Raises Refused for anything else, before anything comes of it.
     """
     machine = _Machine()
+    # pickletools warns of odd escapes in texts as if they were somebody's source.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        _interpret(machine, data)
+    if machine.marks or len(machine.stack) != 1:
+        raise Refused("it ends in the middle")
+    return machine.stack[0]
+
+
+def _interpret(machine: _Machine, data: bytes) -> None:
     try:
         for count, (op, arg, _) in enumerate(pickletools.genops(data)):
             if count == MAX_OPCODES:
@@ -328,6 +340,3 @@ def unpickle(data: bytes) -> Any:
         raise
     except (ValueError, IndexError, OverflowError) as error:
         raise Refused(f"it is broken: {str(error)[:200]}") from None
-    if machine.marks or len(machine.stack) != 1:
-        raise Refused("it ends in the middle")
-    return machine.stack[0]

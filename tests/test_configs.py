@@ -1,14 +1,24 @@
-"""The recipes: each loads, says what a recipe must say, and those that need no data of their own run in tiny."""
+"""The recipes: each loads, says what a recipe must say, fits its own model, and runs in tiny on a stand-in."""
 
 from pathlib import Path
 
 import pytest
 
 import jft
-from jft.config import Config, describe, load_config
+from jft import optim, plan
+from jft.build import augmentation, model_of
+from jft.config import Config, check, describe, load_config
+from jft.data.prepare import check as check_augment
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+QUICK = "ants_and_bees"
+TINY = {"resnetv2": "tiny_bit", "resnet": "tiny_resnet", "vit": "tiny_vit"}
 pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+
+def configs_of(file):
+    made = load_config(file)
+    return {"": made} if isinstance(made, Config) else made
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
@@ -19,17 +29,37 @@ def test_a_recipe_says_where_it_is_from_and_what_to_expect(file):
     assert f"jft finetune configs/{file.name}" in text
 
 
-@pytest.mark.parametrize("file", [f for f in CONFIGS if f.stem != "digits"], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda f: f.stem)
+def test_a_recipe_fits_its_own_model(file):
+    """Every pattern names a parameter of the model at its own size, and every word of the config is known."""
+    for config in configs_of(file).values():
+        check(config)
+        model = model_of(config, 7)
+        names, parts = list(model.shapes()[0]), list(model.parts)
+        stages = plan.resolve(
+            config.plan, names, parts, epochs=config.epochs, lr=config.lr, layer_decay=config.layer_decay
+        )
+        for stage in stages:
+            check_augment(augmentation(config, stage))
+            schedule = optim.make_schedule(stage.schedule or config.schedule, stage.lr, 10, config.warmup)
+            optim.make_optimizer(config.optimizer, schedule, plan.multipliers(stage, names, parts))
+        assert describe(config)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, marks=() if f.stem == QUICK else pytest.mark.slow) for f in CONFIGS if f.stem != "digits"],
+    ids=lambda f: f.stem,
+)
 def test_a_recipe_runs_on_a_small_stand_in(file, folder, tmp_path):
-    """Its own plan, objective and optimizer, on a tiny model and three dozen pictures, for an epoch."""
-    made = load_config(file)
-    configs = {"": made} if isinstance(made, Config) else made
-    name, config = next(iter(configs.items()))
-    model = "tiny_resnet" if "resnet" in config.model else "tiny_vit"
-    small = config.replace(
-        data=str(folder), model=model, weights="none", epochs=0.5, batch=8, seeds=1, shots=None, image_size=None,
-        preprocess={}, workdir=str(tmp_path / "run"), display="quiet", model_options={},
+    """Its own plan, objective, optimizer and augmentation, on a tiny model and three dozen pictures, for an epoch."""
+    name, config = next(iter(configs_of(file).items()))
+    config = config.replace(
+        data=str(folder), model=next(tiny for kind, tiny in TINY.items() if config.model.startswith(kind)),
+        weights="none", epochs=0.5, batch=8, seeds=1, shots=None, image_size=32, val_fraction=0.2, eval_every=1.0,
+        workdir=str(tmp_path / "run"), display="quiet",
     )  # fmt: skip
-    result = jft.finetune(small).result
+    if not isinstance(config.plan, str):
+        config = config.replace(plan=tuple(jft.Stage(**{**vars(s), "epochs": None}) for s in config.plan))
+    result = jft.finetune(config).result
     assert result["val"]["count"] == 6 and result["stages"][-1]["steps"] >= 1
-    assert describe(small)

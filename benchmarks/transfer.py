@@ -1,0 +1,248 @@
+"""Every plan and regulariser on few images: accuracy over seeds, mean ± spread, and seconds, as one table.
+
+    python benchmarks/transfer.py $JFT_ASSETS transfer.csv                    all of it: hours on two cores
+    python benchmarks/transfer.py $JFT_ASSETS transfer.csv --only shots=5 --only model=vit
+    python benchmarks/transfer.py $JFT_ASSETS transfer.csv --table            what has been measured, as Markdown
+
+A run is one line of the CSV, appended when it is done; lines that are there are not run again, so that the command can
+be stopped and given again at any time. The most telling comparisons come first.
+
+All runs of a setting take the same number of steps of 8 images, at the rates that the plan itself has, on images of
+96 pixels (the models were pretrained at 224: the whole is meant for two cores). The accuracy is that of the last state,
+not that of the best validated one, so nothing is chosen on the images it is told of. WiSE-FT's α is chosen on one half
+of them and scored on the other, both ways round. Seconds are the processor's, over all its cores and with compilation:
+those of a clock depend on what else runs.
+"""
+
+import argparse
+import csv
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jft
+from jft import average, distil, losses, penalties, weights
+from jft.build import plain_model
+from jft.data import order, pipeline, sources
+from jft.data.prepare import make_prepare
+from jft.step import make_eval_step
+from jft.train import train
+
+BATCH, SIZE = 8, 96
+STEPS = {1: 40, 5: 40, 20: 80, None: 160}  # by images a class
+SEEDS = range(5)
+MODELS = {"vit_tiny_patch16_224": "vit_tiny_patch16_224.safetensors", "resnet18": "resnet18_imagenet_ktb.pth"}
+DATA = {"ants and bees": "hymenoptera_data", "CIFAR-10": "cifar10_subset"}
+SCORED = 20  # images a class of CIFAR's test set; of the ants and bees all 153
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+# What each changes of a Config. `full` is what the others are told against.
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "head": {"plan": "head"},
+    "lp-ft": {"plan": "lp-ft"},
+    "full, L2-SP 0.1": {"penalty": penalties.l2_sp, "penalty_weight": 0.1},
+    "gradual": {"plan": "gradual"},
+    "surgical": {"plan": "surgical"},
+    "lora": {"plan": "lora"},
+    "bitfit": {"plan": "bitfit"},
+    "norm": {"plan": "norm"},
+    "top-1": {"plan": "top-1"},
+    "vpt": {"plan": "vpt"},
+    "surgical-first": {"plan": "surgical-first"},
+    "surgical-last": {"plan": "surgical-last"},
+    "full, layer decay 0.75": {"layer_decay": 0.75},
+    "full, features held 1": {"objective": partial(distil.features, weight=1.0)},
+    "full, L2 0.1": {"penalty": penalties.l2, "penalty_weight": 0.1},
+    "full, rate 3e-5": {"lr": 3e-5},
+    "full, rate 3e-4": {"lr": 3e-4},
+    "full, rate 1e-3": {"lr": 1e-3},
+    "full, EMA 0.9": {"ema": 0.9},
+    "full, SAM 0.05": {"sam": 0.05},
+}
+LATER = {"surgical-first", "surgical-last", *list(METHODS)[13:]}
+BETWEEN = ("full",)  # runs whose weights are interpolated with their source's too; of one stage
+FIELDS = ("data", "model", "shots", "method", "seed", "accuracy", "steps", "seconds", "trained")
+
+
+def settings() -> Iterator[tuple[str, str, int | None, str, int]]:
+    """(data, model, shots, method, seed), the most telling first: few images, then single ones and more, then all."""
+    for shots, later in ((5, False), (1, False), (20, False), (5, True), (None, False), (1, True), (20, True)):
+        for model, data, seed in itertools.product(MODELS, DATA, SEEDS):
+            for method in METHODS:
+                if (method in LATER) == later and not (method == "vpt" and "vit" not in model):
+                    yield data, model, shots, method, seed
+
+
+@cache
+def images(folder: Path) -> dict[str, sources.Dataset]:
+    """Training images, and those that are scored."""
+    splits = sources.load(folder, val_fraction=0)
+    scored = splits.val or splits.test
+    assert scored is not None
+    if splits.val is None:
+        few = [np.flatnonzero(scored.labels == c)[:SCORED] for c in range(len(splits.classes))]
+        scored = scored.select(np.concatenate(few))
+    return {"train": splits.train, "val": scored}
+
+
+def config(assets: Path, data: str, model: str, shots: int | None, method: str, seed: int, workdir: str) -> jft.Config:
+    """The run of a line."""
+    folder = assets / "data" / DATA[data]
+    count = len(images(folder)["train"]) if shots is None else shots * len(images(folder)["train"].classes)
+    return jft.Config(
+        data=partial(images, folder),
+        model=model,
+        weights=str(assets / "weights" / MODELS[model]),
+        plan="full",
+        shots=shots,
+        seed=seed,
+        batch=BATCH,
+        epochs=STEPS[shots] * BATCH / count,
+        eval_every=1e6,
+        checkpoint_every=1e6,
+        image_size=SIZE,
+        workdir=workdir,
+        display="quiet",
+    ).replace(**METHODS[method])
+
+
+class Scorer:
+    """Correct or not, of each scored image, for any weights of one model on one data set: compiled and decoded once."""
+
+    def __init__(self, made: jft.Config):
+        assert callable(made.data)
+        dataset = made.data()["val"]
+        self.model = plain_model(made, len(dataset.classes))
+        self.source = weights.load(self.model, made.weights)
+        pictures, kept, _ = pipeline.decode_all(dataset, self.source.preprocess)
+        self.images, self.labels = pictures, dataset.labels[kept]
+        self.step = jax.jit(make_eval_step(self.model, prepare=make_prepare(self.source.preprocess)))
+
+    def __call__(self, params: Any, stats: Any) -> np.ndarray:
+        rows = []
+        for index, mask in zip(*order.evaluation_batches(len(self.images), 64), strict=True):
+            rows.append(np.asarray(self.step(params, stats, {"image": self.images[index]}))[mask])
+        return np.asarray(losses.correct(np.concatenate(rows), jax.numpy.asarray(self.labels)), bool)
+
+    def between(self, run: Path) -> dict[str, float]:
+        """WiSE-FT of a run's model: at α 0.5, and with α chosen on one half of the images for the other."""
+        tuned = jft.load(run / "model")
+        right = np.stack(
+            [
+                self(
+                    average.interpolate(self.source.params, tuned.params, alpha),
+                    average.interpolate(self.source.batch_stats, tuned.batch_stats, alpha),
+                )
+                for alpha in ALPHAS
+            ]
+        )
+        halves = [np.arange(len(self.labels)) % 2 == half for half in (0, 1)]
+        chosen = np.concatenate(
+            [right[::-1, there][right[::-1, here].mean(1).argmax()] for here, there in (halves, halves[::-1])]
+        )
+        return {"WiSE-FT 0.5": float(right[ALPHAS.index(0.5)].mean()), "WiSE-FT": float(chosen.mean())}
+
+
+def measure(assets: Path, file: Path, wanted: Callable[[dict[str, str]], bool]) -> None:
+    """Run what is wanted and not there yet, a line after the other."""
+    done = {tuple(row[f] for f in FIELDS[:5]) for row in read(file)}
+    shared: dict[str, Any] = {}
+    scorers: dict[tuple[str, str], Scorer] = {}
+    for data, model, shots, method, seed in settings():
+        key = dict(zip(FIELDS[:5], (data, model, str(shots or "all"), method, str(seed)), strict=True))
+        if tuple(key.values()) in done or not wanted(key):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            made = config(assets, data, model, shots, method, seed, folder + "/run")
+            begun = time.process_time()
+            run = train(made, shared=shared)
+            seconds = time.process_time() - begun
+            result = run.result
+            common = {
+                "steps": sum(s["steps"] for s in result["stages"]),
+                "seconds": f"{seconds:.1f}",
+                "trained": max(s["trainable_params"] for s in result["stages"]),
+            }
+            rows = [key | {"accuracy": f"{result['last']['accuracy']:.4f}"} | common]
+            if method in BETWEEN:
+                if (data, model) not in scorers:
+                    scorers[data, model] = Scorer(made)
+                for name, accuracy in scorers[data, model].between(run.workdir).items():
+                    rows.append(key | {"method": f"{method}, {name}", "accuracy": f"{accuracy:.4f}"} | common)
+        write(file, rows)
+        print(*rows[0].values(), sep=", ", flush=True)
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    """The lines that are there."""
+    if not file.exists():
+        return []
+    with open(file, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Append lines."""
+    fresh = not file.exists()
+    with open(file, "a", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, FIELDS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """A Markdown table for each model and number of shots: a row a method, a column a data set."""
+    lines = []
+    for model, shots in dict.fromkeys((r["model"], r["shots"]) for r in rows):
+        here = [r for r in rows if (r["model"], r["shots"]) == (model, shots)]
+        sets = [d for d in DATA if any(r["data"] == d for r in here)]
+        lines += [f"\n{model}, {shots} images a class", "| method | trained | " + " | ".join(sets) + " | s |"]
+        lines.append("|---|---|" + "---|" * (len(sets) + 1))
+        for method in dict.fromkeys(r["method"] for r in here):
+            cells = []
+            mine = [r for r in here if r["method"] == method]
+            for data in sets:
+                found = [100 * float(r["accuracy"]) for r in mine if r["data"] == data]
+                spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+                few = f" ({len(found)})" if 0 < len(found) < len(SEEDS) else ""
+                cells.append(f"{np.mean(found):.1f}{spread}{few}" if found else "")
+            seconds = np.mean([float(r["seconds"]) for r in mine])
+            lines.append(f"| {method} | {int(mine[0]['trained']):,} | {' | '.join(cells)} | {seconds:.0f} |")
+    return "\n".join(lines).strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("assets", type=Path, help="the folder of weights and data")
+    parser.add_argument("file", type=Path, help="the CSV of what is measured")
+    parser.add_argument("--only", action="append", default=[], metavar="FIELD=TEXT", help="of fields that hold this")
+    parser.add_argument("--table", action="store_true", help="print what is there and measure nothing")
+    options = parser.parse_args()
+    asked = [text.partition("=")[::2] for text in options.only]
+    if unknown := [field for field, _ in asked if field not in FIELDS[:5]]:
+        parser.error(f"--only {unknown[0]}=…: the fields are {', '.join(FIELDS[:5])}")
+
+    def wanted(key: dict[str, str]) -> bool:
+        """Words for one field are alternatives; numbers are themselves, not parts of others."""
+        fields = {field for field, _ in asked}
+        return all(
+            any(key[f] == word or (not key[f].isdigit() and word in key[f]) for f, word in asked if f == field)
+            for field in fields
+        )
+
+    if not options.table:
+        measure(options.assets, options.file, wanted)
+    print(table([row for row in read(options.file) if wanted(row)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from jft import features, losses, optim, plan, shard, weights
 from jft.config import Config
 from jft.config import check as config_check
 from jft.data import order, pipeline, sources
+from jft.data.check import at_start, summary
 from jft.data.decode import resampling
 from jft.data.prepare import check as check_augment
 from jft.data.prepare import make_prepare, work_size
@@ -125,7 +126,12 @@ def augmentation(config: Config, stage: Stage) -> tuple[str, ...]:
 def load_images(
     config: Config, splits: sources.Splits, stages: Sequence[Stage], preprocess: Preprocess, display: Any
 ) -> tuple[dict[str, Split], list[tuple[str, str]]]:
-    """The training and validation images, those that cannot be read left out, and which these were."""
+    """The training and validation images, those that cannot be read left out, and which these were.
+
+    What else is odd about the data, and costs nothing to find, is told (see `jft.data.check`).
+    """
+    for line in summary(at_start(splits)):
+        display.warn(line)
     names = {name for stage in stages for name in augmentation(config, stage)}
     data, left_out = {}, []
     for split, dataset in (("train", splits.train), ("val", splits.val)):

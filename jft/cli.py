@@ -14,7 +14,7 @@ from typing import Any
 
 from jft import __version__
 from jft.config import Config, load_config, load_file, override
-from jft.errors import UserError, near
+from jft.errors import UserError, near, printable
 
 EXAMPLES = {
     "": """
@@ -61,11 +61,16 @@ EXAMPLES = {
   jft average runs/bees/runs/seed* --out bees-soup              a greedy soup of five seeds""",
     "report": """
   jft report runs/bees-resnet50-head""",
+    "data": """
+  jft data check bees/                                          what is wrong with the pictures, if anything
+  jft data check labels.csv --out look/                         a report, a sheet of the suspicious, a list to leave out
+  jft data check bees/ --json""",
     "models": """
   jft models
   jft models 'vit_*_patch16*'""",
 }
 TTA = "test-time augmentation, the mean over views: flip, corners (default: none)"
+LINES = "\n\t"  # that a message may have
 FEW = 5  # models of which `jft models` tells more than fits a line
 FREE = ("--model_options.", "--model-options.")
 PLACEHOLDER = {
@@ -89,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(argv)
     except UserError as error:
-        print(f"jft: {error}", file=sys.stderr)
+        print(f"jft: {printable(str(error), keep=LINES)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("jft: stopped.", file=sys.stderr)
@@ -281,6 +286,20 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     taken.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="names to leave out; repeatable")
     taken.add_argument("--image-size", type=int, metavar="N", help="side of the pictures (default: the model's own)")
     _receipt_options(taken)
+
+    data = command(
+        "data",
+        "Look at a data set: pictures unreadable, alike, misnamed, nearly empty; classes imbalanced",
+        _data,
+        "Nothing is changed. A file quarantine.txt in the data's folder, or beside the CSV, names pictures that training "
+        "leaves out; --out writes one to look through.",
+    )
+    data.add_argument("what", choices=("check",), metavar="check", help="what to do: check")
+    data.add_argument("data", metavar="PATH", help="folder of class folders (or of train/ val/), CSV, or tfds:NAME")
+    data.add_argument(
+        "--out", metavar="FOLDER", help="write report.txt, report.json, sheet.png, quarantine.txt (default: nothing)"
+    )
+    data.add_argument("--json", action="store_true", help="print as JSON")
 
     models = command("models", "List the architectures", _models)
     models.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a glob over names (default: all)")
@@ -553,6 +572,23 @@ def _import(options: argparse.Namespace) -> None:
         return
     print(read)
     print(written if written else "nothing written: no --out")
+
+
+def _data(options: argparse.Namespace) -> None:
+    from jft.data import check, sources
+    from jft.report.live import make_display
+    from jft.report.sheet import write_sheet
+
+    splits = sources.load(options.data, val_fraction=0)
+    total = sum(map(len, splits.sets().values()))
+    display = make_display("quiet" if options.json else "auto")
+    with contextlib.closing(display), display.task("Looking at", total=total, unit="images") as advance:
+        report = check.check(splits, options.data, progress=lambda done, total: advance(1))
+    print(json.dumps(report.json(), indent=1) if options.json else check.text(report))
+    if options.out:
+        out = check.write(report, options.out, options.data)
+        write_sheet(out / "sheet.png", report, splits)
+        print(f"\nreport.txt, report.json, sheet.png and quarantine.txt are in {out}.", file=sys.stderr)
 
 
 def _models(options: argparse.Namespace) -> None:

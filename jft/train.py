@@ -618,6 +618,8 @@ class Run:
         if splits.test is not None:
             with self.clock("eval"):
                 result["test"] = evaluate_dataset(model, splits.test, self.display)
+            for name, reason in result["test"]["excluded"]:
+                self.display.warn(f"left out: {name}: {reason}")
         bundle.save(
             self.workdir / "model",
             model_name=config.model,

@@ -291,8 +291,8 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "data",
         "Look at a data set: pictures unreadable, alike, misnamed, nearly empty; classes imbalanced",
         _data,
-        "Nothing is changed. A file quarantine.txt in the data's folder, or beside the CSV, names pictures that training "
-        "leaves out; --out writes one to look through.",
+        "Nothing is changed. A file quarantine.txt in the data's folder, or beside the CSV, names pictures that "
+        "training leaves out; --out writes one to look through.",
     )
     data.add_argument("what", choices=("check",), metavar="check", help="what to do: check")
     data.add_argument("data", metavar="PATH", help="folder of class folders (or of train/ val/), CSV, or tfds:NAME")

@@ -236,12 +236,21 @@ def load_object(path: str) -> Any:
     return value
 
 
+def is_loaded(path: str) -> bool:
+    """Whether this process has already run the file of `file.py:name`, because somebody asked for it."""
+    return _module_name(Path(path.rpartition(":")[0])) in sys.modules
+
+
+def _module_name(file: Path) -> str:
+    return f"jft_config_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+
+
 def load_file(path: str | Path) -> types.ModuleType:
     """Run a Python file as a module of its own. Raises UserError where there is none."""
     file = Path(path)
     if not file.is_file():
         raise UserError(f"There is no config {str(path)!r}. A config is a Python file whose config() returns a Config.")
-    name = f"jft_config_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
+    name = _module_name(file)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)

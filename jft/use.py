@@ -11,7 +11,7 @@ import numpy as np
 
 from jft import bundle, losses, metrics, weights
 from jft.bundle import Bundle
-from jft.config import load_object
+from jft.config import is_loaded, load_object
 from jft.data import order, pipeline, sources
 from jft.data.prepare import views, work_size
 from jft.errors import UserError
@@ -135,21 +135,44 @@ def evaluate(workdir: str | Path, data: Any = None, display: Any = None, tta: Se
     model = open_model(workdir)
     if data is None:
         return {"split": "val"} | evaluate_dataset(model, own_validation(workdir), display, tta=tta)
-    splits = sources.load(data, val_fraction=0)
+    code = isinstance(data, str) and ".py:" in data
+    splits = sources.load(load_object(data)() if code else data, val_fraction=0)
     name = "test" if splits.test else "val" if splits.val else "train"
     found = evaluate_dataset(model, getattr(splits, name), display, tta=tta)
     return {"split": name if name != "train" else "all"} | found
 
 
+def _settings(workdir: str | Path, about: Any) -> tuple[dict[str, Any], str]:
+    """What config.json says of the run, and of where its data lie."""
+    match about:
+        case {"config": {"data": _, "seed": int(), "val_fraction": int() | float()}, "data": str()}:
+            return about["config"], about["data"]
+    raise UserError(f"{Path(workdir) / 'config.json'} is damaged, or no run's. Pass --data.")
+
+
+def _own_data(workdir: str | Path, given: str) -> Any:
+    """The data a run's folder names, which is data itself: what it names is never run, unless this process has."""
+    if ".py:" in given:
+        if not is_loaded(given):
+            raise UserError(
+                f"{workdir} was trained on {given}, which is code, and what a run's folder names is never run. "
+                f"If you trust that file, say so: --data {given}."
+            )
+        return load_object(given)()
+    if given.startswith("tfds:") and (Path(given.removeprefix("tfds:")).expanduser() / "features.json").exists():
+        raise UserError(f"{workdir} was trained on {given}, whose metadata name code. Pass --data {given}.")
+    return given
+
+
 def own_validation(workdir: str | Path) -> sources.Dataset:
     """The validation images of a run. Raises UserError where its data are not there now."""
     about = read_json(Path(workdir) / "config.json")
-    config, given = about["config"], about["data"]
+    config, given = _settings(workdir, about)
     if not (isinstance(config["data"], str) and (Path(given).exists() or ":" in given)):
         raise UserError(
             f"{workdir} was trained on {given}, which is not here now, or was given in Python. Pass --data."
         )
-    found = load_object(given)() if ".py:" in given else given
+    found = _own_data(workdir, given)
     splits = sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
     assert splits.val is not None  # the run had one
     return splits.val

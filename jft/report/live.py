@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jft.errors import UserError
+from jft.errors import UserError, printable
 from jft.report.log import plain
 
 MODES = ("auto", "plain", "quiet", "json")
@@ -262,8 +262,8 @@ class PlainDisplay(Display):
         self.told = time.monotonic()
 
     def _print(self, text: str, style: str | None = None) -> None:
-        # Names and reasons come from files: nothing in them is markup.
-        self.console.print(text, style=style, markup=False, emoji=False)
+        # Names and reasons come from files: nothing in them is markup, or moves the cursor.
+        self.console.print(printable(text, keep="\n\t"), style=style, markup=False, emoji=False)
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -314,9 +314,9 @@ class PlainDisplay(Display):
 
         table = Table(title=Text(title) if title else None)
         for i, column in enumerate(columns):
-            table.add_column(Text(column), justify="left" if i == 0 else "right")
+            table.add_column(Text(printable(column)), justify="left" if i == 0 else "right")
         for row in rows:
-            table.add_row(*(Text(str(cell)) for cell in row))
+            table.add_row(*(Text(printable(str(cell))) for cell in row))
         self.console.print(table)
 
 

@@ -64,6 +64,28 @@ def test_every_epoch_and_every_seed_is_another_order():
     assert counts.min() > 150 and counts.max() < 250
 
 
+def test_a_balanced_order_has_every_class_equally_often():
+    """Of 20, 7 and 3 examples: ten an epoch, all of a class before any of it comes again, and any position alone."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.int32([0, 1, 2]), [20, 7, 3]))
+    order = Order(30, 5, labels)
+    drawn = order.take(0, 30 * 7).reshape(7, 30)
+    assert [np.bincount(labels[epoch]).tolist() for epoch in drawn] == [[10, 10, 10]] * 7
+    for c, size in enumerate((20, 7, 3)):
+        of_class = drawn.ravel()[labels[drawn.ravel()] == c]
+        for epoch in range(7):  # the order within an epoch is that of the whole, so count over what has come by its end
+            counts = np.bincount(of_class[: 10 * (epoch + 1)], minlength=30)[labels == c]
+            assert counts.max() - counts.min() <= 1 and len(counts) == size
+    assert [order[i] for i in (0, 29, 30, 200, 3)] == [drawn.ravel()[i] for i in (0, 29, 30, 200, 3)]
+    np.testing.assert_array_equal(steps_indices(30, 8, 5, 3, 9, labels), drawn.ravel()[24:72].reshape(6, 8))
+
+
+def test_what_does_not_divide_evenly_goes_to_the_classes_in_turn():
+    labels = np.repeat(np.int32([0, 1, 2]), [4, 2, 2])
+    counts = np.array([np.bincount(labels[Order(8, 0, labels).epoch(e)]) for e in range(9)])
+    assert (counts.max(1) - counts.min(1) <= 1).all() and (counts.sum(1) == 8).all()
+    assert counts.sum(0).tolist() == [24, 24, 24]
+
+
 def test_the_order_stays_what_it_was():
     """Interrupted runs are resumed by newer versions: this order may never change."""
     assert permutation(8, 1, 2).tolist() == [7, 1, 3, 0, 4, 2, 6, 5]

@@ -20,6 +20,10 @@ def permutation(n: int, *key: int) -> Int64[np.ndarray, "n"]:
 class Order:
     """Position → example: each epoch a new permutation of all n examples, one after another without end.
 
+    With `labels` [n], class indices, every class comes equally often, to within one in an epoch of n positions,
+    whatever the number of its examples: within a class they follow each other as the whole does without labels, so that
+    those of a small class come again sooner.
+
     A random-access source for Grain, which batches it. The permutations are drawn here and not by Grain's `shuffle`:
     that costs 11 µs an example and has seed s + 1 repeat in epoch e what seed s did in epoch e + 1.
 
@@ -27,25 +31,45 @@ class Order:
     array([0, 1, 2, 2, 0, 1], dtype=int32)
     """
 
-    def __init__(self, n: int, seed: int):
+    def __init__(self, n: int, seed: int, labels: Int32[np.ndarray, "n"] | None = None):
         if n < 1:
             raise ValueError("there are no examples to put in order")
         self.n, self.seed = n, seed
+        self.members = [] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
+        self._latest: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, position: int) -> int:
         epoch, i = divmod(int(position), self.n)
-        return int(_epoch(self.n, self.seed, epoch)[i])
+        return int(self.epoch(epoch)[i])
 
     def __repr__(self) -> str:  # Grain prints its sources
-        return f"Order(n={self.n}, seed={self.seed})"
+        return f"Order(n={self.n}, seed={self.seed}, classes={len(self.members)})"
+
+    def epoch(self, number: int) -> Int32[np.ndarray, "n"]:
+        """The examples of an epoch."""
+        if not self.members:
+            return _epoch(self.n, self.seed, number)
+        latest = self._latest  # read once: threads share the order
+        if latest is None or latest[0] != number:
+            latest = self._latest = (number, self._balanced(number))
+        return latest[1]
+
+    def _balanced(self, number: int) -> Int32[np.ndarray, "n"]:
+        k, (whole, rest) = len(self.members), divmod(self.n, len(self.members))
+        drawn = []
+        for c, members in enumerate(self.members):
+            # The places that do not divide evenly go to the classes in turn, through all epochs.
+            begin, end = (whole * e + (rest * e - c + k - 1) // k for e in (number, number + 1))
+            drawn.append(members[Order(len(members), _mixed(self.seed, c)).take(begin, end)])
+        return np.concatenate(drawn).astype(np.int32)[permutation(self.n, self.seed, number)]
 
     def take(self, start: int, stop: int) -> Int32[np.ndarray, "k"]:
         """The examples at positions start..stop-1."""
         first, last = start // self.n, -(-stop // self.n)
-        epochs = [_epoch(self.n, self.seed, epoch) for epoch in range(first, last)]
+        epochs = [self.epoch(epoch) for epoch in range(first, last)]
         if not epochs:
             return np.empty(0, np.int32)
         return np.concatenate(epochs)[start - first * self.n : stop - first * self.n]
@@ -58,14 +82,24 @@ def _epoch(n: int, seed: int, epoch: int) -> Int32[np.ndarray, "n"]:
     return order
 
 
+def _mixed(seed: int, c: int) -> int:
+    """A seed for one class's own order, so that classes of one size are not in step."""
+    return int(np.random.SeedSequence((seed, c)).generate_state(1, np.uint64)[0])
+
+
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Int32[np.ndarray, "b"]:
     """The examples of one step. Batches run on across the ends of epochs, so all have the same size."""
     return Order(n, seed).take(step * batch, (step + 1) * batch)
 
 
-def steps_indices(n: int, batch: int, seed: int, start: int, stop: int) -> Int32[np.ndarray, "s b"]:
-    """The examples of the steps start..stop-1: row i is `batch_indices(n, batch, seed, start + i)`."""
-    return Order(n, seed).take(start * batch, stop * batch).reshape(stop - start, batch)
+def steps_indices(
+    n: int, batch: int, seed: int, start: int, stop: int, labels: Int32[np.ndarray, "n"] | None = None
+) -> Int32[np.ndarray, "s b"]:
+    """The examples of the steps start..stop-1: row i is `batch_indices(n, batch, seed, start + i)`.
+
+    With `labels` every class comes equally often (see `Order`).
+    """
+    return Order(n, seed, labels).take(start * batch, stop * batch).reshape(stop - start, batch)
 
 
 def evaluation_batches(n: int, batch: int) -> tuple[Int32[np.ndarray, "s b"], Bool[np.ndarray, "s b"]]:

@@ -76,8 +76,9 @@ def wise_ft(workdir: str | Path, alphas: Sequence[float] = ALPHAS, display: Any 
     model, about = open_model(workdir), read_json(workdir / "config.json")
     if about["weights_sha256"] is None:
         raise UserError(f"{workdir} was trained from scratch: there is no source to interpolate with.")
-    if not isinstance(about["weights"], str) or not Path(about["weights"]).exists() or ":" in about["weights"][:8]:
-        raise UserError(f"{workdir} began from {str(about['weights'])[:200]}, which is no file here now.")
+    source = str(about["weights"])
+    if source.startswith(("hf:", "http:", "https:")) or not Path(source).exists():
+        raise UserError(f"{workdir} began from {source[:200]}, which is no file here now.")
     plain = make_model(model.model.name, **_options(workdir))
     loaded = weights.load(plain, about["weights"], keep_head=about["config"]["keep_head"])
     if loaded.sha256 != about["weights_sha256"]:

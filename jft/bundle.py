@@ -1,14 +1,12 @@
 """The fine-tuned model as a folder: weights, what they were trained for, and how a picture is prepared for them."""
 
-import csv
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
@@ -17,25 +15,18 @@ from jft.errors import UserError
 from jft.models import make_model
 from jft.models.base import Model
 from jft.preprocess import Preprocess
-from jft.weights import open_weights
+from jft.table import Writable, rows_to
+from jft.weights import locate, native, open_weights
 from jft.weights.writers import write_safetensors
 
 FORMAT = 1
-
-
-@runtime_checkable
-class Writable(Protocol):
-    """An open text file, standard output, or whatever else takes text."""
-
-    def write(self, text: str, /) -> Any:
-        """Take this text."""
 
 
 @dataclass(frozen=True)
 class Bundle:
     """A model with its weights, its classes in order, and the preprocessing its weights were trained with.
 
-    >>> model = jft.load("runs/bees/model")
+    >>> model = jft.load("runs/bees")
     >>> model.predict(["x.jpg"])
     [{'path': 'x.jpg', 'class_index': 1, 'label': 'bees', 'probability': 0.98, 'error': ''}]
     """
@@ -46,12 +37,16 @@ class Bundle:
     classes: tuple[str, ...]
     preprocess: Preprocess
     multi_label: bool = False  # whether an image can have several labels: sigmoids, not a softmax
+    temperature: float | None = None  # fitted on the run's validation images; predictions apply it when asked
 
-    def predict(self, images: Sequence[Any], top_k: int = 1) -> list[dict[str, Any]]:
-        """A row for each image (path, folder, PIL image or uint8 array) as `jft predict` writes it."""
+    def predict(self, images: Sequence[Any], top_k: int = 1, **options: Any) -> list[dict[str, Any]]:
+        """A row for each image (path, folder, glob, PIL image or uint8 array) as `jft predict` writes it.
+
+        The options are those of `jft.use.predict_rows`, such as `temperature`, `unknown` and `tta`.
+        """
         from jft.use import predict
 
-        return predict(self, images, top_k=top_k)
+        return predict(self, images, top_k=top_k, **options)
 
 
 def save(
@@ -64,6 +59,7 @@ def save(
     classes: Sequence[str],
     preprocess: Preprocess,
     multi_label: bool = False,
+    temperature: float | None = None,
     card: str = "",
 ) -> None:
     """Write a bundle; the folder appears, or replaces the one there was, when it is whole.
@@ -84,6 +80,7 @@ def save(
             "options": dict(model_options),
             "classes": list(classes),
             "multi_label": multi_label,
+            "temperature": temperature,
             "preprocess": asdict(preprocess),
             "batch_stats": sorted(batch_stats),
             "sha256": sha256,
@@ -102,9 +99,13 @@ def save(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def load(folder: str | Path) -> Bundle:
-    """The bundle in a folder. Raises UserError where there is none, or where it is damaged or of a newer format."""
-    folder = Path(folder)
+def load(where: str | Path) -> Bundle:
+    """The model in a run's folder, in a bundle's, or at `hf:ORG/REPO`, where `jft push` put it.
+
+    Raises UserError where there is none, or where it is damaged or of a newer format.
+    """
+    folder = locate(where).path.parent if str(where).startswith("hf:") else Path(where)
+    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
     file = folder / "config.json"
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
@@ -118,8 +119,9 @@ def load(folder: str | Path) -> Bundle:
     try:
         name, sha256, classes = str(about["model"]), str(about["sha256"]), tuple(map(str, about["classes"]))
         stats, multi_label = set(about["batch_stats"]), bool(about["multi_label"])
+        temperature = None if about.get("temperature") is None else float(about["temperature"])
         options, preprocess = _tuples(about["options"]), Preprocess(**_tuples(about["preprocess"]))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error!r}). Copy the folder again.") from None
     with open_weights(folder / "model.safetensors") as weights:
         if weights.sha256 != sha256:
@@ -135,7 +137,15 @@ def load(folder: str | Path) -> Bundle:
         raise UserError(f"{folder} does not hold a {name}: {', '.join(odd[:5])} differ.")
     params = {n: a for n, a in arrays.items() if n not in stats}
     batch_stats = {n: a for n, a in arrays.items() if n in stats}
-    return Bundle(model, params, batch_stats, classes, preprocess, multi_label)
+    return Bundle(model, params, batch_stats, classes, preprocess, multi_label, temperature)
+
+
+def find(source: str | Path) -> Path | None:
+    """The folder of the bundle that is meant by weights (a run, a bundle, `hf:ORG/REPO`); None where it is none."""
+    if not str(source).startswith("hf:") and (Path(source) / "model" / "config.json").is_file():
+        return Path(source) / "model"
+    located = locate(source)
+    return located.path.parent if native.described(located.configs) else None
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,34 +154,10 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_predictions(out: str | Path | Writable, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as CSV: `path,class_index,label,probability`, `label_2,probability_2` …, `error`; whole or not at all.
-
-    Quoted as RFC 4180 has it. Values are written as they are: a path or class that starts with `=` would be a formula
-    to a spreadsheet, but with a quote before it the path would name no file.
-    """
+    """Rows as CSV: `path,class_index,label,probability`, `label_2,probability_2` …, `error`; whole or not at all."""
     known = ["path", "true_label", "class_index", "label", "probability"]
     columns = [c for c in known if c == "path" or any(c in row for row in rows) or c != "true_label"]
     more = {c for row in rows for c in row} - {*known, "error"}
     columns += [*sorted(more, key=lambda c: (int(c.rsplit("_", 1)[1]), c)), "error"]
-    if not isinstance(out, str | Path):
-        _write_rows(out, columns, rows)
-        return
-    path = Path(out)
-    if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent}.")
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(beside, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            _write_rows(file, columns, rows)
-        os.replace(beside, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _write_rows(file: Writable, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({c: f"{v:.6g}" if isinstance(v, float) else v for c, v in row.items()})
+    with rows_to(out, dict.fromkeys(columns, str), "csv") as write:
+        write(rows)

@@ -44,9 +44,12 @@ EXAMPLES = {
   jft sweep --data bees/ --over weight_decay=0,1e-4,1e-2 --over "augment=none,crop flip"   lists alone: all of them""",
     "evaluate": """
   jft evaluate runs/bees-resnet50-head
-  jft evaluate runs/bees-resnet50-head --data more-bees/ --json""",
+  jft evaluate runs/bees-resnet50-head --data more-bees/ --json
+  jft evaluate hf:ORG/bees --data more-bees/                    a model that was pushed""",
     "predict": """
   jft predict runs/bees-resnet50-head photos/ x.jpg --out preds.csv
+  jft predict runs/bees-resnet50-head 'photos/**/*.jpg' --top-k 3 --unknown 0.5 --temperature fitted
+  find photos -name '*.jpg' | jft predict runs/bees-resnet50-head - --features features.npz --out preds.parquet
   jft predict --model resnet50 --weights resnet50.safetensors photos/ --top-k 5""",
     "export": """
   jft export runs/bees-resnet50-head --format timm
@@ -58,7 +61,12 @@ EXAMPLES = {
   jft import old.pth --model resnet50 --skip 'ema.*' --out resnet50.safetensors""",
     "average": """
   jft average runs/bees-resnet50-full                           WiSE-FT: between the pretrained and the tuned weights
-  jft average runs/bees/runs/seed* --out bees-soup              a greedy soup of five seeds""",
+  jft average runs/bees/runs/seed* --out bees-soup              a greedy soup of five seeds
+  jft average runs/bees-resnet50-full --snapshots               of one run's validations (trained with --snapshots)""",
+    "push": """
+  jft push runs/bees-resnet50-head me/bees                      the model's folder, to a public repository
+  jft push runs/bees-resnet50-head me/bees --private --yes
+  jft predict hf:me/bees photos/                                what others do with it""",
     "report": """
   jft report runs/bees-resnet50-head""",
     "data": """
@@ -174,9 +182,9 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     _config_options(rate, free)
     rate.add_argument(
-        "--stage", metavar="NAME", help="of the plan; those before it are trained first (default: the first)"
+        "--stage", metavar="NAME", help="a stage of the plan; those before it are trained first (default: the first)"
     )
-    rate.add_argument("--plot", metavar="FILE.svg", help="draw the losses")
+    rate.add_argument("--plot", metavar="FILE.svg", help="draw the losses over the rates")
     rate.add_argument("--json", action="store_true", help="print as JSON")
 
     ranked = command(
@@ -196,10 +204,20 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="order by linear (its accuracy), knn, logme, leep or mean-rank (default: linear)",
     )  # fmt: skip
     ranked.add_argument("--shots", type=int, metavar="N", help="fit to so many images a class, drawn by seed")
-    ranked.add_argument("--image-size", type=int, metavar="N", help="side of the pictures (default: each model's own)")
+    ranked.add_argument(
+        "--image-size", type=int, metavar="N", help="side of the pictures in pixels (default: each model's own)"
+    )
     ranked.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default: 32)")
-    ranked.add_argument("--epochs", type=float, default=10, metavar="N", help="of the costs told (default: 10)")
-    ranked.add_argument("--seed", type=int, default=0, metavar="N", help="of the folds and shots (default: 0)")
+    ranked.add_argument(
+        "--epochs",
+        type=float,
+        default=10,
+        metavar="N",
+        help="passes over the images of which the costs are told (default: 10)",
+    )
+    ranked.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="number that folds and shots are drawn by (default: 0)"
+    )
     ranked.add_argument("--json", action="store_true", help="print as JSON")
 
     swept = command(
@@ -212,33 +230,54 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     _config_options(swept, free)
     swept.add_argument(
         "--over", action="append", default=[], metavar="FIELD=SPACE",
-        help="log:LOW:HIGH, linear:LOW:HIGH, or A,B,…; repeatable",
+        help="the values of a field: log:LOW:HIGH, linear:LOW:HIGH, or A,B,…; repeatable",
     )  # fmt: skip
-    swept.add_argument("--trials", type=int, metavar="N", help="in all (default: 20; all of a space of lists)")
-    swept.add_argument("--seconds", type=float, metavar="S", help="begin no trial after so many; go on with it later")
+    swept.add_argument("--trials", type=int, metavar="N", help="trials in all (default: 20; all of a space of lists)")
+    swept.add_argument(
+        "--seconds", type=float, metavar="S", help="begin no trial after so many seconds; the same command goes on"
+    )
     swept.add_argument("--no-prune", action="store_true", help="run every trial to its end")
     swept.add_argument("--json", action="store_true", help="print the trials as JSON")
 
     evaluate = command("evaluate", "Score a run's model", _evaluate)
-    evaluate.add_argument("workdir", metavar="W", help="a run's folder")
-    evaluate.add_argument("--data", metavar="PATH", help="other labelled images; default: the run's validation set")
-    evaluate.add_argument("--tta", nargs="+", default=[], metavar="VIEW", help=TTA)
-    evaluate.add_argument("--json", action="store_true", help="print as JSON")
+    evaluate.add_argument("workdir", nargs="?", metavar="W", help="a run's or model's folder, or hf:ORG/REPO")
+    evaluate.add_argument("--data", metavar="PATH", help="other labelled images (default: the run's validation set)")
+    _model_options(evaluate)
+    evaluate.add_argument("--json", action="store_true", help="print as JSON (default: a line a figure)")
 
-    predict = command("predict", "Predict the classes of images", _predict)
+    predict = command(
+        "predict",
+        "Predict the classes of images",
+        _predict,
+        "Images are files, folders, globs in quotes, a CSV with a column path, or - for paths on standard input. They "
+        "are decoded, run and written piece by piece, so there may be any number of them.",
+    )
     predict.add_argument(
         "paths",
         nargs="+",
         metavar="W IMAGES…",
-        help="a run's folder (not with --model), then images, folders of images",
+        help="a run's or model's folder or hf:ORG/REPO (not with --model or --weights), then images",
     )
-    predict.add_argument("--out", metavar="FILE.csv", help="write a CSV; default: print it")
+    predict.add_argument(
+        "--out", metavar="FILE", help="write a .csv, .jsonl or .parquet, whole or not at all (default: print a CSV)"
+    )
     predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes told for each image (default: 1)")
-    predict.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default: 32)")
-    predict.add_argument("--tta", nargs="+", default=[], metavar="VIEW", help=TTA)
-    predict.add_argument("--model", metavar="NAME", help="a pretrained model as it is, instead of a run's")
-    predict.add_argument("--weights", metavar="FILE", help="of --model; default: the model's own source")
-    predict.add_argument("--json", action="store_true", help="print JSON lines instead of CSV")
+    predict.add_argument(
+        "--probabilities", action="store_true", help="add a column p:CLASS for every class (default: no)"
+    )
+    predict.add_argument(
+        "--unknown", type=float, metavar="P",
+        help="call an image unknown whose largest probability, from 0 to 1, is below P (default: no)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--temperature", metavar="T",
+        help="divide logits by a number above 0, or by the one fitted on the run's validation images (default: 1)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--features", metavar="FILE", help="write what the head takes, float32, as .npz or .parquet (default: no)"
+    )
+    _model_options(predict)
+    predict.add_argument("--json", action="store_true", help="print JSON lines instead of CSV (default: no)")
 
     report = command(
         "report",
@@ -255,7 +294,8 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "One run: α is chosen on its validation set. Several: added one by one while validation does not get worse.",
     )
     average.add_argument("workdirs", nargs="+", metavar="W", help="one run's folder, or several runs' of one model")
-    average.add_argument("--uniform", action="store_true", help="several: average them all")
+    average.add_argument("--snapshots", action="store_true", help="one run: a soup of the weights of its validations")
+    average.add_argument("--uniform", action="store_true", help="soups: average them all")
     average.add_argument(
         "--out", metavar="FOLDER", help="several: the model's folder (default: soup, beside the first)"
     )
@@ -267,7 +307,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--format", required=True, metavar="FORMAT", help="timm, torchvision, hf, safetensors, npz, stablehlo"
     )
     out.add_argument("--out", metavar="PATH", help="file or, for hf and stablehlo, folder (default: in W)")
-    out.add_argument("--dtype", default="float32", metavar="T", help="of the weights: float32, float16, bfloat16")
+    out.add_argument("--dtype", default="float32", metavar="T", help="type of the numbers: float32, float16, bfloat16")
     out.add_argument(
         "--preprocess-inside", action="store_true", help="stablehlo: take uint8 pictures, normalise inside"
     )
@@ -282,10 +322,23 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     taken.add_argument("source", metavar="SOURCE", help="a file, a folder, hf:ORG/REPO or https://…#sha256=…")
     taken.add_argument("--model", required=True, metavar="NAME", help="what they are weights of, see `jft models`")
     taken.add_argument("--out", metavar="PATH", help="a .safetensors or .npz under jft's names, else a model's folder")
-    taken.add_argument("--format", metavar="FORMAT", help="whose names they have; default: those that fit")
+    taken.add_argument("--format", metavar="FORMAT", help="whose names the weights have; default: those that fit")
     taken.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="names to leave out; repeatable")
-    taken.add_argument("--image-size", type=int, metavar="N", help="side of the pictures (default: the model's own)")
+    taken.add_argument(
+        "--image-size", type=int, metavar="N", help="side of the pictures in pixels (default: the model's own)"
+    )
     _receipt_options(taken)
+
+    pushed = command(
+        "push",
+        "Share a run's model on the Hugging Face hub",
+        _push,
+        "Uploads the model's folder alone (README.md, config.json, model.safetensors), told before and asked for.",
+    )
+    pushed.add_argument("workdir", metavar="W", help="a run's or model's folder")
+    pushed.add_argument("repo", metavar="ORG/REPO", help="the repository, made where it is not there")
+    pushed.add_argument("--private", action="store_true", help="for you and your organisation alone (default: public)")
+    pushed.add_argument("--yes", action="store_true", help="do not ask before the upload (default: ask)")
 
     data = command(
         "data",
@@ -304,7 +357,28 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     models = command("models", "List the architectures", _models)
     models.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a glob over names (default: all)")
     models.add_argument("--json", action="store_true", help="print as JSON")
+    for sub in commands.choices.values():
+        _tell_defaults(sub)
     return parser
+
+
+def _tell_defaults(parser: argparse.ArgumentParser) -> None:
+    """The default of every option that its help does not tell itself."""
+    for action in parser._actions:
+        told = action.help in (None, argparse.SUPPRESS) or "default" in (action.help or "") or action.required
+        if action.option_strings and not told:
+            value = "no" if action.const is True else "none" if action.default in (None, []) else action.default
+            action.help = f"{action.help} (default: {value})"
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="images at a time (default: 32)")
+    parser.add_argument("--tta", nargs="+", default=[], metavar="VIEW", help=TTA)
+    parser.add_argument("--model", metavar="NAME", help="a pretrained model as it is (default: W's)")
+    parser.add_argument(
+        "--weights", metavar="FILE",
+        help="of --model (default: its own source); or, without --model, a model that jft saved or pushed",
+    )  # fmt: skip
 
 
 def _receipt_options(parser: argparse.ArgumentParser) -> None:
@@ -325,7 +399,7 @@ def _config_options(parser: argparse.ArgumentParser, free: Sequence[str]) -> Non
         default = field.default
         hint = field.metadata["help"]
         if "default" not in hint and default is not dataclasses.MISSING and default is not None:
-            shown = "no" if default is False else "yes" if default is True else default
+            shown = "no" if default is False else "yes" if default is True else "none" if default == () else default
             hint += f" (default: {shown})"
         flags = list(dict.fromkeys([f"--{field.name.replace('_', '-')}", f"--{field.name}"]))
         inside = field.metadata.get("fields")
@@ -460,9 +534,16 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from jft.report.live import make_display
-    from jft.use import evaluate
+    from jft.use import evaluate, pretrained
 
-    scores = evaluate(options.workdir, options.data, make_display("quiet" if options.json else "auto"), options.tta)
+    given = options.workdir
+    if (given is None) == (options.model is None and options.weights is None):
+        raise UserError("Name one model: a run's folder, or --weights (with --model, where jft did not save them).")
+    if given is None and options.data is None:
+        raise UserError("--data names the labelled images to score this model on.")
+    with contextlib.closing(make_display("quiet" if options.json else "auto")) as display:
+        model = pretrained(options.model, options.weights) if given is None else given
+        scores = evaluate(model, options.data, display, options.tta, _at_least_one(options, "batch"))
     if options.json:
         print(json.dumps(scores, indent=1, ensure_ascii=False))
         return
@@ -473,40 +554,54 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"left out: {name}: {reason}")
 
 
-def _predict(options: argparse.Namespace) -> None:
-    from jft.bundle import write_predictions
-    from jft.report.live import make_display
-    from jft.use import open_model, predict, pretrained
+def _at_least_one(options: argparse.Namespace, name: str) -> int:
+    if (value := getattr(options, name)) < 1:
+        raise UserError(f"--{name.replace('_', '-')} is {value}; it is at least 1.")
+    return value
 
-    if options.top_k < 1 or options.batch < 1:
-        raise UserError("--top-k and --batch are at least 1.")
-    if options.weights and not options.model:
-        raise UserError("--weights goes with --model, which says what they are weights of.")
-    if options.model:
+
+def _predict(options: argparse.Namespace) -> None:
+    from jft.report.live import make_display
+    from jft.table import features_to, rows_to
+    from jft.use import columns, open_model, predict_rows, pretrained
+
+    if options.unknown is not None and not 0 <= options.unknown <= 1:
+        raise UserError(f"--unknown is {options.unknown}; a probability from 0 to 1 is expected.")
+    top_k, batch = _at_least_one(options, "top_k"), _at_least_one(options, "batch")
+    if options.model or options.weights:
         model, images = pretrained(options.model, options.weights), options.paths
     else:
         model, images = open_model(options.paths[0]), options.paths[1:]
     if not images:
-        raise UserError("No images given. Name files or folders after the run's folder.")
-    quiet = options.out is None
-    rows = predict(
-        model,
-        images,
-        top_k=options.top_k,
-        batch=options.batch,
-        display=make_display("quiet" if quiet else "auto"),
-        tta=options.tta,
-    )
-    if options.json:
+        raise UserError("No images given. Name files, folders, globs, a CSV or - after the run's folder.")
+    told = columns(model.classes, top_k, options.probabilities)
+    count = bad = 0
+    with contextlib.ExitStack() as stack:
+        # What is printed has standard output to itself.
+        quiet = options.json or options.out is None
+        display = stack.enter_context(contextlib.closing(make_display("quiet" if quiet else "auto")))
+        writes = [stack.enter_context(rows_to(options.out, told))] if options.out else []
+        if options.json or not options.out:
+            writes.append(stack.enter_context(rows_to(sys.stdout, told, "jsonl" if options.json else "csv")))
+        rows = predict_rows(
+            model,
+            images,
+            top_k=top_k,
+            probability_of_each=options.probabilities,
+            temperature=options.temperature,
+            unknown=options.unknown,
+            features=stack.enter_context(features_to(options.features)) if options.features else None,
+            batch=batch,
+            display=display,
+            tta=options.tta,
+        )
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            for write in writes:
+                write([row])
+            count, bad = count + 1, bad + bool(row["error"])
     if options.out:
-        write_predictions(options.out, rows)
-        bad = sum(bool(row["error"]) for row in rows)
-        told = f", {bad} of them of images that cannot be read" if bad else ""
-        print(f"{len(rows)} rows in {options.out}{told}", file=sys.stderr)
-    elif not options.json:
-        write_predictions(sys.stdout, rows)
+        few = f", {bad} of them of images that cannot be read" if bad else ""
+        print(f"{count} rows in {options.out}{few}", file=sys.stderr)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -516,11 +611,15 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _average(options: argparse.Namespace) -> None:
-    from jft.average import soup, wise_ft
+    from jft.average import soup, soup_of_run, wise_ft
     from jft.report.live import make_display
 
     display = make_display("quiet" if options.json else "auto")
-    if len(options.workdirs) == 1:
+    if options.snapshots:
+        if len(options.workdirs) > 1:
+            options.parser.error("--snapshots are of one run")
+        done = soup_of_run(options.workdirs[0], not options.uniform, display)
+    elif len(options.workdirs) == 1:
         done = wise_ft(options.workdirs[0], display=display)
     else:
         done = soup(options.workdirs, options.out, not options.uniform, display)
@@ -572,6 +671,21 @@ def _import(options: argparse.Namespace) -> None:
         return
     print(read)
     print(written if written else "nothing written: no --out")
+
+
+def _push(options: argparse.Namespace) -> None:
+    from jft.push import push
+
+    def confirm(told: str) -> bool:
+        print(told, file=sys.stderr)
+        if options.yes:
+            return True
+        if not sys.stdin.isatty():
+            raise UserError("Nothing was uploaded: there is nobody to ask. With --yes it is not asked.")
+        print("Upload? [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    print(push(options.workdir, options.repo, private=options.private, confirm=confirm))
 
 
 def _data(options: argparse.Namespace) -> None:

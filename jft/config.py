@@ -59,12 +59,16 @@ class Config:
     lr: float | None = _opt(
         None, "peak learning rate of the fastest group; default: the plan's (head 1e-3, full 1e-4)", above=0
     )
-    seed: int = _opt(0, "of the split, the head's first values, the order and the augmentation")
+    seed: int = _opt(0, "number that the split, the head's first values, order and augmentation are drawn by")
     workdir: str | None = _opt(None, "the run's folder; default: runs/DATA-MODEL-PLAN")
     optimizer: Any = _opt(
         "adamw", "adamw, adam, sgd (momentum 0.9), lion, lamb, muon; or a function (weight_decay, mask)"
     )
-    weight_decay: float = _opt(1e-4, "of kernels; biases, norms and position embeddings are spared", least=0)
+    weight_decay: float = _opt(
+        1e-4,
+        "share of a kernel taken off a step, times the rate; biases, norms and position embeddings are spared",
+        least=0,
+    )
     schedule: str | Callable = _opt(
         "cosine",
         "of the learning rate in a stage: cosine, linear, constant, step, one-cycle; or a function (peak, steps)",
@@ -114,7 +118,12 @@ class Config:
         default_factory=dict,
         metadata={"help": "what differs from the weights' own: --preprocess.crop_pct 1.0", "fields": Preprocess},
     )
-    dropout: float = _opt(0.0, "before the head (and in a ViT's blocks), in parts that train", least=0, below=1)
+    dropout: float = _opt(
+        0.0,
+        "share of activations dropped before the head (and in a ViT's blocks), in parts that train",
+        least=0,
+        below=1,
+    )
     drop_path: float = _opt(0.0, "stochastic depth's rate at the last block, in parts that train", least=0, below=1)
     dtype: str = _opt(
         "auto",
@@ -148,8 +157,15 @@ class Config:
     resident: float = _opt(
         0.5, "keep images or features in memory if they fit this share of what is free; 0 = stream", least=0, most=1
     )
-    threads: int | None = _opt(None, "that decode; default: the processor's cores", least=1)
-    display: str = _opt("auto", "auto, plain, quiet, json", choices=("auto", "plain", "quiet", "json"))
+    threads: int | None = _opt(None, "threads that decode; default: the processor's cores", least=1)
+    display: str = _opt(
+        "auto",
+        "what is shown: auto (a view on a terminal, else lines), plain, quiet, json",
+        choices=("auto", "plain", "quiet", "json"),
+    )
+    track: tuple[Any, ...] = _opt(
+        (), "also tell of the run to tensorboard, mlflow, or module:name, a function (workdir, about, step) -> Tracker"
+    )
     deterministic: bool = _opt(False, "bit-equal repetition on a GPU too, some tenths slower (on a CPU it always is)")
     objective: Callable | None = _opt(None, "what is minimised; default: jft.step:supervised, L(f, D) + λ R(f, f_s)")
 
@@ -185,7 +201,7 @@ def check(config: Config) -> None:
 
 
 # Fields that say where and how loudly a run happens, not what it is: two runs may differ in them and be the same.
-PLACE = ("workdir", "display", "checkpoint_every", "threads", "resident", "seeds")
+PLACE = ("workdir", "display", "track", "checkpoint_every", "threads", "resident", "seeds")
 
 
 def describe(value: Any) -> Any:

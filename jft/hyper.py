@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jft.config import Config, check
 from jft.data.decode import quiet
 from jft.data.sources import Dataset, Splits
 from jft.errors import UserError, near
+from jft.weights import locate, native
 
 Rule = Callable[..., dict[str, Any]]  # (examples, size, batch) -> fields
 
@@ -73,10 +75,11 @@ def _length(examples: int) -> dict[str, float]:
 
 
 def settle(config: Config, splits: Splits, note: Callable[[str], Any] = lambda text: None) -> Config:
-    """The config with what its `hyper` says of these data, where it sets nothing itself; tells what that is.
+    """The config with what its weights and its `hyper` say of these data, where it sets nothing itself; tells of it.
 
     Settling twice changes nothing more. Raises UserError for a rule that does not exist.
     """
+    config = follow_weights(config)
     if config.hyper is None:
         return config
     if isinstance(config.hyper, str) and config.hyper not in RULES:
@@ -97,6 +100,18 @@ def settle(config: Config, splits: Splits, note: Callable[[str], Any] = lambda t
     if told := ", ".join(f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in chosen.items()):
         note(f"By --hyper for {len(splits.train)} images of about {size[1]}×{size[0]} pixels: {told}.")
     return settled
+
+
+def follow_weights(config: Config) -> Config:
+    """The config with the model its weights are of, where jft saved them (a run, a bundle, `hf:`) and it names none."""
+    if "model" in config.given or not isinstance(config.weights, str | Path) or config.weights == "none":
+        return config
+    where = Path(config.weights) / "model"
+    weights = str(where) if (where / "config.json").is_file() else str(config.weights)
+    if found := native.described(locate(weights).configs):
+        model, options = found
+        return config.replace(weights=weights, model=model, model_options={**options, **config.model_options})
+    return config
 
 
 def picture_size(dataset: Dataset, sample: int = 32) -> tuple[int, int]:

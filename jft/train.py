@@ -31,7 +31,7 @@ from jft.build import (
     summarise,
 )
 from jft.checkpoint import Checkpoints
-from jft.config import PLACE, Config, describe, write_json
+from jft.config import PLACE, Config, describe, load_object, write_json
 from jft.data import order, pipeline, sources
 from jft.data.cache import cache_dir
 from jft.data.prepare import make_prepare
@@ -40,12 +40,12 @@ from jft.hyper import settle
 from jft.lora import LoraModel, write_adapter
 from jft.models.base import Model
 from jft.plan import Stage
+from jft.report import track
 from jft.report.card import model_card
 from jft.report.live import make_display
-from jft.report.log import MetricsLog
 from jft.run import Clock, Result, data_path, default_workdir, enter, fingerprint, versions
 from jft.step import State, make_eval_step, repeat
-from jft.use import evaluate_dataset, probabilities, row
+from jft.use import evaluate_dataset, fit_temperature, probabilities, row
 
 MAX_STEPS_PER_DISPATCH = 256
 MAX_SKIPPED = 10  # steps in a row with gradients that are not finite, after which a run ends
@@ -91,6 +91,7 @@ def train(
             layer_decay=config.layer_decay,
         )
         check(config, model, stages, splits)
+        track.check(config.track, load_object)
         workdir = Path(config.workdir or default_workdir(config))
         what = {
             "config": {k: v for k, v in describe(config).items() if k not in PLACE},
@@ -112,6 +113,7 @@ def train(
         run.watch, run.shared = watch, shared
         with contextlib.closing(run), interruptible() as asked_to_stop:
             run.restore()
+            run.log.trackers = track.open_trackers(config.track, workdir, what, run.step, load_object, display.warn)
             for leg in run.legs[run.ended :]:
                 run.train(leg, asked_to_stop)
             result = Result(workdir, run.finish(splits, [*splits.excluded, *left_out]))
@@ -244,7 +246,7 @@ class Run:
         self.patience = Patience()  # of the leg under way
         self.skipped = 0  # steps in a row that were not applied
         self.saved_at = time.monotonic()
-        self.log = MetricsLog(workdir / "metrics.jsonl")
+        self.log = track.Mirror(workdir / "metrics.jsonl")
         self.checkpoints = Checkpoints(workdir / "checkpoints", display.warn)
 
     def close(self) -> None:
@@ -358,7 +360,8 @@ class Run:
         begun = time.perf_counter()
         if self.leg != leg.number:
             self.begin(leg)
-        self.display.stage(leg.number + 1, len(self.legs), leg.stage.name, self._describe(leg))
+        self.display.stage(leg.number + 1, len(self.legs), leg.stage.name, self._describe(leg), leg.last)
+        self.log.rates = track.rates(leg.multipliers, {n: plan.part_of(n, self.model.parts) for n in leg.trainable})
         dispatch, schedule = self.compile(leg)
 
         per_epoch = len(self.data["train"].labels) / self.config.batch
@@ -633,15 +636,26 @@ class Run:
             classes=classes,
             preprocess=self.preprocess,
             multi_label=several,
+            temperature=fit_temperature(self.best.logits, val.labels),
             card=model_card({**result, "origin": self.loaded.receipt.source, "multi_label": several}),
         )
         self._write_predictions(likely)
         result["seconds"] = self.clock.seconds()
         write_json(self.workdir / "result.json", result)
+        self._track(result, likely)
         self.display.note(f"Validation accuracy {scores['accuracy']:.2%} of {len(val.labels)} images.")
         self.display.note(f"The model is in {self.workdir / 'model'}.")
         self._report()
         return result
+
+    def _track(self, result: Mapping[str, Any], likely: np.ndarray) -> None:
+        """Hand the trackers the most confident mistakes and the result."""
+        val = self.data["val"].dataset
+        wrong = track.mistakes(likely, val.labels, result["classes"]) if self.log.trackers.opened else []
+        for rank, (i, told) in enumerate(wrong, 1):
+            if (pixels := track.thumbnail(val.read(i))) is not None:
+                self.log.trackers.picture(self.step, f"mistakes/{rank:02} {told}", pixels)
+        self.log.trackers.close(result)
 
     def _report(self) -> None:
         """Draw the report; the run is finished by now, so a report that fails is told and costs nothing else."""

@@ -1,7 +1,13 @@
 """Using a model: evaluate it on labelled images, predict on others; a finished run's model, or a pretrained one."""
 
-from collections.abc import Sequence
+import csv
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +19,38 @@ from jft import bundle, losses, metrics, weights
 from jft.bundle import Bundle
 from jft.config import is_loaded, load_object
 from jft.data import order, pipeline, sources
-from jft.data.prepare import views, work_size
+from jft.data.prepare import make_prepare, views, work_size
 from jft.errors import UserError
 from jft.models import make_model
 from jft.report.live import make_display
 from jft.run import read_json
-from jft.step import make_eval_step
+from jft.step import FEATURES, make_eval_step
+from jft.table import Row
 
-CHUNK = 1024  # images decoded at a time
+CHUNK = 512  # images decoded at a time; two such chunks are in memory, the one that is run and the next
+UNKNOWN = "unknown"  # the label below the threshold of that name; its class_index is -1
 
 
 def open_model(where: str | Path) -> Bundle:
-    """The model of a run's folder, or of a folder that is a bundle itself. Raises UserError where there is none yet."""
+    """The model of a run's folder, of a folder that is a bundle itself, or of `hf:ORG/REPO`, where `jft push` put it.
+
+    Raises UserError where there is none yet.
+    """
     folder = Path(where)
-    if (folder / "model").is_dir():
-        return bundle.load(folder / "model")
-    if (folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists():
+    begun = (folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists()
+    if begun and not (folder / "model").is_dir():
         raise UserError(
             f"{folder} holds a run that is not finished. Give its command again, and it goes on to the end."
         )
-    return bundle.load(folder)
+    return bundle.load(where)
 
 
-def pretrained(model: str, source: str | None = None) -> Bundle:
-    """A pretrained model as it is, its own head included."""
+def pretrained(model: str | None, source: str | None = None) -> Bundle:
+    """A pretrained model as it is, its own head included; without a name, weights that are a bundle of ours."""
+    if model is None:
+        if source and (found := bundle.find(source)):
+            return bundle.load(found)
+        raise UserError(f"{source} is no model that jft saved, so --model must say what these weights are of.")
     classes = weights.head_size(make_model(model), source)
     if classes is None:
         raise UserError(f"The weights of {model} have no head, so they tell no classes. Fine-tune them first.")
@@ -55,43 +69,76 @@ class Predicted:
     logits: np.ndarray  # float32 [n, classes]
     kept: np.ndarray
     excluded: list[tuple[str, str]]
+    features: np.ndarray | None = None  # float32 [n, d], what the head takes
+
+
+def run_chunks(
+    model: Bundle,
+    dataset: sources.Dataset,
+    *,
+    batch: int = 32,
+    display: Any = None,
+    tta: Sequence[str] = (),
+    features: bool = False,
+) -> Iterator[Predicted]:
+    """The model over a data set, every image once, `CHUNK` at a time: what is done is handed on, not kept.
+
+    The next images are decoded while the device works. With `tta`, the mean of the probabilities of several views of
+    each image (`prepare.views`): flip, corners. With `features`, what the head takes of the image itself, too.
+    """
+    display = display or make_display("quiet")
+    steps = [make_eval_step(model.model, prepare=view) for view in views(model.preprocess, tta)]
+    size = work_size(model.preprocess, ("crop",)) if "corners" in tta else None
+    plain = make_prepare(model.preprocess, (), train=False)
+    body, top = make_eval_step(model.model, prepare=plain, stop="head"), make_eval_step(model.model, start="head")
+
+    @jax.jit
+    def step(params: Any, stats: Any, given: Any) -> tuple[Any, Any]:
+        taken = body(params, stats, given) if features else None
+        if features and not tta:
+            return top(params, stats, {FEATURES: taken}), taken
+        answers = [one(params, stats, given) for one in steps]
+        return losses.average(jnp.stack(answers), model.multi_label) if tta else answers[0], taken
+
+    params, stats = jax.device_put((dict(model.params), dict(model.batch_stats)))
+
+    def decode(start: int) -> Any:
+        part = dataset.select(np.arange(start, min(start + CHUNK, len(dataset))))
+        try:
+            return pipeline.decode_all(part, model.preprocess, size, cache=False)
+        except UserError:  # not one of the chunk can be read
+            return np.empty((0, *model.preprocess.size, 3), np.uint8), *pipeline.readable(part, model.preprocess)
+
+    starts = range(0, len(dataset), CHUNK)
+    with display.task("Predicting", total=len(dataset), unit="images") as advance, ThreadPoolExecutor(1) as ahead:
+        waiting = ahead.submit(decode, 0) if starts else None
+        for start in starts:
+            assert waiting is not None
+            images, places, bad = waiting.result()
+            if start + CHUNK < len(dataset):
+                waiting = ahead.submit(decode, start + CHUNK)
+            logits, taken = [np.empty((0, model.model.num_classes), np.float32)], []
+            for index, mask in zip(*order.evaluation_batches(len(images), batch), strict=True):
+                y, f = step(params, stats, {"image": images[index], "index": index})
+                logits.append(np.asarray(y)[mask])
+                if f is not None:
+                    taken.append(np.asarray(f)[mask].reshape(int(mask.sum()), -1))
+                advance(int(mask.sum()))
+            advance(len(bad))
+            yield Predicted(np.concatenate(logits), places + start, bad, np.concatenate(taken) if taken else None)
 
 
 def run_model(
     model: Bundle, dataset: sources.Dataset, *, batch: int = 32, display: Any = None, tta: Sequence[str] = ()
 ) -> Predicted:
-    """The model over a data set, every image once, decoding `CHUNK` images at a time.
-
-    With `tta`, the mean of the probabilities of several views of each image (`prepare.views`): flip, corners.
-    """
-    display = display or make_display("quiet")
-    steps = [make_eval_step(model.model, prepare=view) for view in views(model.preprocess, tta)]
-    size = work_size(model.preprocess, ("crop",)) if "corners" in tta else None
-
-    @jax.jit
-    def step(params: Any, stats: Any, given: Any) -> Any:
-        answers = [one(params, stats, given) for one in steps]
-        return losses.average(jnp.stack(answers), model.multi_label) if tta else answers[0]
-
-    params, stats = jax.device_put((dict(model.params), dict(model.batch_stats)))
-    logits, kept, excluded = [], [], []
-    with display.task("Predicting", total=len(dataset), unit="images") as advance:
-        for start in range(0, len(dataset), CHUNK):
-            part = dataset.select(np.arange(start, min(start + CHUNK, len(dataset))))
-            try:
-                images, places, bad = pipeline.decode_all(part, model.preprocess, size, cache=False)
-            except UserError:  # not one of the chunk can be read
-                places, bad = pipeline.readable(part, model.preprocess)
-                images = np.empty((0, *model.preprocess.size, 3), np.uint8)
-            excluded += bad
-            kept.append(places + start)
-            for index, mask in zip(*order.evaluation_batches(len(images), batch), strict=True):
-                y = np.asarray(step(params, stats, {"image": images[index], "index": index}))
-                logits.append(y[mask])
-                advance(int(mask.sum()))
-            advance(len(bad))
+    """The model over a data set, every image once; all of it in memory (`run_chunks` hands it on piece by piece)."""
+    done = list(run_chunks(model, dataset, batch=batch, display=display, tta=tta))
     empty = np.empty((0, model.model.num_classes), np.float32)
-    return Predicted(np.concatenate([empty, *logits]), np.concatenate([*kept, np.empty(0, np.int64)]), excluded)
+    return Predicted(
+        np.concatenate([empty, *(d.logits for d in done)]),
+        np.concatenate([np.empty(0, np.int64), *(d.kept for d in done)]),
+        [pair for d in done for pair in d.excluded],
+    )
 
 
 def probabilities(logits: np.ndarray, several: bool = False) -> np.ndarray:
@@ -127,18 +174,22 @@ def evaluate_dataset(
     return scores | {"count": len(labels), "left_out": len(done.excluded), "excluded": done.excluded}
 
 
-def evaluate(workdir: str | Path, data: Any = None, display: Any = None, tta: Sequence[str] = ()) -> dict[str, Any]:
-    """Metrics of a run's model on its own validation set, or on all of other labelled images.
+def evaluate(
+    where: str | Path | Bundle, data: Any = None, display: Any = None, tta: Sequence[str] = (), batch: int = 32
+) -> dict[str, Any]:
+    """Metrics of a run's model on its own validation set, or of any model on all of other labelled images.
 
     Other data with splits are scored on `test`, where there is one, else on `val`.
     """
-    model = open_model(workdir)
+    model = where if isinstance(where, Bundle) else open_model(where)
     if data is None:
-        return {"split": "val"} | evaluate_dataset(model, own_validation(workdir), display, tta=tta)
+        if isinstance(where, Bundle):
+            raise UserError("A model alone has no validation images; give labelled images to score it on.")
+        return {"split": "val"} | evaluate_dataset(model, own_validation(where), display, batch, tta)
     code = isinstance(data, str) and ".py:" in data
     splits = sources.load(load_object(data)() if code else data, val_fraction=0)
     name = "test" if splits.test else "val" if splits.val else "train"
-    found = evaluate_dataset(model, getattr(splits, name), display, tta=tta)
+    found = evaluate_dataset(model, getattr(splits, name), display, batch, tta)
     return {"split": name if name != "train" else "all"} | found
 
 
@@ -167,6 +218,8 @@ def _own_data(workdir: str | Path, given: str) -> Any:
 def own_validation(workdir: str | Path) -> sources.Dataset:
     """The validation images of a run. Raises UserError where its data are not there now."""
     about = read_json(Path(workdir) / "config.json")
+    if "config" not in about:
+        raise UserError(f"{workdir} is a model, not a run, so it names no validation images. Pass --data.")
     config, given = _settings(workdir, about)
     if not (isinstance(config["data"], str) and (Path(given).exists() or ":" in given)):
         raise UserError(
@@ -178,45 +231,176 @@ def own_validation(workdir: str | Path) -> sources.Dataset:
     return splits.val
 
 
-def predict(
-    where: str | Path | Bundle,
+def pictures(
+    given: Sequence[str | Path], classes: Sequence[str] = (), stdin: Any = None
+) -> tuple[sources.Dataset, list[tuple[str, str]]]:
+    """The pictures to predict on, in the order given, and what of the folders is none, with the reason.
+
+    Each is a file, a folder (with all below it), a glob such as `photos/**/*.jpg`, a CSV with a column `path` (from
+    the CSV's own folder), or `-`, a list of paths on standard input, one a line or ended by zero bytes as `find
+    -print0` has them. A file that a list names and that is not there keeps its place, and is left out when it is read.
+    Raises UserError for a path that is not there and a glob that matches nothing.
+    """
+    names: list[str] = []
+    reads: list[Callable[[], Any]] = []
+    excluded: list[tuple[str, str]] = []
+    for word in given:
+        text = str(word)
+        listed: Iterable[str | Path] | None = None
+        if text == "-":
+            listed = _lines((stdin or sys.stdin.buffer).read())
+        elif text.lower().endswith(".csv") and Path(text).is_file():
+            listed = _column(Path(text))
+        if listed is not None:
+            for path in map(Path, listed):
+                names.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
+                reads.append(partial(Path.read_bytes, path))
+            continue
+        found: list[str | Path] = [word]
+        if not os.path.exists(os.path.expanduser(text)) and glob.has_magic(text):
+            found = list(sorted(glob.glob(os.path.expanduser(text), recursive=True)))
+            if not found:
+                raise UserError(f"Nothing matches {text!r}. Quote a glob, or the shell expands it first.")
+        part, bad = sources.unlabelled(found, classes)
+        names += part.names
+        reads += [partial(part.read, i) for i in range(len(part))]
+        excluded += bad
+    labels = np.full(len(names), -1, np.int32)
+    return sources.Dataset(tuple(names), labels, tuple(classes), lambda i: reads[i]()), excluded
+
+
+def _lines(content: bytes) -> list[str]:
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    return [os.fsdecode(line) for line in lines if line.strip()]
+
+
+def _column(file: Path) -> list[Path]:
+    """The paths of a CSV, from its own folder."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as table:
+            rows = csv.DictReader(table)
+            if "path" not in (rows.fieldnames or ()):
+                raise UserError(
+                    f"{file} has the columns {', '.join(rows.fieldnames or ())}; a column path is expected."
+                )
+            return [file.parent / row["path"] for row in rows if row["path"]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is no CSV in UTF-8: {error}.") from None
+
+
+def predict_rows(
+    model: Bundle,
     images: Sequence[Any],
     *,
     top_k: int = 1,
+    probability_of_each: bool = False,
+    temperature: float | str | None = None,
+    unknown: float | None = None,
+    features: Callable[[Sequence[str], np.ndarray], Any] | None = None,
     batch: int = 32,
     display: Any = None,
     tta: Sequence[str] = (),
-) -> list[dict[str, Any]]:
-    """A row for each image: `path`, `class_index`, `label`, `probability` (then `label_2` …), or `error`.
+) -> Iterator[Row]:
+    """A row for each image, as they are done: `path`, `class_index`, `label`, `probability`, `label_2` …, `error`.
 
-    Images are paths of files and folders, PIL images, or uint8 arrays. A file that cannot be read keeps its row, its
-    label empty and the reason in `error`.
+    Images are paths as `pictures` takes them, PIL images, or uint8 arrays. A file that cannot be read keeps its row,
+    its label empty and the reason in `error`. `probability_of_each` adds a column `p:CLASS` for every class.
+    `temperature` divides the logits: a number, or "fitted", the one found on the run's validation images. Where the
+    largest probability is below `unknown` the label is `unknown`, its class_index -1. `features` is given the paths and
+    the features [n, d] of each chunk. No more than two chunks of pictures are in memory, however many there are.
     """
-    model = where if isinstance(where, Bundle) else open_model(where)
+    scale = temperature_of(model, temperature)
     paths = [i for i in images if isinstance(i, str | Path)]
     if paths and len(paths) < len(images):
         raise UserError("Images are paths, or arrays and PIL images: not both in one call.")
     if paths:
-        dataset, excluded = sources.unlabelled(paths, model.classes)
+        dataset, excluded = pictures(paths, model.classes)
     else:
         dataset, excluded = sources.arrays(list(images), np.zeros(len(images), np.int32), ["?"]), []
-    done = run_model(model, dataset, batch=batch, display=display, tta=tta)
-    likely = probabilities(done.logits, model.multi_label)
-    rows = {
-        dataset.names[place]: {"path": dataset.names[place], **row(p, model.classes, top_k), "error": ""}
-        for place, p in zip(done.kept, likely, strict=True)
-    }
-    for name, reason in (*excluded, *done.excluded):
-        rows[name] = {"path": name, "class_index": "", "label": "", "probability": "", "error": reason}
-    order_of = [*dataset.names, *(name for name, _ in excluded)]
-    return [rows[name] for name in order_of]
+    begun = 0
+    for done in run_chunks(model, dataset, batch=batch, display=display, tta=tta, features=features is not None):
+        told: dict[int, dict[str, Any]] = {}
+        likely = probabilities(done.logits / np.float32(scale), model.multi_label)
+        for place, p in zip(done.kept.tolist(), likely, strict=True):
+            name = dataset.names[place]
+            told[place] = {"path": name, **row(p, model.classes, top_k, unknown), "error": ""}
+            if probability_of_each:
+                told[place] |= {f"p:{c}": float(v) for c, v in zip(model.classes, p, strict=True)}
+        end = min(begun + CHUNK, len(dataset))
+        unread = (place for place in range(begun, end) if place not in told)
+        told |= {place: _unread(name, why) for place, (name, why) in zip(unread, done.excluded, strict=True)}
+        if features is not None and done.features is not None:
+            features([dataset.names[i] for i in done.kept], done.features)
+        yield from (told[place] for place in range(begun, end))
+        begun = end
+    yield from (_unread(name, why) for name, why in excluded)
 
 
-def row(p: np.ndarray, classes: Sequence[str], top_k: int = 1) -> dict[str, Any]:
+def _unread(name: str, reason: str) -> dict[str, Any]:
+    return {"path": name, "class_index": "", "label": "", "probability": "", "error": reason}
+
+
+def predict(where: str | Path | Bundle, images: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
+    """All the rows of `predict_rows`, whose options it takes, of a model or of the folder of one."""
+    model = where if isinstance(where, Bundle) else open_model(where)
+    return [dict(told) for told in predict_rows(model, images, **options)]
+
+
+def row(p: np.ndarray, classes: Sequence[str], top_k: int = 1, unknown: float | None = None) -> dict[str, Any]:
     """The columns of one image's prediction: `class_index`, `label`, `probability`, then `label_2`, …"""
     best = np.argsort(-p, kind="stable")[:top_k]
     told: dict[str, Any] = {"class_index": int(best[0])}
     for rank, i in enumerate(best, 1):
         suffix = "" if rank == 1 else f"_{rank}"
         told |= {f"label{suffix}": classes[i], f"probability{suffix}": float(p[i])}
+    if unknown is not None and p[best[0]] < unknown:
+        told |= {"class_index": -1, "label": UNKNOWN}
     return told
+
+
+def columns(classes: Sequence[str], top_k: int = 1, probability_of_each: bool = False) -> dict[str, type]:
+    """The columns of `predict_rows` with their types, as `jft.table.rows_to` takes them."""
+    told: dict[str, type] = {"path": str, "class_index": int, "label": str, "probability": float}
+    for rank in range(2, min(top_k, len(classes)) + 1):
+        told |= {f"label_{rank}": str, f"probability_{rank}": float}
+    if probability_of_each:
+        told |= {f"p:{c}": float for c in classes}
+    return told | {"error": str}
+
+
+def temperature_of(model: Bundle, given: float | str | None) -> float:
+    """What logits are divided by: 1, a number, or the one fitted on validation images. Raises UserError."""
+    if given is None:
+        return 1.0
+    if given == "fitted":
+        if model.temperature is None:
+            raise UserError("This model has no fitted temperature: jft fits one when a run ends. Give a number.")
+        return model.temperature
+    try:
+        value = float(given)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < np.inf:
+        raise UserError(f"--temperature is {given}; a number above 0 is expected, or `fitted`.")
+    return value
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature at which the logits [n, k] give the labels the least log loss (Guo et al. 2017, §4.2).
+
+    `labels` are indices [n], or zeros and ones [n, k] where an image can have several. Within 0.05 to 20: of a set
+    without a mistake the least loss is at 0, which would make every answer certain.
+    """
+    from scipy.optimize import minimize_scalar
+
+    x = np.asarray(logits, np.float64)
+
+    def loss(log_t: float) -> float:
+        z = x / np.exp(log_t)
+        if labels.ndim == 2:
+            return float(np.mean(np.logaddexp(0, z) - labels * z))
+        right = np.take_along_axis(z, np.asarray(labels)[:, None], axis=1)[:, 0]
+        top = z.max(axis=1)
+        return float(np.mean(np.log(np.exp(z - top[:, None]).sum(axis=1)) + top - right))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))

@@ -9,13 +9,13 @@ import jft
 
 LAYERS = (
     {"errors", "preprocess", "__version__"},
-    {"tree", "losses", "penalties", "metrics", "probes", "checkpoint", "data.cache"},
+    {"table", "tree", "losses", "penalties", "metrics", "probes", "checkpoint", "data.cache"},
     {"plan", "shard", "models", "data", "weights"},
     {"optim", "step", "features", "lora"},
     {"distil", "config", "report"},
     {"bundle", "run", "hyper"},
     {"use", "build", "stablehlo"},
-    {"train", "preview", "convert", "average", "rank"},
+    {"train", "preview", "convert", "average", "rank", "push"},
     {"compare", "finder"},
     {"api", "sweep"},
     {"cli"},

@@ -1,11 +1,16 @@
 """Using models: real pretrained weights on real images answer as the reference does; every image counts once."""
 
 import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jft import bundle, table, use
 from jft.data import sources
 from jft.errors import UserError
 from jft.use import evaluate_dataset, predict, pretrained, probabilities, run_model
@@ -96,3 +101,149 @@ def test_predict_takes_arrays_pictures_and_paths(model, tmp_path):
     assert len({(r["label"], round(r["probability"], 6)) for r in rows}) == 1
     with pytest.raises(UserError, match="not both"):
         predict(model, [array, tmp_path / "x.png"])
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Ten pictures, two of them in a folder of their own, a file that is none, and a note beside them."""
+    root = tmp_path_factory.mktemp("photos")
+    (root / "more").mkdir()
+    for i, pixels in enumerate(pictures(10)):
+        Image.fromarray(pixels).save(root / ("more" if i > 7 else "") / f"{i}.png")
+    (root / "4.jpg").write_text("no image")
+    (root / "note.txt").write_text("nor this")
+    return root
+
+
+def test_pieces_give_what_the_whole_gives(model, photos, monkeypatch):
+    whole = predict(model, [photos], top_k=2)
+    seen: list[tuple] = []
+    monkeypatch.setattr(use, "CHUNK", 3)
+    rows = use.predict_rows(model, [photos], top_k=2, batch=2, features=lambda names, x: seen.append((names, x)))
+    first = next(rows)
+    assert len(seen) == 1  # what is done is handed on before the rest is decoded
+    pieces = [first, *rows]
+    assert [r["path"] for r in pieces] == [r["path"] for r in whole] and len(pieces) == 12
+    assert [r["label"] for r in pieces] == [r["label"] for r in whole]
+    wrong = [Path(r["path"]).name for r in pieces if r["error"]]
+    assert wrong == ["4.jpg", "note.txt"]
+    names, x = [n for names, _ in seen for n in names], np.concatenate([x for _, x in seen])
+    assert names == [r["path"] for r in pieces if not r["error"]]
+    logits = run_model(model, sources.unlabelled([photos])[0]).logits
+    head = {n: np.asarray(model.params[f"head/{n}"]) for n in ("kernel", "bias")}
+    np.testing.assert_allclose(x @ head["kernel"] + head["bias"], logits, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_come_from_everywhere(photos, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text(f"id,path\n1,{photos / '1.png'}\n2,gone.png\n")
+    names, excluded = use.pictures(
+        [photos / "0.png", table, str(photos / "**" / "[89].png"), "-"], stdin=io.BytesIO(b"a.png\n\nb.png\r\n")
+    )
+    assert [Path(n).name for n in names.names] == ["0.png", "1.png", "gone.png", "8.png", "9.png", "a.png", "b.png"]
+    assert Path(names.names[2]).parent == tmp_path and not excluded  # from the CSV's own folder
+    zeros = use.pictures(["-"], stdin=io.BytesIO(b"a b.png\0c\nd.png\0"))[0]
+    assert zeros.names == ("a b.png", "c\nd.png")
+    with pytest.raises(UserError, match="Nothing matches"):
+        use.pictures([str(photos / "*.tiff")])
+    with pytest.raises(UserError, match="no file"):
+        use.pictures([photos / "none.png"])
+    table.write_text("file\nx\n")
+    with pytest.raises(UserError, match="the columns file; a column path"):
+        use.pictures([table])
+
+
+def test_a_file_that_a_list_names_and_that_is_gone_keeps_its_row(model, photos, monkeypatch):
+    given = f"{photos / '0.png'}\n{photos / 'gone.png'}\n{photos / '1.png'}\n"
+    monkeypatch.setattr(use.sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+    rows = predict(model, ["-"])
+    assert [bool(r["error"]) for r in rows] == [False, True, False] and "No such file" in rows[1]["error"]
+
+
+def test_temperature_and_the_unknown(model, photos):
+    logits = run_model(model, sources.unlabelled([photos / "0.png"])[0]).logits
+    warm = dataclasses.replace(model, temperature=2.5)
+    for given, t in ((None, 1.0), ("4", 4.0), ("fitted", 2.5)):
+        (told,) = predict(warm, [photos / "0.png"], temperature=given, probability_of_each=True)
+        p = probabilities(logits / np.float32(t))[0]
+        assert told["probability"] == pytest.approx(float(p.max()), rel=1e-4)
+        assert [told[f"p:{c}"] for c in "abc"] == pytest.approx(p.tolist(), rel=1e-3)
+    (told,) = predict(warm, [photos / "0.png"], temperature=1e6, unknown=0.5)
+    assert (told["label"], told["class_index"]) == ("unknown", -1) and told["probability"] == pytest.approx(
+        1 / 3, rel=1e-3
+    )
+    with pytest.raises(UserError, match="no fitted temperature"):
+        predict(model, [photos / "0.png"], temperature="fitted")
+    for bad in ("0", "warm", -1.0, "nan"):
+        with pytest.raises(UserError, match="above 0"):
+            predict(model, [photos / "0.png"], temperature=bad)
+
+
+def test_the_fitted_temperature_is_the_one_of_least_loss():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(4000, 5)) * 2
+    noisy = true + rng.gumbel(size=true.shape)  # whose largest is a class drawn by the softmax
+    labels = noisy.argmax(axis=1)
+    assert use.fit_temperature(3 * true, labels) == pytest.approx(3, rel=0.1)
+    several = (rng.random(true.shape) < 1 / (1 + np.exp(-true))).astype(np.float32)
+    assert use.fit_temperature(0.5 * true, several) == pytest.approx(0.5, rel=0.1)
+
+
+COLUMNS = {"path": str, "class_index": int, "label": str, "probability": float, "error": str}
+ROWS = [
+    {"path": 'ä,"b".png', "class_index": 1, "label": "x", "probability": 0.25, "error": ""},
+    {"path": "bad.png", "class_index": "", "label": "", "probability": "", "error": "cannot be read"},
+]
+
+
+def test_rows_are_written_as_csv_json_lines_and_parquet(tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(table, "GROUP", 1)
+    for name in ("a.csv", "a.jsonl", "a.parquet"):
+        with table.rows_to(tmp_path / name, COLUMNS) as write:
+            write(ROWS[:1])
+            assert not (tmp_path / name).exists()
+            write(ROWS[1:])
+    read = list(csv.DictReader((tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()))
+    assert [r["path"] for r in read] == [r["path"] for r in ROWS] and read[0]["probability"] == "0.25"
+    assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()] == ROWS
+    told = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert told[0] == ROWS[0] and told[1]["class_index"] is None and told[1]["error"] == "cannot be read"
+    with pytest.raises(UserError, match="no folder"), table.rows_to(tmp_path / "none" / "a.csv", COLUMNS):
+        pass
+    with pytest.raises(KeyboardInterrupt), table.rows_to(tmp_path / "b.csv", COLUMNS) as write:
+        raise KeyboardInterrupt
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "a.jsonl", "a.parquet"]
+
+
+def test_features_are_written_as_npz_and_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    x = np.random.default_rng(0).random((5, 3), np.float32)
+    names = [f"grün {i}.png" for i in range(5)]
+    for name in ("f.npz", "f.parquet"):
+        with table.features_to(tmp_path / name) as write:
+            write(names[:2], x[:2])
+            write(names[2:], x[2:])
+    with np.load(tmp_path / "f.npz") as found:
+        assert found["paths"].tolist() == names
+        np.testing.assert_array_equal(found["features"], x)
+    told = parquet.read_table(tmp_path / "f.parquet").to_pydict()
+    assert told["path"] == names
+    np.testing.assert_array_equal(np.array(told["features"], np.float32), x)
+    with pytest.raises(UserError, match=r"\.npz or \.parquet"), table.features_to(tmp_path / "f.csv"):
+        pass
+
+
+def test_a_bundle_needs_no_name_beside_it(model, photos, tmp_path):
+    bundle.save(
+        tmp_path / "run" / "model", model_name="tiny_vit", model_options={"num_classes": 3, "image_size": [32, 32]},
+        params=model.params, batch_stats=model.batch_stats, classes=model.classes, preprocess=model.preprocess,
+        temperature=1.5,
+    )  # fmt: skip
+    for where in (tmp_path / "run", tmp_path / "run" / "model", tmp_path / "run" / "model" / "model.safetensors"):
+        found = pretrained(None, str(where))
+        assert (found.classes, found.temperature) == (model.classes, 1.5)
+    assert predict(found, [photos / "0.png"]) == predict(model, [photos / "0.png"])
+    np.savez(tmp_path / "other.npz", x=np.zeros(1))
+    with pytest.raises(UserError, match="--model must say"):
+        pretrained(None, str(tmp_path / "other.npz"))

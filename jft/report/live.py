@@ -415,9 +415,9 @@ class ViewDisplay(PlainDisplay):
             if self.scores:
                 told = f"accuracy {self.scores[-1]:.1%}, best {max(self.scores):.1%}"
                 lines.append(f"validation  {sparkline(list(self.scores), ascii=ascii):{SPARK_WIDTH}}  {told}")
-        if self.at and (told := self.look()):
+        if self.at and (bytes_of := self.look()):
             names = {"process": "process", "device": "device", "device_peak": "at most", "device_limit": "of"}
-            lines.append("memory      " + ", ".join(f"{names[k]} {size(v)}" for k, v in told.items()))
+            lines.append("memory      " + ", ".join(f"{names[k]} {size(v)}" for k, v in bytes_of.items()))
         if self.warnings:
             many = "1 warning" if self.warnings == 1 else f"{self.warnings} warnings, the last"
             lines.append(f"{many}: {self.last_warning}")

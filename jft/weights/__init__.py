@@ -11,6 +11,7 @@ from jft.weights.formats import (
     load,
     scratch,
 )
+from jft.weights.hub import locate
 from jft.weights.readers import WeightFile, open_weights
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "export",
     "head_size",
     "load",
+    "locate",
     "open_weights",
     "scratch",
 ]

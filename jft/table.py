@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -17,6 +18,8 @@ import numpy as np
 from jft.errors import UserError
 
 Row = Mapping[str, Any]
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?")
 KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}  # any other ending is CSV
 GROUP = 8192  # rows in memory before a parquet file gets them
 
@@ -54,8 +57,8 @@ def rows_to(
     """A function that appends rows to a file, which appears when all are written, or to an open stream.
 
     `columns` are names with their types: str, int or float; a cell that is missing, None or empty is empty. `kind` is
-    csv, jsonl or parquet, by default what the file's ending says. CSV is quoted as RFC 4180 has it, values as they are:
-    a path that starts with `=` would be a formula to a spreadsheet, but with a quote before it it would name no file.
+    csv, jsonl or parquet, by default what the file's ending says. CSV is quoted as RFC 4180 has it, and no cell of it
+    is a formula to a spreadsheet (see `harmless`).
 
     >>> with rows_to("preds.csv", {"path": str, "probability": float}) as write:
     ...     write([{"path": "x.jpg", "probability": 0.98}])
@@ -87,9 +90,19 @@ def _text_writer(file: Writable, columns: Mapping[str, type], kind: str) -> Call
 
     def write_csv(rows: Iterable[Row]) -> None:
         for row in rows:
-            writer.writerow({c: f"{v:.6g}" if isinstance(v, float) else v for c, v in row.items()})
+            writer.writerow({c: f"{v:.6g}" if isinstance(v, float) else harmless(c, v) for c, v in row.items()})
 
     return write_csv
+
+
+def harmless(column: str, value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: `=x.png` as `./=x.png`, the same file; other text after a quote.
+
+    Numbers as text stay as they are (OWASP, "CSV Injection").
+    """
+    if not isinstance(value, str) or not value.startswith(FORMULA) or NUMBER.fullmatch(value):
+        return value
+    return f"./{value}" if column == "path" else f"'{value}"
 
 
 def _pyarrow() -> Any:

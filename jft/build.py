@@ -15,15 +15,16 @@ from jft.config import check as config_check
 from jft.data import order, pipeline, sources
 from jft.data.check import at_start, summary
 from jft.data.decode import resampling
+from jft.data.prepare import MIXERS, make_prepare, work_size
 from jft.data.prepare import check as check_augment
-from jft.data.prepare import make_prepare, work_size
+from jft.diagnose import Suspect, make_diagnosis
 from jft.errors import UserError
 from jft.lora import LoraModel, with_lora
 from jft.models import make_model
 from jft.models.base import Model
 from jft.plan import Stage
 from jft.preprocess import Preprocess
-from jft.step import make_train_step, supervised
+from jft.step import Objective, State, make_train_step, supervised
 
 
 def read_data(config: Config) -> sources.Splits:
@@ -52,6 +53,13 @@ def options_of(config: Config) -> dict[str, Any]:
     return ({"prompts": 10} if config.plan == "vpt" else {}) | dict(config.model_options)
 
 
+def compute_dtype(config: Config) -> str:
+    """What the run computes in, on the devices at hand."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def plain_model(config: Config, num_classes: int, prompts: bool = True) -> Model:
     """The architecture the config names, its options set; without `prompts` as its pretrained weights have it."""
     options = {n: v for n, v in options_of(config).items() if prompts or n not in ("prompts", "deep_prompts")}
@@ -59,7 +67,7 @@ def plain_model(config: Config, num_classes: int, prompts: bool = True) -> Model
         config.model,
         num_classes=num_classes,
         image_size=config.image_size,
-        dtype=config.dtype,
+        dtype=compute_dtype(config),
         dropout=config.dropout,
         drop_path=config.drop_path,
         remat=config.remat,
@@ -151,7 +159,10 @@ def load_images(
         data[split] = Split(dataset.select(kept), preprocess, size, images, config.threads)
         if not fits:
             display.note(f"The images of {split} do not fit in memory (--resident): they are decoded every epoch.")
-    missing = [c for i, c in enumerate(splits.classes) if not _has_class(data["train"].labels, i)]
+    had = splits.train.labels
+    missing = [
+        c for i, c in enumerate(splits.classes) if _has_class(had, i) and not _has_class(data["train"].labels, i)
+    ]
     if missing:
         raise UserError(f"No image of {', '.join(missing[:5])} could be read for training. The reasons are above.")
     return data, left_out
@@ -183,12 +194,26 @@ def few_shots(dataset: sources.Dataset, shots: int, seed: int) -> sources.Datase
     return dataset.select(np.sort(np.concatenate(chosen)))
 
 
-def memory_budget(share: float) -> int:
-    """Bytes of data that may lie on each device: this share of what is free."""
+def memory_free() -> int:
+    """Bytes of a device's memory that nothing uses; on a CPU those of the machine."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        return int(share * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    return int(share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def memory_budget(share: float) -> int:
+    """Bytes of data that may lie on each device: this share of what is free, in every process the same."""
+    return int(shard.agree(share * memory_free(), min))
+
+
+def convolves(model: Model, leg: "Leg", params: Mapping[str, Any]) -> bool:
+    """Whether gradients go through a convolution that is more than a matrix product."""
+    parts = model.span(leg.cut)
+    return any(
+        len(v.shape) == 4 and tuple(v.shape[:2]) != (1, 1) and plan.part_of(n, model.parts) in parts
+        for n, v in params.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -232,10 +257,28 @@ def lay_out(config: Config, stages: Sequence[Stage], model: Model, examples: int
 
 def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources.Splits) -> None:
     """Raises UserError for whatever of a config would otherwise stop a run after its folder has been made."""
-    if config.batch % jax.device_count():
+    if config.tensor > 1 and config.sharding == "pmap":
+        raise UserError("--tensor goes with --sharding replicate or fsdp, not with pmap.")
+    if config.sharding == "pmap" and jax.process_count() > 1:
+        raise UserError("--sharding pmap is for one process; --distributed goes with replicate or fsdp.")
+    share = shard.make_mesh(model=config.tensor).shape[shard.DATA] * (config.accumulate or 1)
+    if config.batch % share:
+        pieces = f" in {config.accumulate} pieces" if config.accumulate else ""
         raise UserError(
-            f"--batch {config.batch} cannot be shared by {jax.device_count()} devices; take a multiple of that."
+            f"--batch {config.batch} cannot be shared by {jax.device_count() // config.tensor} devices{pieces}; take a "
+            f"multiple of {share}."
         )
+    if config.optimizer in optim.SCHEDULE_FREE and (config.carry or config.ema):
+        raise UserError(
+            f"--optimizer {config.optimizer} averages the weights of each stage itself: leave out "
+            f"{'--carry' if config.carry else '--ema'}."
+        )
+    if config.penalty_decoupled and (config.penalty is None or config.objective):
+        raise UserError("--penalty-decoupled is about --penalty, and there is none, or an --objective of its own.")
+    if config.balance and splits.train.labels.ndim != 1:
+        raise UserError("--balance draws images by class; these data have several labels an image: --class-weights.")
+    if config.snapshots and isinstance(model, LoraModel):
+        raise UserError("--snapshots holds whole weights, not low-rank updates; `jft average` takes several runs' too.")
     loss, label = choose_loss(config, splits.train.labels), splits.train.labels
     logits = jax.ShapeDtypeStruct((config.batch, model.num_classes), np.float32)
     given = {"label": jax.ShapeDtypeStruct((config.batch, *label.shape[1:]), label.dtype)}
@@ -247,6 +290,8 @@ def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources
         raise UserError(f"The loss gives {told} for a batch of {config.batch}; one value per example is expected.")
     for leg in lay_out(config, stages, model, len(splits.train)):
         check_augment(leg.augment)
+        if config.views and leg.cut and (mixers := [a for a in leg.augment if a.split(":")[0] in MIXERS]):
+            raise UserError(f"--views keeps what single images give; {', '.join(mixers)} mixes images. Leave one out.")
         make_leg_optimizer(config, leg)
 
 
@@ -259,38 +304,94 @@ def make_leg_step(
     source: Mapping[str, Any],
     loss: Callable[..., Any],
     start: str | None,
+    pieces: int = 1,
+    unroll: bool = False,
 ) -> Callable[..., Any]:
-    """The train step of a leg, from features at `start` or from images."""
+    """The train step of a leg, from features at `start` or from images, the batch taken in so many pieces."""
     axis_name = shard.DATA if config.sharding == "pmap" else None
     prepare = make_prepare(preprocess, leg.augment, train=True, num_classes=model.num_classes, axis_name=axis_name)
-    objective = (config.objective or supervised)(
-        model,
-        train_parts=leg.train_parts,
-        update_stats=leg.update_stats,
-        trainable=leg.trainable,
-        loss=loss,
-        penalty=config.penalty,
-        penalty_weight=config.penalty_weight,
-        source=source,
-        start=start,
-    )
     return make_train_step(
-        objective,
+        make_leg_objective(config, model, leg, source, loss, start),
         optimizer,
         trainable=leg.trainable,
         prepare=(lambda batch, key: batch) if start else prepare,
         ema=config.ema or 0.0,
         sam=config.sam,
+        accumulate=pieces,
+        unroll=unroll,
         axis_name=axis_name,
     )
 
 
-def make_leg_optimizer(config: Config, leg: Leg) -> tuple[Any, Callable[[int], Any]]:
-    """The optimizer of a leg over the parameters that train in it, and its learning rate by the leg's step."""
-    stage = leg.stage
+def make_leg_objective(
+    config: Config,
+    model: Model,
+    leg: Leg,
+    source: Mapping[str, Any],
+    loss: Callable[..., Any],
+    start: str | None,
+) -> Objective:
+    """What a leg minimises: the config's objective, or a loss over labelled examples."""
+    penalty = config.penalty
+    if penalty and config.penalty_decoupled:  # told here, and felt in the optimizer
+        penalty = lambda params, source: jax.lax.stop_gradient(config.penalty(params, source))  # type: ignore[misc] # noqa: E731
+    return (config.objective or supervised)(
+        model,
+        train_parts=leg.train_parts,
+        update_stats=leg.update_stats,
+        trainable=leg.trainable,
+        loss=loss,
+        penalty=penalty,
+        penalty_weight=config.penalty_weight,
+        source=source,
+        start=start,
+    )
+
+
+def make_leg_diagnosis(
+    config: Config,
+    model: Model,
+    leg: Leg,
+    preprocess: Preprocess,
+    source: Mapping[str, Any],
+    loss: Callable[..., Any],
+) -> Callable[[State, Mapping[str, Any], int], Suspect | None]:
+    """A function `(state, batch, step)`: where the numbers of the images that were this step's stop being finite."""
+    diagnose = make_diagnosis(
+        model,
+        make_leg_objective(config, model, leg, source, loss, None),
+        loss,
+        trainable=leg.trainable,
+        train_parts=leg.train_parts,
+        update_stats=leg.update_stats,
+    )
+    prepare = make_prepare(preprocess, leg.augment, train=True, num_classes=model.num_classes)
+
+    def of_step(state: State, batch: Mapping[str, Any], step: int) -> Suspect | None:
+        augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.key), step - 1))
+        return diagnose(state.params, state.batch_stats, jax.jit(prepare)(dict(batch), augment_key), model_key)
+
+    return of_step
+
+
+def make_leg_optimizer(
+    config: Config, leg: Leg, source: Mapping[str, Any] | None = None
+) -> tuple[Any, Callable[[int], Any]]:
+    """The optimizer of a leg over the parameters that train in it, and its learning rate by the leg's step.
+
+    `source` holds the pretrained values, for a penalty that is decoupled; what has no need of steps needs none.
+    """
+    stage, penalty = leg.stage, config.penalty
+    pull: Callable[[Any], Any] | None = None
+    if penalty and config.penalty_decoupled and source is not None:
+
+        def pull(params: Any) -> Any:
+            return config.penalty_weight * penalty(params, source)
+
     warmup = config.warmup if stage.warmup is None else stage.warmup
     assert stage.lr is not None  # plan.resolve has set it
-    schedule = optim.make_schedule(stage.schedule or config.schedule, stage.lr, leg.last - leg.first, warmup)
+    name = stage.schedule or config.schedule or optim.usual_schedule(config.optimizer)
+    schedule = optim.make_schedule(name, stage.lr, leg.last - leg.first, warmup)
     optimizer = optim.make_optimizer(
         config.optimizer,
         schedule,
@@ -299,6 +400,7 @@ def make_leg_optimizer(config: Config, leg: Leg) -> tuple[Any, Callable[[int], A
         weight_decay=config.weight_decay,
         clip=config.clip,
         surgical={n: plan.part_of(n, leg.train_parts) for n in leg.trainable} if stage.surgical else None,
+        pull=pull,
     )
     return optimizer, schedule
 

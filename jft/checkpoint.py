@@ -1,9 +1,12 @@
 """Checkpoints: what training has changed, and the position it was changed to, written by Orbax and checked by us."""
 
+import contextlib
 import hashlib
+import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-FORMAT = 1
+from jft.errors import UserError
+
+KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -28,40 +33,74 @@ def checksum(leaf: np.ndarray) -> str:
     return digest.hexdigest()
 
 
+@dataclass
+class Keep:
+    """Orbax's policy of what stays: the newest steps, and the newest of those that a run may have to go back to."""
+
+    anchors: set[int] = field(default_factory=set)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each of the checkpoints, in order of their steps, whether it stays."""
+        steps = sorted(c.step for c in checkpoints)
+        kept = {*steps[-KEPT:], *sorted(self.anchors.intersection(steps))[-1:]}
+        return [c.step in kept for c in checkpoints]
+
+
 class Checkpoints:
     """The folder of a run's checkpoints: the newest and the one before it, each whole or absent.
 
     Orbax writes in the background and renames a step into place when it is complete. A bit that flips on the disk
-    afterwards it does not see, so every leaf carries a checksum, verified on restore.
+    afterwards it does not see, so every leaf carries a checksum, and so does the position, verified on restore.
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], Any] = print):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every save; ours to tell
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every save and failure; ours to tell
         self.folder = folder.absolute()
         self.warn = warn
+        self.keep = Keep()
         self._open()
 
     def _open(self) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        self._sweep()
+        process = jax.process_index()  # of several, one writes, and waits for none of the others
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"jft{process}"
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self.keep,
+            enable_async_checkpointing=True,
+            **({"multiprocessing_options": alone, "create": False} if jax.process_count() > 1 else {}),
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, step: int, tree: Any, position: Mapping[str, Any]) -> None:
+    def _sweep(self) -> None:
+        """Remove what a save that was killed or failed left behind; the run's lock says that nobody is writing it."""
+        for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def save(self, step: int, tree: Any, position: Mapping[str, Any], anchor: bool = False) -> None:
         """Write the pytree of arrays and the JSON beside it; returns when they are copied, before they lie on disk.
 
-        A step that is there already is left alone: the same step of the same run holds the same bytes.
+        A step that is there already is left alone: the same step of the same run holds the same bytes. The newest
+        `anchor` is kept however many follow it. Raises UserError where this save or the one before cannot be written.
         """
         if step in self.manager.all_steps():
             return
         names = leaf_names(tree)
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
         sums = dict(zip(names, map(checksum, leaves), strict=True))
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(dict(zip(names, leaves, strict=True))),
-                position=ocp.args.JsonSave({"format": FORMAT, "sums": sums, **position}),
-            ),
-        )
+        text = json.dumps({"step": step, "anchor": anchor, "sums": sums, **position})
+        with self._writing():
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(dict(zip(names, leaves, strict=True))),
+                    position=ocp.args.JsonSave({"text": text, "sum": _sum(text)}),
+                ),
+            )
+        if anchor:
+            self.keep.anchors.add(step)
 
     def positions(self) -> list[tuple[int, dict[str, Any]]]:
         """Steps that can be restored, newest first, with the JSON saved beside each."""
@@ -69,9 +108,18 @@ class Checkpoints:
         for step in sorted(self.manager.all_steps(), reverse=True):
             try:
                 item = self.manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))
-                found.append((step, dict(item["position"])))
+                text = item["position"]["text"]
+                if _sum(text) != item["position"]["sum"]:
+                    raise ValueError("its checksum is wrong")
+                position = json.loads(text)
+                if position["step"] != step:
+                    raise ValueError(f"it is of step {position['step']}")
             except Exception as error:  # Orbax raises many kinds; whatever it is, the step before is tried
-                self._set_aside(step, f"its position cannot be read ({type(error).__name__})")
+                self._set_aside(step, f"its position cannot be read ({_short(error)})")
+                continue
+            found.append((step, position))
+            if position["anchor"]:
+                self.keep.anchors.add(step)
         return found
 
     def restore(self, step: int, like: Any, sums: Mapping[str, str]) -> Any | None:
@@ -88,13 +136,22 @@ class Checkpoints:
             item = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
             leaves = [np.asarray(item["state"][name]) for name in names]
         except Exception as error:
-            self._set_aside(step, f"it cannot be read ({type(error).__name__})")
+            self._set_aside(step, f"it cannot be read ({_short(error)})")
             return None
         for name, leaf in zip(names, leaves, strict=True):
             if checksum(leaf) != sums[name]:
                 self._set_aside(step, f"the checksum of {name} is wrong")
                 return None
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def forget_after(self, step: int) -> None:
+        """Remove the steps after this one: the run goes another way from here."""
+        self.close()
+        for later in self.folder.iterdir():
+            if later.name.isdigit() and int(later.name) > step:
+                shutil.rmtree(later)
+                self.keep.anchors.discard(int(later.name))
+        self._open()
 
     def _set_aside(self, step: int, reason: str) -> None:
         self.warn(f"Checkpoint {step} in {self.folder} is damaged: {reason}. It is set aside; the one before is used.")
@@ -103,12 +160,44 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         shutil.rmtree(aside / str(step), ignore_errors=True)
         (self.folder / str(step)).rename(aside / str(step))
+        self.keep.anchors.discard(step)
         self._open()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what Orbax raises where a save fails, this one's or the one's before, into one message."""
+        try:
+            yield
+        except Exception as error:  # ValueError, OSError, or whatever a thread of Orbax died of
+            self._sweep()
+            steps = self.manager.all_steps(read=True)
+            last = f"The last whole one is of step {max(steps)}." if steps else "There is none before it."
+            raise UserError(
+                f"A checkpoint cannot be written to {self.folder}: {_short(error)}. {last} "
+                "When that is mended, the same command goes on from there."
+            ) from error
+
     def wait(self) -> None:
-        """Return when everything saved lies on the disk."""
-        self.manager.wait_until_finished()
+        """Return when everything saved lies on the disk. Raises UserError where it cannot be written."""
+        with self._writing():
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then let go of Orbax's threads."""
-        self.manager.close()
+        """Wait, then let go of Orbax's threads. Raises UserError where the last save cannot be written."""
+        try:
+            self.wait()
+        finally:
+            self.manager.close()
+
+
+def _sum(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _short(error: BaseException) -> str:
+    """What of an error of Orbax or TensorStore a person can use: they write of every layer the error came through."""
+    told = " ".join(str(error).split())
+    for known in ("No space left on device", "File too large", "Disk quota exceeded", "Input/output error"):
+        if known in told:
+            return known
+    return f"{type(error).__name__}: {told[:200]}" if told else type(error).__name__

@@ -36,6 +36,8 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
     """
     first = next(iter(configs.values()))
     workdir = Path(first.workdir or default_workdir(first))
+    if first.distributed:
+        raise UserError("--distributed is for one run; start those of a comparison, --seed by --seed, one after another.")
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds a single run. Name another folder for a comparison with --workdir.")
     rows = []

@@ -62,16 +62,19 @@ class Config:
     seed: int = _opt(0, "number that the split, the head's first values, order and augmentation are drawn by")
     workdir: str | None = _opt(None, "the run's folder; default: runs/DATA-MODEL-PLAN")
     optimizer: Any = _opt(
-        "adamw", "adamw, adam, sgd (momentum 0.9), lion, lamb, muon; or a function (weight_decay, mask)"
+        "adamw",
+        "adamw, adam, sgd (momentum 0.9), lion, lamb, muon, schedule-free, schedule-free-sgd; or a function "
+        "(weight_decay, mask)",
     )
     weight_decay: float = _opt(
         1e-4,
         "share of a kernel taken off a step, times the rate; biases, norms and position embeddings are spared",
         least=0,
     )
-    schedule: str | Callable = _opt(
-        "cosine",
-        "of the learning rate in a stage: cosine, linear, constant, step, one-cycle; or a function (peak, steps)",
+    schedule: str | Callable | None = _opt(
+        None,
+        "of the learning rate in a stage: cosine, linear, constant, step, one-cycle; or a function (peak, steps); "
+        "default: cosine, and constant for schedule-free",
     )
     warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak", least=0, below=1)
     clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping", above=0)
@@ -89,12 +92,17 @@ class Config:
     )
     penalty: Callable | None = _opt(None, "R(f, f_s), a function (params, source) -> scalar, e.g. jft.penalties:l2_sp")
     penalty_weight: float = _opt(0.0, "λ in L + λR", least=0)
+    penalty_decoupled: bool = _opt(
+        False, "the penalty's gradient joins the step past the optimizer, as AdamW's weight decay does, not in the loss"
+    )
+    balance: bool = _opt(False, "show every class equally often, those of few images again sooner")
     shots: int | None = _opt(None, "train on so many images a class, drawn by seed; default: all", least=1)
     seeds: int = _opt(1, "repeat the run with so many seeds and tell mean and spread", least=1)
     val_fraction: float = _opt(
         0.2, "share of the images held out, class by class, where the data have no val split", least=0, below=1
     )
     eval_every: float = _opt(1.0, "epochs between validations; each stage also ends with one", above=0)
+    snapshots: bool = _opt(False, "keep the weights of every validation, for `jft average W --snapshots`")
     checkpoint_every: float = _opt(60.0, "seconds between checkpoints; each stage also ends with one", least=0)
     layer_decay: float | None = _opt(
         None, "layer-wise decay of the rate, the factor from a part to the part below it, e.g. 0.75", above=0, most=1
@@ -106,6 +114,11 @@ class Config:
     sam: float = _opt(0.0, "radius ρ of sharpness-aware minimisation, e.g. 0.05; twice the time", least=0)
     patience: int | None = _opt(
         None, "end a stage after so many validations in a row without a better one; default: never", least=1
+    )
+    on_nan: str = _opt(
+        "stop",
+        "after ten steps in a row that are not finite: stop, or rollback to the last good checkpoint at half the rate",
+        choices=("stop", "rollback"),
     )
     lora: Mapping[str, Any] = field(
         default_factory=dict, metadata={"help": "low-rank updates, of the plan lora: --lora.rank 8", "fields": Lora}
@@ -201,7 +214,9 @@ def check(config: Config) -> None:
 
 
 # Fields that say where and how loudly a run happens, not what it is: two runs may differ in them and be the same.
-PLACE = ("workdir", "display", "track", "checkpoint_every", "threads", "resident", "seeds")
+PLACE = (
+    "workdir", "display", "track", "checkpoint_every", "threads", "resident", "features", "distributed", "tensor", "seeds"
+)  # fmt: skip
 
 
 def describe(value: Any) -> Any:

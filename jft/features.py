@@ -1,14 +1,22 @@
 """The frozen-prefix cache: parts that do not train are run once per image, and the rest trains on what they gave."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+import importlib.metadata
+import logging
+import os
+import uuid
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from jft.data.cache import cache_dir
 from jft.models.base import Model
 
 
@@ -24,54 +32,132 @@ def cut(model: Model, trainable: Collection[str]) -> str | None:
     return None
 
 
-Shared = dict[str, jax.Array]  # what runs of one process have kept, by `key`
+Shared = dict[str, Any]  # what runs of one process have kept, by `key`
 MOST_SHARED = 4  # arrays: training and validation at two cuts
+MOST_KEPT, MOST_ON_DISK = 2**30, 8 * 2**30  # bytes of one array that goes to the disk unasked, and of them all
+MAGIC = b"jftfeat1"  # ends every file of features, after a checksum of the rest
+
+log = logging.getLogger(__name__)
 
 
 def key(model: Model, stop: str, variables: Mapping[str, Any], images: np.ndarray, *also: Any) -> str:
-    """A hash of all that the activations before `stop` depend on: modules, their variables, the images, what else."""
+    """A hash of all that the activations before `stop` depend on: modules, their variables, the images, what else.
+
+    And of what computes them, down to the last bit: the kind and number of devices, and the versions of jax.
+    """
     span = model.span(None, stop)
-    digest = hashlib.sha256(repr([stop, [(name, model.parts[name]) for name in span], *also]).encode())
+    versions = [importlib.metadata.version(n) for n in ("jax", "jaxlib", "flax")]
+    by = [*versions, jax.devices()[0].device_kind, jax.device_count()]
+    digest = hashlib.blake2b(repr([stop, [(name, model.parts[name]) for name in span], by, *also]).encode())
     for name in sorted(variables):
         if any(name.startswith(part + "/") for part in span):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(variables[name]).data)
     digest.update(np.ascontiguousarray(images).data)
-    return digest.hexdigest()
+    return digest.hexdigest()[:40]
 
 
-def share(shared: Shared, name: str, kept: jax.Array) -> None:
+def share(shared: Shared, name: str, kept: Any) -> None:
     """Keep activations for runs to come; the oldest go where they get too many."""
     while len(shared) >= MOST_SHARED:
         del shared[next(iter(shared))]
     shared[name] = kept
 
 
-def nbytes(model: Model, stop: str | None, examples: int) -> int:
-    """Bytes of the float32 activations before `stop` for so many examples, from shapes alone."""
-    params, stats = model.shapes()
-    x = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
-    y = jax.eval_shape(lambda p, s, x: model.apply(p, s, x, stop=stop)[0], params, stats, x)
-    return 4 * examples * int(np.prod(y.shape))
+def shape(model: Model, stop: str, examples: int) -> tuple[int, ...]:
+    """Of the activations before `stop` for so many examples."""
+    return (examples, *model.shape_before(stop))
 
 
-def compute(
-    eval_step: Callable[..., Float[Array, "b ..."]],
+def nbytes(model: Model, stop: str, examples: int, dtype: str = "float32") -> int:
+    """Bytes of the activations before `stop` for so many examples, from shapes alone."""
+    return int(np.prod(shape(model, stop, examples))) * jnp.dtype(dtype).itemsize
+
+
+def rows(
+    eval_step: Callable[..., Float[jax.Array, "b ..."]],
     params: Mapping[str, Any],
     batch_stats: Mapping[str, Any],
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[Mapping[str, Any]],
     advance: Callable[[int], Any] = lambda n: None,
-) -> Float[Array, "n ..."]:
-    """What a compiled evaluation step gives for every example, once each, in the order of the batches.
+) -> Iterator[np.ndarray]:
+    """What a compiled evaluation step gives for every example, once each, in the order of the batches, piece by piece.
 
     A batch's `mask` says which of its rows are examples and which are padding.
     """
-    rows: list[jax.Array] = []
-    for batch in batches:
-        y = eval_step(params, batch_stats, batch)
-        count = int(batch["mask"].sum())
-        if rows:  # one batch ahead of the device and no more, so that its memory and the progress told are true
-            rows[-1].block_until_ready()
-        rows.append(y if count == len(y) else y[:count])
+    ahead: tuple[jax.Array, int] | None = None  # one batch ahead of the device and no more
+
+    def done(y: jax.Array, count: int) -> np.ndarray:
+        whole = np.asarray(y)
         advance(count)
-    return jnp.concatenate(rows).block_until_ready()
+        return whole[:count]
+
+    for batch in batches:
+        before, ahead = ahead, (eval_step(params, batch_stats, batch), int(batch["mask"].sum()))
+        if before:
+            yield done(*before)
+    if ahead:
+        yield done(*ahead)
+
+
+def compute(
+    eval_step: Callable[..., Float[jax.Array, "b ..."]],
+    params: Mapping[str, Any],
+    batch_stats: Mapping[str, Any],
+    batches: Iterable[Mapping[str, Any]],
+    advance: Callable[[int], Any] = lambda n: None,
+) -> Float[np.ndarray, "n ..."]:
+    """All of the `rows`."""
+    return np.concatenate(list(rows(eval_step, params, batch_stats, batches, advance)))
+
+
+def _file(name: str) -> Path:
+    return cache_dir() / "features" / name
+
+
+def load(name: str, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarray | None:
+    """Features that were saved under this name, mapped from the disk; None where there are none, or not whole."""
+    path, size = _file(name), int(np.prod(shape)) * jnp.dtype(dtype).itemsize
+    try:
+        if path.stat().st_size != size + 4 + len(MAGIC):
+            raise ValueError("its size is wrong")
+        raw = np.memmap(path, np.uint8, "r")
+        if raw[-len(MAGIC) :].tobytes() != MAGIC or zlib.crc32(raw[:size].data) != int(
+            raw[size : size + 4].view("<u4")[0]
+        ):
+            raise ValueError("its checksum is wrong")
+        os.utime(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("The features in %s are damaged (%s); computing them again.", path, error)
+        return None
+    return raw[:size].view(jnp.dtype(dtype)).reshape(shape).view(np.ndarray)
+
+
+def save(name: str, pieces: Iterable[np.ndarray]) -> None:
+    """Write features, piece by piece, for `load`; whole or not at all. Raises OSError where they cannot be written.
+
+    The features used longest ago make room.
+    """
+    path = _file(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with open(beside, "wb") as file:
+            total = 0
+            for piece in pieces:
+                raw = np.ascontiguousarray(piece).view(np.uint8).data
+                total = zlib.crc32(raw, total)
+                file.write(raw)
+            file.write(total.to_bytes(4, "little") + MAGIC)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    others = sorted((p for p in path.parent.iterdir() if p != path), key=lambda p: p.stat().st_mtime)
+    size = sum(p.stat().st_size for p in [path, *others])
+    for other in others:
+        if size > MOST_ON_DISK:
+            size -= other.stat().st_size
+            with contextlib.suppress(OSError):
+                other.unlink()

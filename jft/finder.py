@@ -79,8 +79,7 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
         with tempfile.TemporaryDirectory(prefix="jft-lr-") as folder:
             run = Run(config, Path(folder), model, loaded, params, batch_stats, stages, data, Clock(), display)
             with contextlib.closing(run):
-                for leg in run.legs[:number]:
-                    run.train(leg, lambda: False)
+                run.advance(number, lambda: False)
                 steps = min(STEPS, max(STEPS // 3, round(PASSES * len(data["train"].labels) / config.batch)))
                 rates, losses = range_test(run, run.legs[number], np.geomspace(LOWEST, HIGHEST, steps))
     found = Found(rates, losses, suggest(rates, losses), stages[number].name, stages[number].lr)

@@ -76,7 +76,8 @@ def _stage(
     rates: dict[float, list[str]] = {}
     for name in sorted(leg.trainable):
         rates.setdefault(leg.multipliers[name] * (leg.stage.lr or 0.0), []).append(name)
-    cached = bool(leg.cut and config.features and not leg.augment)
+    cached = bool(leg.cut and config.features != "none" and (config.views or not leg.augment))
+    kept = len(splits.train) * ((config.views or 1) if leg.augment else 1)
     told: dict[str, Any] = {
         "name": leg.stage.name,
         "epochs": leg.stage.epochs,
@@ -94,7 +95,7 @@ def _stage(
         },
         "augment": list(leg.augment),
         "features_at": leg.cut if cached else None,
-        "features_bytes": features.nbytes(model, leg.cut, len(splits.train)) if cached else 0,
+        "features_bytes": features.nbytes(model, leg.cut, kept, config.features_dtype) if leg.cut and cached else 0,
     }
     if compile:
         told["step"] = _cost(_step(config, model, preprocess, splits, leg, optimizer, params, stats, None))

@@ -1,10 +1,12 @@
 """A run's folder: entering it, what it must hold to be the same run, and the result that stands in it at the end."""
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,10 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jft.config import Config, describe, differences, write_json
+from jft import lock
+from jft.config import PLACE, Config, describe, differences, write_json
 from jft.data.sources import Splits
 from jft.errors import UserError
 
+FORMAT = 1  # of a run's folder; runs from before there were numbers have none in config.json
 COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
 compiled: list[float] = []  # seconds of every compilation of this process, wherever it happened
 
@@ -81,6 +85,33 @@ class Clock:
         return {"total": round(self.total, 3)} | {k: round(v, 3) for k, v in self.by_phase.items()}
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+@contextlib.contextmanager
+def running(workdir: Path) -> Iterator[None]:
+    """Turns a full disk and a full memory, wherever they are met in a run, into one message with the ways out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = error.filename or workdir
+        raise UserError(
+            f"{where} cannot be written: {error.strerror}. The run's last good state is in {workdir}: when that is "
+            "mended, the same command goes on from there."
+        ) from error
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        told = (str(error) or "no more memory").strip().splitlines()[0][:200]
+        raise UserError(
+            f"Out of memory: {told}\nThe run's last good state is in {workdir}. --resident 0 or a machine with more "
+            "memory goes on from there. With a new --workdir: a smaller --batch, --remat, --dtype bfloat16, or a plan "
+            "that trains less."
+        ) from error
+
+
 def default_workdir(config: Config) -> str:
     """`runs/DATA-MODEL-PLAN`, from the parts of the config a person would name the run by."""
     data = Path(str(config.data)).stem if isinstance(config.data, str | Path) else "data"
@@ -123,28 +154,77 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file} is damaged: {error}. Remove the folder, or name another with --workdir.") from None
 
 
-def enter(workdir: Path, what: Mapping[str, Any], note: Callable[[str], Any]) -> dict[str, Any] | None:
-    """Make or enter a run's folder; returns the result where the run is finished, None where there is work to do.
+@contextlib.contextmanager
+def entered(
+    workdir: Path, what: Mapping[str, Any], note: Callable[[str], Any]
+) -> Iterator[tuple[dict[str, Any] | None, Callable[[], None]]]:
+    """Make or enter a run's folder and hold its lock; gives the result where the run is finished, else None.
 
-    Raises UserError where the folder holds another run, with the differences.
+    Also gives the lock's own check, see `lock.hold`. A finished run is only read, and not locked. Raises UserError
+    where the folder holds another run, with the differences, where another process works on it, or where it cannot be
+    written.
     """
-    file = workdir / "config.json"
-    if not file.exists():
-        if workdir.exists() and (not workdir.is_dir() or any(p for p in workdir.iterdir() if p.suffix != ".part")):
-            raise UserError(f"{workdir} is not empty and holds no run. Name a new folder with --workdir.")
+    if finished := _look(workdir, what):
+        yield finished, lambda: None
+        return
+    with contextlib.ExitStack() as held:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_json(file, what)
+            check = held.enter_context(lock.hold(workdir, note))
+            _sweep(workdir)
+            finished = _look(workdir, what)  # once more: until now another process may have worked on it
+            if finished is None and not (workdir / "config.json").exists():
+                write_json(workdir / "config.json", {"format": FORMAT, **what})
+            elif finished is None:
+                note(f"{workdir} holds an interrupted run of this configuration: going on with it.")
         except OSError as error:
             raise UserError(f"{workdir} cannot be written: {error.strerror}. Name another with --workdir.") from None
+        yield finished, check
+
+
+def _sweep(workdir: Path) -> None:
+    """Remove what a process that was killed had written beside its final place; nobody else is writing here."""
+    for left in workdir.iterdir():
+        if left.suffix in (".part", ".old") and left.is_dir():
+            shutil.rmtree(left)
+        elif left.suffix == ".part":
+            left.unlink()
+
+
+def _look(workdir: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of the run in a folder; None where there is none yet, or no run. Raises UserError for another run."""
+    file = workdir / "config.json"
+    if not file.exists():
+        ours = (lock.NAME, "config.json.part")
+        if workdir.exists() and (
+            not workdir.is_dir() or any(p.name not in ours and p.suffix != ".part" for p in workdir.iterdir())
+        ):
+            raise UserError(f"{workdir} is not empty and holds no run. Name a new folder with --workdir.")
         return None
     old, keys = read_json(file), ("config", "weights_sha256", "data_sha256")
-    if lines := differences({k: old.get(k) for k in keys}, json.loads(json.dumps({k: what[k] for k in keys}))):
+    finished = (workdir / "result.json").exists()
+    check_format(workdir, old, finished)
+    # A field that the run was begun without has its default.
+    defaults = {k: v for k, v in describe(Config()).items() if k not in PLACE}
+    old["config"] = defaults | old["config"]
+    old, asked = ({k: about.get(k) for k in keys} for about in (old, json.loads(json.dumps(what))))
+    if lines := differences(old, asked):
         raise UserError(
             f"{workdir} holds a run of another configuration (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
             "Name another folder with --workdir, or give the options it was begun with."
         )
-    if (workdir / "result.json").exists():
-        return read_json(workdir / "result.json")
-    note(f"{workdir} holds an interrupted run of this configuration: going on with it.")
-    return None
+    return read_json(workdir / "result.json") if finished else None
+
+
+def check_format(workdir: Path, about: Mapping[str, Any], finished: bool = True) -> None:
+    """Raises UserError where this jft cannot read a run's folder, or go on with the run; `about` is its config.json."""
+    found, by = about.get("format", 0), about.get("versions", {}).get("jft", "?")
+    if found == FORMAT or (found == 0 and finished):  # of what a finished run holds nothing has changed since
+        return
+    what = f"{workdir} holds a run's folder of format {found}, written by jft {by}; this jft has format {FORMAT}"
+    if isinstance(found, int) and found < FORMAT:
+        raise UserError(
+            f"{what}, and its checkpoints cannot be gone on from. End the run with the version it was begun with, "
+            "or begin anew with another --workdir."
+        )
+    raise UserError(f"{what}. Update jft, or name another folder with --workdir.")

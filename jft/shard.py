@@ -110,7 +110,10 @@ def distribute(tree: Any, mesh: Mesh, sharding: str = "replicate") -> Any:
 
 def collect(tree: Any, sharding: str = "replicate") -> Any:
     """What `distribute` spread out, as arrays of their own shape again."""
-    return jax.tree.map(lambda leaf: leaf[0], tree) if sharding == "pmap" else tree
+    if sharding == "pmap":
+        # From the first device's own piece: indexing the whole would be a collective for every leaf.
+        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], tree)
+    return tree
 
 
 def rows(mesh: Mesh, batch: int) -> np.ndarray:
@@ -160,6 +163,26 @@ def compile_steps(
     )
 
 
+def compile_evaluation(step: Callable, mesh: Mesh) -> Any:
+    """An evaluation step whose result every process can read."""
+    # In one process it can without a collective, and is spared one: XLA's CPU runtime has as many threads as devices,
+    # and two programs with collectives that overlap can wait for each other for ever.
+    return jax.jit(step, out_shardings=replicated(mesh)) if jax.process_count() > 1 else jax.jit(step)
+
+
+def indices(index: np.ndarray, mesh: Mesh) -> Any:
+    """The indices [n, b] of the steps of a dispatch, as compiled steps take them."""
+    return index if jax.process_count() == 1 else put(index, over_batch(mesh, 1))
+
+
+def temporary(compiled: Any) -> int:
+    """Bytes that a compiled program needs on each device besides its arguments, as its compiler counts them."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return 0
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+
+
 # Several processes, each with devices of its own: all run the same program, and the first alone writes.
 
 
@@ -177,6 +200,11 @@ def join() -> None:
             f"--distributed: {error} Start one process a host under Slurm or on a TPU pod, or set "
             "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from None
+
+
+def first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
 
 
 def agree(value: float, how: Callable[[list[Any]], Any] = max) -> Any:
@@ -198,7 +226,7 @@ def together(function: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return function()
     text = b""
-    if jax.process_index() == 0:
+    if first():
         try:
             text = json.dumps([function(), None]).encode()
         except UserError as error:

@@ -93,12 +93,13 @@ def make_train_step(
     """One step of gradient descent on an objective, a function `(state, batch) -> (state, metrics)`.
 
     Only `trainable` is differentiated: the rest takes no gradient, no optimizer state and no backward pass. A step
-    whose loss or gradient is not finite changes nothing but the step's number, and says so in `skipped`. `ema` is the decay of
-    a moving average of what trains, rising from 0.1 as in TensorFlow's ExponentialMovingAverage; `sam` the radius ρ of
-    sharpness-aware minimisation (Foret et al. 2021, equation 2), which takes two gradients. With `accumulate` the
-    batch is taken in so many pieces, one after the other, and the gradient is their mean: that of the whole batch, but
-    for BatchNorms that use batch statistics, which see a piece at a time. `unroll` writes the pieces out instead of
-    looping. `axis_name` is pmap's.
+    whose loss or gradient is not finite changes nothing but the step's number, and says so in `skipped`.
+
+    `ema` is the decay of a moving average of what trains, rising from 0.1 as in TensorFlow's ExponentialMovingAverage;
+    `sam` the radius ρ of sharpness-aware minimisation (Foret et al. 2021, equation 2), which takes two gradients. With
+    `accumulate` the batch is taken in so many pieces, one after the other, and the gradient is their mean: that of the
+    whole batch, but for BatchNorms that use batch statistics, which see a piece at a time. `unroll` writes the pieces
+    out instead of looping. `axis_name` is pmap's.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:

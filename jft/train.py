@@ -1,12 +1,14 @@
 """The loop: one call from a config to a fine-tuned model in a folder. It reads in the order in which things happen."""
 
 import contextlib
+import itertools
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jft import bundle, features, losses, metrics, optim, plan, shard, tree, weights
+from jft import bundle, features, losses, metrics, optim, plan, sanity, shard, tree, weights
 from jft.build import (
     Leg,
     Split,
     build,
     check,
     choose_loss,
+    compute_dtype,
+    convolves,
     lay_out,
     load_images,
+    make_leg_diagnosis,
     make_leg_optimizer,
     make_leg_step,
     memory_budget,
+    memory_free,
     options_of,
     read_data,
     summarise,
@@ -43,12 +49,14 @@ from jft.plan import Stage
 from jft.report import track
 from jft.report.card import model_card
 from jft.report.live import make_display
-from jft.run import Clock, Result, data_path, default_workdir, enter, fingerprint, versions
+from jft.run import Clock, Result, data_path, default_workdir, entered, fingerprint, running, versions
 from jft.step import State, make_eval_step, repeat
 from jft.use import evaluate_dataset, fit_temperature, probabilities, row
+from jft.weights.writers import write_safetensors
 
 MAX_STEPS_PER_DISPATCH = 256
-MAX_SKIPPED = 10  # steps in a row with gradients that are not finite, after which a run ends
+MAX_SKIPPED = 10  # steps in a row that were not finite, after which a run ends or goes back
+MAX_ROLLBACKS, ROLLBACK_RATE = 3, 0.5  # how often it goes back, and what becomes of the learning rate each time
 DISPATCH_SECONDS = 0.5  # how long the host lets go of a run, so that Ctrl-C and the display stay prompt
 
 
@@ -72,7 +80,9 @@ def train(
     if config.deterministic and "--xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
     compile_cache()
-    display = make_display(config.display)
+    if config.distributed:
+        shard.join()
+    display = make_display(config.display if shard.first() else "quiet")
     with contextlib.closing(display):
         with clock("data"):
             splits = read_data(config)
@@ -92,6 +102,8 @@ def train(
         )
         check(config, model, stages, splits)
         track.check(config.track, load_object)
+        for odd in sanity.labels(splits) + (sanity.kept_head(loaded, splits.classes) if config.keep_head else []):
+            display.warn(odd)
         workdir = Path(config.workdir or default_workdir(config))
         what = {
             "config": {k: v for k, v in describe(config).items() if k not in PLACE},
@@ -104,22 +116,43 @@ def train(
             "data_sha256": fingerprint(splits),
             "versions": versions(),
         }
-        if finished := enter(workdir, what, display.note):
-            display.note(f"{workdir} holds this run, finished. Nothing to do; remove the folder to run it again.")
-            return Result(workdir, finished)
-        with clock("data"):
-            data, left_out = load_images(config, splits, stages, loaded.preprocess, display)
-        run = Run(config, workdir, model, loaded, params, batch_stats, stages, data, clock, display)
-        run.watch, run.shared = watch, shared
-        with contextlib.closing(run), interruptible() as asked_to_stop:
-            run.restore()
-            run.log.trackers = track.open_trackers(config.track, workdir, what, run.step, load_object, display.warn)
-            for leg in run.legs[run.ended :]:
-                run.train(leg, asked_to_stop)
-            result = Result(workdir, run.finish(splits, [*splits.excluded, *left_out]))
-            if asked_to_stop():  # too late for this run, but not for those that a comparison has still to make
-                raise Interrupted(f"Stopped. The run in {workdir} was at its end, and is finished.")
-            return result
+        with shared_entry(workdir, what, display.note) as (finished, ours, workdir), running(workdir):
+            if finished:
+                display.note(f"{workdir} holds this run, finished. Nothing to do; remove the folder to run it again.")
+                return Result(workdir, finished)
+            with clock("data"):
+                data, left_out = load_images(config, splits, stages, loaded.preprocess, display)
+            run = Run(config, workdir, model, loaded, params, batch_stats, stages, data, clock, display)
+            run.watch, run.shared, run.ours = watch, shared, ours
+            with contextlib.closing(run), interruptible() as asked_to_stop:
+                run.restore()
+                trackers = config.track if shard.first() else ()
+                run.log.trackers = track.open_trackers(trackers, workdir, what, run.step, load_object, display.warn)
+                run.advance(len(run.legs), asked_to_stop)
+                ours()
+                result = Result(workdir, run.finish(splits, [*splits.excluded, *left_out]))
+                if asked_to_stop():  # too late for this run, but not for those that a comparison has still to make
+                    raise Interrupted(f"Stopped. The run in {workdir} was at its end, and is finished.")
+                return result
+
+
+@contextlib.contextmanager
+def shared_entry(
+    workdir: Path, what: Mapping[str, Any], note: Callable[[str], Any]
+) -> Iterator[tuple[dict[str, Any] | None, Callable[[], None], Path]]:
+    """`run.entered` by the first process alone; all get its result, the others a folder that nobody looks at."""
+    with contextlib.ExitStack() as stack:
+        held: list[Callable[[], None]] = []
+
+        def enter() -> dict[str, Any] | None:
+            finished, ours = stack.enter_context(entered(workdir, what, note))
+            held.append(ours)
+            return finished
+
+        finished = shard.together(enter)
+        if not shard.first():
+            workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jft-")))
+        yield finished, held[0] if held else lambda: None, workdir
 
 
 def compile_cache() -> None:
@@ -224,40 +257,63 @@ class Run:
     ):
         self.config, self.workdir, self.model, self.loaded = config, workdir, model, loaded
         self.data, self.clock, self.display = data, clock, display
-        self.mesh = shard.make_mesh()
+        self.mesh = shard.make_mesh(model=config.tensor)
         self.preprocess = loaded.preprocess
         self.source = {n: v for n, v in (params | batch_stats).items() if n not in loaded.missing}
+        if jax.process_count() > 1:
+            params, batch_stats = shard.fetch((params, batch_stats))
         self.initial, self.initial_stats = params, batch_stats
-        self.legs = lay_out(config, stages, model, len(data["train"].labels))
-        self.loss = choose_loss(config, data["train"].labels)
+        self.stages = stages
+        self.rollbacks: list[dict[str, Any]] = []  # what result.json says of them
+        self.legs = self._lay_out()
+        labels = data["train"].labels
+        self.order = order.Order(len(labels), config.seed, labels if config.balance else None)
+        self.loss = choose_loss(config, labels)
         self.eval_loss = jax.jit(self.loss)
         self.eval_steps: dict[Any, Any] = {}  # compiled, by the span they run
-        self.features: dict[tuple[str, str], jax.Array] = {}  # by split and cut; of the leg under way
+        self.features: dict[
+            tuple[str, str], Any
+        ] = {}  # by split and cut, of the leg under way; on the devices or mapped
         self.shared: features.Shared | None = None  # features of all the runs of a comparison or a sweep
         self.watch: Callable[[dict[str, Any]], Any] | None = None  # told of every validation
+        self.ours: Callable[[], None] = lambda: None  # raises where another process has taken the folder over
         self.step = 0
         self.leg = -1  # the number of the leg that the state is of
         self.ended = 0  # how many legs have
         self.state: State | None = None  # distributed over the mesh; None before the first leg
         self.best: Best | None = None
-        self.logits: np.ndarray | None = None  # of the last validation
+        self.accuracy: float | None = None  # of the last validation
         self.records: list[dict[str, Any]] = []  # what result.json says of the stages that are done
         self.leg_seconds = 0.0  # of the leg under way, in sessions before this one
         self.patience = Patience()  # of the leg under way
         self.skipped = 0  # steps in a row that were not applied
+        self.pieces = 0  # that batches of the leg under way are taken in; 0 before that is known
         self.saved_at = time.monotonic()
         self.log = track.Mirror(workdir / "metrics.jsonl")
         self.checkpoints = Checkpoints(workdir / "checkpoints", display.warn)
 
     def close(self) -> None:
-        self.checkpoints.close()
-        self.log.close()
+        try:
+            self.checkpoints.close()
+        finally:
+            self.log.close()
 
     # -- where the state comes from ---------------------------------------------------------------------------------
 
     def restore(self) -> None:
         """Go to the newest checkpoint that is whole, or to the beginning."""
-        for step, position in self.checkpoints.positions():
+        if position := self._go_to(lambda position: True):
+            self.clock.before, self.clock.by_phase = position["seconds"], dict(position["by_phase"])
+            self.display.note(f"Resumed after step {self.step} of {self.legs[-1].last}.")
+
+    def _go_to(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+        """Take the state of the newest checkpoint that is whole and `wanted`, and its position; or the first state."""
+        self.state, self.best, self.accuracy = None, None, None
+        self.step, self.leg, self.ended, self.records, self.leg_seconds = 0, -1, 0, [], 0.0
+        self.patience, self.skipped = Patience(), 0
+        for step, position in shard.together(self.checkpoints.positions):
+            if not wanted(position):
+                continue
             leg = self.legs[position["leg"]]
             like = {"state": self._changed(self._fresh(leg, self.initial, self.initial_stats), leg.number)}
             if position["best"]:
@@ -268,9 +324,10 @@ class Run:
                     "batch_stats": tree.split(self.initial_stats, stats)[0],
                     "logits": np.empty(shape, np.float32),
                 }
-            found = self.checkpoints.restore(step, like, position["sums"])
-            if found is None:
+            found = self.checkpoints.restore(step, like, position["sums"]) if shard.first() else None
+            if not shard.agree(found is not None):
                 continue
+            found = shard.broadcast(found or jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), like))
             saved = found["state"]
             state = State(
                 step=saved["step"],
@@ -283,14 +340,49 @@ class Run:
             self.state = shard.distribute(state, self.mesh, self.config.sharding)
             self.step, self.leg, self.ended = step, position["leg"], position["ended"]
             self.patience, self.skipped = Patience.at(*position["patience"]), position["skipped"]
+            self.pieces = position["pieces"]
             if position["best"]:
                 self.best = Best(**position["best"], **found["best"])
             self.records, self.leg_seconds = position["records"], position["leg_seconds"]
-            self.logits = found["best"]["logits"] if position["best"] else None
-            self.clock.before, self.clock.by_phase = position["seconds"], dict(position["by_phase"])
-            self.display.note(f"Resumed after step {step} of {self.legs[-1].last}.")
+            self.accuracy, self.rollbacks = position["accuracy"], position["rollbacks"]
             break
+        else:
+            position, self.rollbacks = None, []
+        self.legs = self._lay_out()
         self.log.truncate(self.step)
+        return position
+
+    def _lay_out(self) -> list[Leg]:
+        """The legs, at the rate that rollbacks have left."""
+        rate = ROLLBACK_RATE ** len(self.rollbacks)
+        stages = [replace(s, lr=s.lr * rate) for s in self.stages if s.lr is not None]  # plan.resolve has set them all
+        return lay_out(self.config, stages, self.model, len(self.data["train"].labels))
+
+    def _roll_back(self, leg: Leg, step: int) -> None:
+        """Go back to the last good checkpoint with a lower rate, after too many steps that were not finite.
+
+        Good are those of a validation, if no step just before was left out: when these are saved depends on no clock,
+        so a run that is killed and resumed goes back to where one that never stopped goes.
+        """
+        done = [*self.rollbacks, {"step": step, "stage": leg.stage.name}]
+        told = (
+            f"The loss or gradient of {self.skipped} steps in a row, up to {step} in stage {leg.stage.name!r}, was not "
+            "finite."
+        )
+        if self.config.on_nan != "rollback" or len(done) > MAX_ROLLBACKS:
+            tried = f"The rate was halved {MAX_ROLLBACKS} times before. " if len(self.rollbacks) else ""
+            also = "" if tried else ", or --on-nan rollback,"
+            raise UserError(
+                f"{told} {tried}{self.workdir} keeps the last state that was. Take a lower --lr or --clip{also} in a "
+                "new --workdir; look at the images named above."
+            )
+        self.checkpoints.wait()
+        self._go_to(lambda position: position["anchor"])
+        self.checkpoints.forget_after(self.step)
+        self.rollbacks = [*done[:-1], {**done[-1], "to": self.step}]
+        self.legs = self._lay_out()
+        rate = ROLLBACK_RATE ** len(self.rollbacks)
+        self.display.warn(f"{told} Back to step {self.step}, with {rate:g} of the learning rate.")
 
     def _fresh(
         self, leg: Leg, params: Mapping[str, Any], batch_stats: Mapping[str, Any], before: State | None = None
@@ -334,8 +426,10 @@ class Run:
         assert self.state is not None
         return shard.collect(self.state, self.config.sharding)
 
-    def _save(self, leg: Leg, seconds: float) -> None:
+    def _save(self, leg: Leg, seconds: float, anchor: bool = False) -> None:
         """Hand the state and the position to Orbax, which writes them in the background."""
+        self.ours()
+        self.log.flush()
         arrays = {"state": self._changed(self._collected(), leg.number)}
         if self.best:
             arrays["best"] = self.best.arrays()
@@ -344,19 +438,32 @@ class Run:
             "ended": self.ended,
             "patience": self.patience.position(),
             "skipped": self.skipped,
+            "pieces": self.pieces,
+            "accuracy": self.accuracy,
+            "rollbacks": self.rollbacks,
             "best": self.best.position() if self.best else None,
             "records": self.records,
             "leg_seconds": seconds,
             "seconds": self.clock.total,
             "by_phase": self.clock.by_phase,
         }
-        self.checkpoints.save(self.step, arrays, position)
+        arrays = shard.fetch(arrays)
+        if shard.first():
+            self.checkpoints.save(self.step, arrays, position, anchor)
         self.saved_at = time.monotonic()
 
     # -- training ---------------------------------------------------------------------------------------------------
 
+    def advance(self, legs: int, asked_to_stop: Callable[[], bool]) -> None:
+        """Train until so many of the stages have ended."""
+        while self.ended < legs:
+            self.train(self.legs[self.ended], asked_to_stop)
+
     def train(self, leg: Leg, asked_to_stop: Callable[[], bool]) -> None:
-        """Train one stage from wherever it stands to its end, validating, logging and saving on the way."""
+        """Train one stage from wherever it stands to its end, validating, logging and saving on the way.
+
+        It returns before its end where it has gone back to an earlier state.
+        """
         begun = time.perf_counter()
         if self.leg != leg.number:
             self.begin(leg)
@@ -375,8 +482,12 @@ class Run:
             with self.clock("train"):
                 new = dispatch(min(s for s in validations if s > begin))
             rate = len(new) * self.config.batch / (time.perf_counter() - clocked)
+            if begin == 0 and not self.rollbacks:
+                self._tell_start(new[0]["loss"])
             for step, values in enumerate(new, begin + 1):
-                self._watch(leg, step, values.pop("skipped"))
+                if self._watch(leg, step, values.pop("skipped")):
+                    self._roll_back(leg, step)
+                    return
                 since_log.append(values)
                 if (step - leg.first) % log_every == 0 or step in validations:
                     mean = {name: float(np.mean([m[name] for m in since_log])) for name in values}
@@ -389,16 +500,18 @@ class Run:
                 self._validate(leg)
             given_up = self.config.patience is not None and self.patience.stale >= self.config.patience
             seconds = self.leg_seconds + time.perf_counter() - begun
-            ended, stop = self.step == leg.last or given_up, asked_to_stop()
+            ended, stop = self.step == leg.last or given_up, bool(shard.agree(asked_to_stop()))
             if ended:
                 if given_up and self.step < leg.last:
                     self.display.note(f"No better validation in {self.patience.stale}: the stage ends.")
                 self.ended += 1
                 self.records.append(self._record(leg, seconds))
-            due = time.monotonic() - self.saved_at > self.config.checkpoint_every
+            due = bool(shard.agree(time.monotonic() - self.saved_at > self.config.checkpoint_every))
+            # What a rollback would go back to.
+            anchor = self.config.on_nan == "rollback" and self.step in validations and not self.skipped
             # Between two lines of the log nothing is saved: a resumed run could not write the second.
-            if ended or (not since_log and (stop or due)):
-                self._save(leg, seconds)
+            if ended or (not since_log and (stop or due or anchor)):
+                self._save(leg, seconds, anchor)
                 if stop and self.ended < len(self.legs):
                     self.checkpoints.wait()
                     raise Interrupted(
@@ -406,27 +519,48 @@ class Run:
                         "The same command goes on from there."
                     )
 
-    def _watch(self, leg: Leg, step: int, skipped: float) -> None:
-        """Tell of a step whose gradient was not finite, and end the run after too many in a row."""
+    def _tell_start(self, loss: float) -> None:
+        """Tell of the first loss, where what it should be is known."""
+        if self.config.loss is None and self.config.objective is None:
+            fresh = any(name.startswith("head/") for name in self.loaded.missing)
+            told, odd = sanity.first_loss(loss, self.model.num_classes, self.data["train"].labels.ndim == 2, fresh)
+            (self.display.warn if odd else self.display.note)(told)
+
+    def _watch(self, leg: Leg, step: int, skipped: float) -> bool:
+        """Tell of a step that was left out, its loss or gradient not finite; whether there were too many in a row."""
         self.skipped = self.skipped + 1 if skipped else 0
         if not skipped:
-            return
+            return False
         train = self.data["train"]
-        places = order.steps_indices(len(train.labels), self.config.batch, self.config.seed, step - 1, step)[0]
-        few = ", ".join(train.dataset.names[i] for i in places[:4])
-        self.display.warn(f"Step {step}: the gradient is not finite, and the step is not applied. Its images: {few}, …")
-        if self.skipped >= MAX_SKIPPED:
-            raise UserError(
-                f"The gradients of {self.skipped} steps in a row, up to {step} in stage {leg.stage.name!r}, were not "
-                f"finite. {self.workdir} keeps the last state that was. Take a lower --lr or --clip in a new --workdir."
-            )
+        places = self.order.take((step - 1) * self.config.batch, step * self.config.batch)
+        names = [train.dataset.names[i] for i in places]
+        self.log.write({"step": step, "stage": leg.stage.name, "skipped": names})
+        few = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        told = f"Step {step}: the loss or gradient is not finite, and the step is not applied. Its images: {few}."
+        self.display.warn(f"{told} {self._suspect(leg, step, names)}" if self.skipped == 1 else told)
+        return self.skipped >= MAX_SKIPPED
+
+    def _suspect(self, leg: Leg, step: int, names: list[str]) -> str:
+        """Where the numbers of a step's batch stop being finite, found by running it once more, from its images.
+
+        With the weights as they are now: those the step had, unless steps of the same dispatch were applied after it.
+        """
+        train, config = self.data["train"], self.config
+        args = (config.batch, config.seed, step - 1, config.threads, train.size, train.images)
+        batch = next(pipeline.stream(train.dataset, self.preprocess, *args, balance=config.balance))
+        look = make_leg_diagnosis(config, self.model, leg, self.preprocess, self.source, self.loss)
+        suspect = look(shard.fetch(self._collected()), batch, step)
+        return suspect.told(names) if suspect else "Run once more with the weights as they are now, all is finite."
 
     def begin(self, leg: Leg) -> None:
         """Go to a leg's first step: the parameters as they stand, and what the config carries over."""
         before = self._collected() if self.state else None
+        if before and (averaged := optim.averaged(before.opt_state, before.params)):
+            before = before.replace(params=before.params | averaged)  # type: ignore[attr-defined]
         params, stats = (before.params, before.batch_stats) if before else (self.initial, self.initial_stats)
         self.state = shard.distribute(self._fresh(leg, params, stats, before), self.mesh, self.config.sharding)
         self.step, self.leg, self.leg_seconds, self.patience = leg.first, leg.number, 0.0, Patience()
+        self.pieces = 0
 
     def _describe(self, leg: Leg) -> str:
         count = sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable)
@@ -441,51 +575,86 @@ class Run:
         """
         assert self.state is not None
         config, train = self.config, self.data["train"]
-        self.features = {}
-        use_cut = leg.cut if config.features else None
-        for split in splits:
-            if use_cut and (split == "val" or not leg.augment):
-                self._compute_features(split, use_cut)
-        start = leg.cut if ("train", leg.cut) in self.features else None
-
-        optimizer, schedule = make_leg_optimizer(config, leg)
-        step = make_leg_step(config, self.model, leg, optimizer, self.preprocess, self.source, self.loss, start)
-        resident = start is not None or train.images is not None
-        parts = self.model.span(start)
+        start = self._keep_features(leg, splits)
+        optimizer, schedule = make_leg_optimizer(config, leg, self.source)
+        n, batch, views = len(train.labels), config.batch, (config.views or 1) if start and leg.augment else 1
+        arrays: dict[str, Any] = {"label": np.concatenate([train.labels] * views)}
+        if start:
+            arrays["features"] = self.features["train", start]
+        elif train.images is not None:
+            arrays[self.model.input] = train.images
+        mapped = start is not None and not isinstance(arrays["features"], jax.Array)
+        resident = len(arrays) > 1 and not mapped
         # XLA on a CPU runs the gradient of a convolution inside a loop sixty times slower than outside of one.
-        convolves = any(
-            v.ndim == 4 and v.shape[:2] != (1, 1) and plan.part_of(n, self.model.parts) in parts
-            for n, v in self.initial.items()
-        )
-        loop = resident and not (jax.default_backend() == "cpu" and convolves)
-        run = repeat(step, loop)
-        n, batch = len(train.labels), config.batch
+        slow = jax.default_backend() == "cpu" and convolves(self.model, leg, self.initial)
+        loop = resident and not slow
         depth = MAX_STEPS_PER_DISPATCH if loop else 1
         placement = "pmap" if config.sharding == "pmap" else "replicate"
+
+        def indices(first: int, last: int) -> np.ndarray:
+            chosen = self.order.take(first * batch, last * batch).reshape(-1, batch)
+            if views == 1:
+                return chosen
+            passes = np.arange(first * batch, last * batch).reshape(chosen.shape) // n
+            return (chosen + n * (passes % views)).astype(np.int32)
+
+        def batches() -> Iterator[dict[str, Any]]:
+            """From the step under way on, of the rows that this process's devices hold, laid on them."""
+            mine = shard.rows(self.mesh, batch)
+            read: Iterator[dict[str, Any]]
+            if mapped:
+                picks = (indices(step, step + 1)[0][mine] for step in itertools.count(self.step))
+                read = ({"index": pick} | {name: array[pick] for name, array in arrays.items()} for pick in picks)
+            else:
+                read = pipeline.stream(
+                    train.dataset, self.preprocess, batch, config.seed, self.step, config.threads, train.size,
+                    rows=mine, balance=config.balance,
+                )  # fmt: skip
+            for one in read:
+                yield shard.put_rows(one, self.mesh, batch, config.sharding)
+
         if resident:
-            arrays: dict[str, Any] = {"label": train.labels}
-            arrays |= {"features": self.features["train", leg.cut]} if start and leg.cut else {"image": train.images}
             data = shard.place(arrays, self.mesh, placement)
         else:
-            stream = pipeline.stream(
-                train.dataset, self.preprocess, batch, config.seed, self.step, config.threads, train.size
+            stream = batches()
+            data = next(stream)
+        index = np.zeros((depth, batch), np.int32)
+        for pieces in itertools.count(self.pieces or config.accumulate or 1):
+            if batch % (pieces * self.mesh.shape[shard.DATA]):
+                continue
+            step = make_leg_step(
+                config, self.model, leg, optimizer, self.preprocess, self.source, self.loss, start, pieces, unroll=slow
             )
-        compiled = shard.compile_steps(run, self.state, self.mesh, config.sharding)
+            compiled = shard.compile_steps(
+                repeat(step, loop, resident), self.state, self.mesh, config.sharding, "replicate" if resident else "cut"
+            )
+            if config.sharding == "pmap":
+                break
+            compiled = compiled.lower(self.state, data, shard.indices(index, self.mesh), np.int32(1)).compile()
+            needs, free = shard.agree(shard.temporary(compiled)), shard.agree(memory_free(), min)
+            if needs <= free or config.accumulate or self.pieces or pieces * self.mesh.shape[shard.DATA] == batch:
+                break
+            self.display.note(
+                f"A step in {pieces} pieces needs {needs / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
+            )
+        if pieces > 1 and not (config.accumulate or self.pieces):
+            also = " BatchNorms that train see one piece at a time." if leg.update_stats else ""
+            self.display.note(f"Each batch is taken in {pieces} pieces, their gradients averaged (--accumulate).{also}")
+        self.pieces = pieces
         limit = 1
 
         def dispatch(until: int) -> list[dict[str, float]]:
-            nonlocal limit
+            nonlocal limit, data
             count = min(limit, until - self.step)
             if resident:
-                index, given = np.zeros((depth, batch), np.int32), data
-                index[:count] = order.steps_indices(n, batch, config.seed, self.step, self.step + count)
-            else:
-                index, given = np.arange(batch, dtype=np.int32)[None], shard.place(next(stream), self.mesh, placement)
+                index[:count] = indices(self.step, self.step + count)
             begun = time.perf_counter()
-            self.state, out = compiled(self.state, given, index, np.int32(count))
+            self.state, out = compiled(self.state, data, shard.indices(index, self.mesh), np.int32(count))
+            if not resident:
+                data = next(stream)  # read and laid on the devices while they work
             values = {name: np.asarray(v)[:count] for name, v in out.items()}
             seconds = time.perf_counter() - begun
-            limit = max(1, min(depth, 4 * limit, int(DISPATCH_SECONDS * count / seconds)))
+            limit = max(1, min(depth, 4 * limit, int(shard.agree(DISPATCH_SECONDS * count / seconds, min))))
             return [{name: float(v[i]) for name, v in values.items()} for i in range(count)]
 
         return dispatch, schedule
@@ -493,7 +662,8 @@ class Run:
     def _evaluated(self) -> State:
         """The state that is validated and kept: the averages, where the config asks for them."""
         state = self._collected()
-        averages = {n: v for n, v in state.ema.items() if n in state.params}
+        averages = optim.averaged(state.opt_state, state.params)
+        averages |= {n: v for n, v in state.ema.items() if n in state.params}
         stats = {n: v for n, v in state.ema.items() if n in state.batch_stats}
         return state.replace(  # type: ignore[attr-defined]
             params=state.params | averages, batch_stats=state.batch_stats | stats
@@ -504,37 +674,104 @@ class Run:
     def _eval_step(self, start: str | None = None, stop: str | None = None) -> Any:
         if (start, stop) not in self.eval_steps:
             prepare = None if start else make_prepare(self.preprocess, (), train=False)
-            self.eval_steps[start, stop] = jax.jit(make_eval_step(self.model, prepare=prepare, start=start, stop=stop))
+            step = make_eval_step(self.model, prepare=prepare, start=start, stop=stop)
+            self.eval_steps[start, stop] = shard.compile_evaluation(step, self.mesh)
         return self.eval_steps[start, stop]
 
-    def _compute_features(self, split: str, cut: str) -> None:
-        """Keep a split's activations at the cut, if they fit."""
-        data = self.data[split]
-        if features.nbytes(self.model, cut, len(data.labels)) > memory_budget(self.config.resident or 0.5):
+    def _keep_features(self, leg: Leg, splits: Sequence[str]) -> str | None:
+        """Keep activations of these splits at the leg's cut, where that pays; the part that training starts from."""
+        self.features, config = {}, self.config
+        if not leg.cut or config.features == "none":
+            return None
+        if leg.augment and config.views is None and "train" in splits:
+            train = self.data["train"]
+            kept = features.nbytes(self.model, leg.cut, len(train.labels), config.features_dtype)
+            if kept <= memory_budget(config.resident or 0.5):
+                self.display.note(
+                    f"The parts before {leg.cut} are frozen and run anew for every augmented image. --views 10 runs "
+                    "them for ten views an image, taken in turn; --augment none once per image."
+                )
+        for split in splits:
+            if split == "val" or not leg.augment or config.views:
+                self._compute_features(split, leg.cut, leg)
+        return leg.cut if ("train", leg.cut) in self.features else None
+
+    def _compute_features(self, split: str, cut: str, leg: Leg) -> None:
+        """Keep a split's activations at the cut, on the devices or, if asked, on the disk."""
+        data, config, dtype = self.data[split], self.config, self.config.features_dtype
+        views = config.views if split == "train" and leg.augment else None
+        rows = len(data.labels) * (views or 1)
+        size = features.nbytes(self.model, cut, rows, dtype)
+        fits = size <= memory_budget(config.resident or 0.5)
+        if not fits and config.features != "disk":
             self.display.note(
-                f"The features of {split} at {cut} do not fit in memory: the frozen parts run every epoch."
+                f"The features of {split} at {cut}, {size / 1e9:.1f} GB, do not fit in memory: the frozen parts run "
+                "every epoch. --features disk keeps them on the disk."
             )
             return
-        state, key = self._collected(), None
+        state = self._collected()
         with self.clock("features"):
-            if self.shared is not None and data.images is not None:
-                also = (describe(self.config.lora), self.preprocess, self.config.batch)
-                key = features.key(self.model, cut, state.params | state.batch_stats, data.images, *also)
-                if key in self.shared:
-                    self.features[split, cut] = self.shared[key]
-                    return
-            with self.display.task(f"Features of {split} at {cut}", total=len(data.labels), unit="images") as advance:
-                self.features[split, cut] = features.compute(
-                    self._eval_step(stop=cut), state.params, state.batch_stats, self._placed(data), advance
-                )
-            if self.shared is not None and key:
-                features.share(self.shared, key, self.features[split, cut])
+            name = None
+            if data.images is not None:
+                also: tuple[Any, ...] = (describe(config.lora), self.preprocess, config.batch, config.sharding)
+                also += (dtype, compute_dtype(config), (views, leg.augment, config.seed) if views else ())
+                span, variables = self.model.span(None, cut), state.params | state.batch_stats
+                below = {n: v for n, v in variables.items() if plan.part_of(n, self.model.parts) in span}
+                name = features.key(self.model, cut, shard.fetch(below), data.images, *also)
+            kept = self.shared.get(name) if self.shared is not None and name else None
+            if kept is None:
+                kept = self._read_features(split, cut, views, rows, name, fits)
+            if fits:
+                kept = shard.place(kept, self.mesh)
+            if self.shared is not None and name:
+                features.share(self.shared, name, kept)
+            self.features[split, cut] = kept
 
-    def _placed(self, data: Split) -> Iterator[dict[str, Any]]:
-        """Evaluation batches, cut over the mesh."""
-        where = shard.over_batch(self.mesh)
-        for batch in data.evaluation(self.config.batch):
-            yield {"image": jax.device_put(batch["image"], where), "mask": batch["mask"]}
+    def _read_features(
+        self, split: str, cut: str, views: int | None, rows: int, name: str | None, fits: bool
+    ) -> np.ndarray:
+        """Features from the disk, or computed, and then kept there where they are few or memory does not hold them."""
+        dtype, shape = self.config.features_dtype, features.shape(self.model, cut, rows)
+        # What one process finds another may not: only a process that is alone looks.
+        alone = jax.process_count() == 1
+        if name and alone and (found := features.load(name, shape, dtype)) is not None:
+            return found
+        state, data = self._collected(), self.data[split]
+        step = self._view_step(cut) if views else self._eval_step(stop=cut)
+        with self.display.task(f"Features of {split} at {cut}", total=rows, unit="images") as advance:
+            args = (state.params, state.batch_stats, self._placed(data, views), advance)
+            pieces = (piece.astype(jnp.dtype(dtype)) for piece in features.rows(step, *args))
+            if not fits:
+                name = name or f"run-{os.getpid()}-{split}"
+                features.save(name, pieces)
+                mapped = features.load(name, shape, dtype)
+                assert mapped is not None, "just written"
+                return mapped
+            kept = np.concatenate(list(pieces))
+        if name and alone and kept.nbytes <= features.MOST_KEPT:
+            try:
+                features.save(name, [kept])
+            except OSError as error:
+                self.display.warn(f"The features of {split} cannot be kept for later runs: {error}.")
+        return kept
+
+    def _view_step(self, cut: str) -> Any:
+        """Features before `cut` of augmented images: a batch's `key` says of which view."""
+        leg = self.legs[self.leg]
+        prepare = make_prepare(self.preprocess, leg.augment, train=True, num_classes=self.model.num_classes)
+        step = make_eval_step(
+            self.model, prepare=lambda batch, key: prepare(batch, jax.random.wrap_key_data(batch["key"])), stop=cut
+        )
+        return shard.compile_evaluation(step, self.mesh)
+
+    def _placed(self, data: Split, views: int | None = None) -> Iterator[dict[str, Any]]:
+        """Evaluation batches, cut over the mesh; of each view in turn, with its `key`."""
+        where, key = shard.over_batch(self.mesh), jax.random.fold_in(jax.random.key(self.config.seed), 0x5EE)
+        for view in range(views or 1):
+            of_view = {"key": jax.random.key_data(jax.random.fold_in(key, view))} if views else {}
+            for batch in data.evaluation(self.config.batch):
+                cut = {n: shard.put(batch[n], where) for n in ("image", "index")}
+                yield cut | of_view | {"mask": batch["mask"]}
 
     def _validate(self, leg: Leg) -> None:
         """Score the state on the validation set, and keep it if none was better."""
@@ -559,7 +796,9 @@ class Run:
                 params = jax.tree.map(jnp.copy, tree.split(state.params, names)[0])
                 batch_stats = jax.tree.map(jnp.copy, tree.split(state.batch_stats, stats)[0])
                 self.best = Best(self.step, leg.number, accuracy, loss, params, batch_stats, logits)
-        self.logits = logits
+        if self.config.snapshots:
+            self._snapshot(state)
+        self.accuracy = accuracy
         row: dict[str, Any] = {"step": self.step, "stage": leg.stage.name, "val_loss": loss, "val_accuracy": accuracy}
         moved = sorted(n for n in self._touched(leg.number)[0] if n in self.source)
         if moved:
@@ -570,8 +809,16 @@ class Run:
             last = self.legs[-1]
             self.watch(row | {"done": self.step / last.last, "final": leg.number == last.number})
 
+    def _snapshot(self, state: State) -> None:
+        """Write what of a validated state the whole plan changes, for soups (`jft.average.soup_of_run`)."""
+        names, stats = self._touched(len(self.legs) - 1)
+        kept = shard.fetch(tree.split(state.params, names)[0] | tree.split(state.batch_stats, stats)[0])
+        if jax.process_index() == 0:
+            folder = self.workdir / "snapshots"
+            folder.mkdir(exist_ok=True)
+            write_safetensors(folder / f"{self.step:08d}.safetensors", kept, {"format": "jft"})
+
     def _record(self, leg: Leg, seconds: float) -> dict[str, Any]:
-        assert self.logits is not None
         return {
             "name": leg.stage.name,
             "steps": self.step - leg.first,
@@ -579,22 +826,18 @@ class Run:
             "lr": leg.stage.lr,
             "parts": list(leg.train_parts),
             "trainable_params": sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable),
-            "val_accuracy": self._accuracy(self.logits),
+            "val_accuracy": self.accuracy,
             "seconds": round(seconds, 3),
         }
-
-    def _accuracy(self, logits: np.ndarray) -> float:
-        labels = jnp.asarray(self.data["val"].labels)
-        return float(np.mean(np.asarray(losses.correct(jnp.asarray(logits), labels), np.float64)))
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def finish(self, splits: sources.Splits, excluded: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """Write the bundle of the best state, the predictions, result.json and the report; returns the result."""
-        assert self.best is not None and self.logits is not None
+        assert self.best is not None
         config, val, classes = self.config, self.data["val"], list(splits.classes)
-        params = {n: np.asarray(v) for n, v in (self.initial | self.best.params).items()}
-        batch_stats = {n: np.asarray(v) for n, v in (self.initial_stats | self.best.batch_stats).items()}
+        params = shard.fetch(dict(self.initial) | self.best.params)
+        batch_stats = shard.fetch(dict(self.initial_stats) | self.best.batch_stats)
         made = self.model
         if isinstance(made, LoraModel):
             write_adapter(self.workdir / "adapter.safetensors", made, params)
@@ -612,12 +855,14 @@ class Run:
             "seed": config.seed,
             "plan": config.plan if isinstance(config.plan, str) else [leg.stage.name for leg in self.legs],
             "val": {**scores, "count": len(val.labels), "loss": self.best.loss, "best_step": self.best.step},
-            "last": {"accuracy": self._accuracy(self.logits), "step": self.step},
+            "last": {"accuracy": self.accuracy, "step": self.step},
             "train": {"count": len(self.data["train"].labels)},
             "excluded": [{"path": name, "reason": reason} for name, reason in excluded],
             "stages": self.records,
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         }
+        if self.rollbacks:
+            result["rollbacks"] = self.rollbacks
         if splits.test is not None:
             with self.clock("eval"):
                 result["test"] = evaluate_dataset(model, splits.test, self.display)
@@ -661,6 +906,8 @@ class Run:
         """Draw the report; the run is finished by now, so a report that fails is told and costs nothing else."""
         from jft.report.html import make_report
 
+        if not shard.first():
+            return
         try:
             self.display.note(f"The report is in {make_report(self.workdir, self.data['val'].dataset)}.")
         except Exception as error:

@@ -9,14 +9,14 @@ import jft
 
 LAYERS = (
     {"errors", "preprocess", "__version__"},
-    {"table", "tree", "losses", "penalties", "metrics", "probes", "checkpoint", "data.cache"},
+    {"table", "tree", "losses", "penalties", "metrics", "probes", "checkpoint", "lock", "data.cache"},
     {"plan", "shard", "models", "data", "weights"},
     {"optim", "step", "features", "lora"},
-    {"distil", "config", "report"},
+    {"distil", "config", "report", "diagnose"},
     {"bundle", "run", "hyper"},
-    {"use", "build", "stablehlo"},
+    {"use", "build", "sanity", "stablehlo"},
     {"train", "preview", "convert", "average", "rank", "push"},
-    {"compare", "finder"},
+    {"compare", "finder", "trial"},
     {"api", "sweep"},
     {"cli"},
 )

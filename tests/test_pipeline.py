@@ -76,7 +76,7 @@ def test_a_balanced_order_has_every_class_equally_often():
             counts = np.bincount(of_class[: 10 * (epoch + 1)], minlength=30)[labels == c]
             assert counts.max() - counts.min() <= 1 and len(counts) == size
     assert [order[i] for i in (0, 29, 30, 200, 3)] == [drawn.ravel()[i] for i in (0, 29, 30, 200, 3)]
-    np.testing.assert_array_equal(steps_indices(30, 8, 5, 3, 9, labels), drawn.ravel()[24:72].reshape(6, 8))
+    np.testing.assert_array_equal(Order(30, 5, labels).take(24, 72), drawn.ravel()[24:72])
 
 
 def test_what_does_not_divide_evenly_goes_to_the_classes_in_turn():

@@ -15,6 +15,7 @@ from jft import Stage, build, checkpoint, train
 from jft.bundle import load
 from jft.config import Config
 from jft.errors import UserError
+from jft.report.log import MetricsLog
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 PLAN = (Stage("head", ("head",), epochs=2, augment=()), Stage("top", ("head", ("block2", 0.5)), epochs=2))
@@ -90,7 +91,7 @@ class Crash(Exception):
 @pytest.mark.parametrize("at", [1, 5, 8, 9, 12, 16])
 def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, monkeypatch, at):
     """Crash when the line of this step is written: in stage 1, at the boundary, in stage 2, before the very end."""
-    write = train.MetricsLog.write
+    write = MetricsLog.write
 
     def crash(self, row):
         if row["step"] == at and "val_loss" not in row:
@@ -98,7 +99,7 @@ def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, 
         write(self, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.MetricsLog, "write", crash)
+        patched.setattr(MetricsLog, "write", crash)
         with pytest.raises(Crash):
             train.train(config(folder, tmp_path / "run"))
     train.train(config(folder, tmp_path / "run"))
@@ -157,7 +158,7 @@ def test_killed_by_the_system_and_begun_again_ends_bit_equal(folder, tmp_path):
 # A read that fails leaves Orbax's other reads to end in an event loop that is closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(finished, folder, tmp_path, monkeypatch):
-    write = train.MetricsLog.write
+    write = MetricsLog.write
 
     def crash(self, row):
         if row["step"] == 12:
@@ -165,7 +166,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(finished, fol
         write(self, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.MetricsLog, "write", crash)
+        patched.setattr(MetricsLog, "write", crash)
         with pytest.raises(Crash):
             train.train(config(folder, tmp_path / "run"))
     newest = max((tmp_path / "run/checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
@@ -189,7 +190,7 @@ def test_frozen_bytes_do_not_change_over_a_whole_run(folder, tmp_path):
     assert moved == {n for n in a.params if n.startswith(("head/", "block2/"))}
 
 
-@pytest.mark.parametrize("options", [{"features": False}, {"resident": 0.0}])
+@pytest.mark.parametrize("options", [{"features": "none"}, {"resident": 0.0}])
 def test_features_and_residence_do_not_change_the_result(finished, folder, tmp_path, options):
     """Where the numbers come from (cache, memory, stream) is a matter of speed."""
     run = train.train(config(folder, tmp_path / "run", **options))
@@ -246,7 +247,7 @@ def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, 
     whole = train.train(config(folder, tmp_path / "whole", **EVERYTHING))
     steps = [s["steps"] for s in whole.result["stages"]]
     assert min(steps) < 8, "patience ended no stage: this test tests nothing"
-    write = train.MetricsLog.write
+    write = MetricsLog.write
 
     def crash(self, row):
         if row["step"] == 10 and "val_loss" not in row:
@@ -254,7 +255,7 @@ def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, 
         write(self, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.MetricsLog, "write", crash)
+        patched.setattr(MetricsLog, "write", crash)
         with pytest.raises(Crash):
             train.train(config(folder, tmp_path / "run", **EVERYTHING))
     assert [s["steps"] for s in train.train(config(folder, tmp_path / "run", **EVERYTHING)).result["stages"]] == steps

@@ -75,6 +75,23 @@ class Order:
         return np.concatenate(epochs)[start - first * self.n : stop - first * self.n]
 
 
+class Rows:
+    """Of an order's batches these rows alone: what one process of several reads."""
+
+    def __init__(self, order: Order, rows: Int64[np.ndarray, "k"], batch: int):
+        self.order, self.rows, self.batch = order, rows, batch
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> int:
+        step, i = divmod(int(position), len(self.rows))
+        return self.order[step * self.batch + int(self.rows[i])]
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self.rows)} of {self.batch} of {self.order})"
+
+
 @functools.lru_cache(maxsize=4)
 def _epoch(n: int, seed: int, epoch: int) -> Int32[np.ndarray, "n"]:
     order = permutation(n, seed, epoch).astype(np.int32)
@@ -92,14 +109,9 @@ def batch_indices(n: int, batch: int, seed: int, step: int) -> Int32[np.ndarray,
     return Order(n, seed).take(step * batch, (step + 1) * batch)
 
 
-def steps_indices(
-    n: int, batch: int, seed: int, start: int, stop: int, labels: Int32[np.ndarray, "n"] | None = None
-) -> Int32[np.ndarray, "s b"]:
-    """The examples of the steps start..stop-1: row i is `batch_indices(n, batch, seed, start + i)`.
-
-    With `labels` every class comes equally often (see `Order`).
-    """
-    return Order(n, seed, labels).take(start * batch, stop * batch).reshape(stop - start, batch)
+def steps_indices(n: int, batch: int, seed: int, start: int, stop: int) -> Int32[np.ndarray, "s b"]:
+    """The examples of the steps start..stop-1: row i is `batch_indices(n, batch, seed, start + i)`."""
+    return Order(n, seed).take(start * batch, stop * batch).reshape(stop - start, batch)
 
 
 def evaluation_batches(n: int, batch: int) -> tuple[Int32[np.ndarray, "s b"], Bool[np.ndarray, "s b"]]:

@@ -22,7 +22,7 @@ from PIL import features
 
 from jft.data import decode
 from jft.data.cache import cache_dir
-from jft.data.order import Order, evaluation_batches
+from jft.data.order import Order, Rows, evaluation_batches
 from jft.data.sources import Dataset, Excluded
 from jft.errors import UserError, printable
 from jft.preprocess import Preprocess
@@ -104,19 +104,26 @@ def stream(
     threads: int | None = None,
     work_size: tuple[int, int] | None = None,
     images: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+    balance: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches from `start_step` on, without end: the examples of `batch_indices`, read ahead by threads.
 
     Yields {"image": uint8 [b, h, w, 3], "label", "index": int32 [b]}. Pictures are decoded as they come, or taken from
     `images` (such as `decode_all` maps). Everything in the data set must be readable (see `readable`): a picture that
-    is not raises UserError with its name.
+    is not raises UserError with its name. With `rows`, only these of each batch: those of one process of several. With
+    `balance` every class comes equally often.
     """
     import grain
 
     load = _example(dataset, preprocess, work_size or preprocess.size, images)
-    order: Any = Order(len(dataset), seed)
-    positions = grain.MapDataset.source(order).slice(slice(start_step * batch, None))
-    return _batches(positions.map(load), batch, threads)
+    order: Any = Order(len(dataset), seed, dataset.labels if balance else None)
+    if rows is None or len(rows) == batch:
+        positions = grain.MapDataset.source(order).slice(slice(start_step * batch, None))
+        return _batches(positions.map(load), batch, threads)
+    mine: Any = Rows(order, rows, batch)
+    positions = grain.MapDataset.source(mine).slice(slice(start_step * len(rows), None))
+    return _batches(positions.map(load), len(rows), threads)
 
 
 def evaluation_stream(

@@ -33,7 +33,13 @@ class MetricsLog:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row. Values may be numbers, strings, lists, dicts, and NumPy or JAX scalars."""
-        self._file.write(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
+        line = json.dumps(plain(row), allow_nan=False).encode() + b"\n"
+        while line:  # a full disk takes a part; asked for the rest it says why
+            line = line[self._file.write(line) or 0 :]
+
+    def flush(self) -> None:
+        """Return when all rows lie on the disk: a checkpoint that outlives the power must not outlive its rows."""
+        os.fsync(self._file.fileno())
 
     def truncate(self, step: int) -> None:
         """Remove the rows whose `step` is greater than `step`; rows without a step stay."""

@@ -1,5 +1,6 @@
 """The fine-tuned model as a folder: weights, what they were trained for, and how a picture is prepared for them."""
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -19,7 +20,7 @@ from jft.table import Writable, rows_to
 from jft.weights import locate, native, open_weights
 from jft.weights.writers import write_safetensors
 
-FORMAT = 1
+FORMAT = 2  # 1 had no checksum of its description
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def save(
             "batch_stats": sorted(batch_stats),
             "sha256": sha256,
         }
+        about["sum"] = _sum(about)
         (beside / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="ascii")
         if card:
             (beside / "README.md").write_text(card, encoding="utf-8", errors="replace")
@@ -114,7 +116,9 @@ def load(where: str | Path) -> Bundle:
         raise UserError(f"{folder} holds no model: there is no config.json. A run's model is in RUN/model.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no bundle's, or damaged ({error!r}).") from None
-    if version != FORMAT:
+    if version == FORMAT and about.get("sum") != _sum(about):
+        raise UserError(f"{file} is damaged, or was changed by hand: its checksum is wrong. Copy or train it again.")
+    if version not in (1, FORMAT):
         raise UserError(f"{folder} is a bundle of format {version}; this jft {__version__} reads {FORMAT}. Update jft.")
     try:
         name, sha256, classes = str(about["model"]), str(about["sha256"]), tuple(map(str, about["classes"]))
@@ -146,6 +150,12 @@ def find(source: str | Path) -> Path | None:
         return Path(source) / "model"
     located = locate(source)
     return located.path.parent if native.described(located.configs) else None
+
+
+def _sum(about: Mapping[str, Any]) -> str:
+    """A digest of a bundle's description, the digest itself aside."""
+    text = json.dumps({k: v for k, v in about.items() if k != "sum"}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

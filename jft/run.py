@@ -5,9 +5,11 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +144,33 @@ def versions() -> dict[str, str]:
     """Of Python, of this package and of what it computes with."""
     names = ("jft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def check_compiled(folder: Path) -> None:
+    """Remove compiled programs that were cut short when a process was killed; each file is looked at once.
+
+    JAX writes them in place, warns of a damaged one at every run, and never writes it again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp, now = folder / "checked", time.time()
+    since = stamp.stat().st_mtime if stamp.exists() else 0.0
+    for file in folder.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another process's sweep
+            if file.stat().st_mtime >= since - 1 and not _whole(file.read_bytes()):
+                file.unlink()
+    stamp.touch()
+    os.utime(stamp, (now, now))
+
+
+def _whole(entry: bytes) -> bool:
+    if entry.startswith(b"\x28\xb5\x2f\xfd"):  # zstandard's, where that is installed
+        return True
+    reader = zlib.decompressobj()
+    try:
+        reader.decompress(entry)
+    except zlib.error:
+        return False
+    return reader.eof
 
 
 def read_json(file: Path) -> Any:

@@ -49,7 +49,7 @@ from jft.plan import Stage
 from jft.report import track
 from jft.report.card import model_card
 from jft.report.live import make_display
-from jft.run import Clock, Result, data_path, default_workdir, entered, fingerprint, running, versions
+from jft.run import Clock, Result, check_compiled, data_path, default_workdir, entered, fingerprint, running, versions
 from jft.step import State, make_eval_step, repeat
 from jft.use import evaluate_dataset, fit_temperature, probabilities, row
 from jft.weights.writers import write_safetensors
@@ -157,6 +157,8 @@ def shared_entry(
 
 def compile_cache() -> None:
     """Compiled programs outlive the process: the next seed, a resumed run and a repeated one find them."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        check_compiled(cache_dir() / "xla")
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -67,11 +67,14 @@ def zip_members(file: BinaryIO, size: int) -> dict[str, Member]:
             raise Bad(f"{name!r} in it is encrypted.")
         if info.header_offset < end or info.header_offset + 30 > size:
             raise Bad(f"the zip archive lies about where {name!r} is.")
-        local = bytes(read_at(file, info.header_offset, 30))
+        named = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437", "replace")
+        local = bytes(read_at(file, info.header_offset, min(30 + len(named), size - info.header_offset)))
         offset = info.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
         end = offset + info.compress_size
         if not local.startswith(b"PK\x03\x04") or end > size:
             raise Bad(f"the zip archive is truncated or damaged at {name!r}.")
+        if local[30:] != named:
+            raise Bad(f"the zip archive has two names for {name!r}.")
         if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
             raise Bad(f"the zip archive lies about the size of {name!r}.")
         members[name] = Member(offset, info.file_size, info, archive)

@@ -420,7 +420,7 @@ def _near(pictures: Sequence[_Picture]) -> list[Finding]:
     """
     clear = [p for p in pictures if p.facts.spread > FLAT and p.facts.one_colour < ONE_COLOUR]
     hashes = np.array([p.facts.hash for p in clear], np.uint64)
-    small = np.array([p.facts.small for p in clear], np.float32).reshape(len(clear), -1)
+    small = np.array([p.facts.small for p in clear], np.float32).reshape(len(clear), 256)
     small -= small.mean(1, keepdims=True)
     parent = list(range(len(clear)))
 

@@ -136,6 +136,32 @@ def test_one_device_equals_eight(problem, on_one, sharding):
         np.testing.assert_allclose(state.batch_stats[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+def test_tensor_parallel_equals_one_device():
+    """A ViT's blocks cut over `model` by name, what is left by FSDP over `data`; optimizer state lies with them."""
+    model = make_model("tiny_vit", num_classes=CLASSES)
+    params, stats = model.init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params["head/kernel"] = jnp.asarray(rng.normal(size=params["head/kernel"].shape), jnp.float32)
+    batch = {
+        "image": jnp.asarray(rng.normal(size=(BATCH, *model.input_shape)), jnp.float32),
+        "label": jnp.asarray(rng.integers(0, CLASSES, BATCH), jnp.int32),
+    }
+    after = []
+    for mesh, sharding in ((shard.make_mesh(jax.devices()[:1]), "replicate"), (shard.make_mesh(model=2), "fsdp")):
+        step, state, _ = make(model, params, stats, ("*",))
+        state = shard.distribute(state, mesh, sharding)
+        run = shard.compile_steps(repeat(step, loop=False), state, mesh, sharding)
+        state, _ = run(state, shard.distribute(batch, mesh), np.arange(16, dtype=np.int32)[None], np.int32(1))
+        after.append(state)
+    kernel = after[1].params["block0/mlp/fc1/kernel"]
+    moments = next(v for p, v in jax.tree_util.tree_leaves_with_path(after[1].opt_state) if "fc1/kernel" in str(p))
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8 and moments.sharding == kernel.sharding
+    for name, value in after[0].params.items():
+        np.testing.assert_allclose(after[1].params[name], value, rtol=2e-3, atol=1e-4, err_msg=name)
+    with pytest.raises(UserError, match="cannot be divided"):
+        shard.make_mesh(model=3)
+
+
 def test_fsdp_cuts_what_can_be_cut(problem):
     model, params, stats, _ = problem
     mesh = shard.make_mesh()

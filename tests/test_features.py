@@ -1,0 +1,114 @@
+"""The frozen-prefix cache: on the disk, of augmented views, and never stale; and a batch taken in pieces for memory."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jft import Config, Stage, build, features, train
+from jft.bundle import load
+from jft.models import make_model
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+PLAN = (Stage("head", ("head",), epochs=2, lr=0.05),)
+
+
+def config(folder, workdir, **fields):
+    given = dict(model="tiny_vit", weights="none", plan=PLAN, batch=8, augment=(), display="quiet", warmup=0.0)
+    return Config(data=str(folder), workdir=str(workdir), **(given | fields))
+
+
+def same(a, b, **tolerance):
+    a, b = load(a.workdir / "model"), load(b.workdir / "model")
+    for name in a.params:
+        np.testing.assert_allclose(a.params[name], b.params[name], err_msg=name, **tolerance)
+
+
+@pytest.fixture(scope="module")
+def plain(folder, tmp_path_factory):
+    """A run that runs the frozen parts every step."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("JFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    with jax.numpy_dtype_promotion("standard"):
+        yield train.train(config(folder, tmp_path_factory.mktemp("plain") / "run", features="none"))
+    patch.undo()
+
+
+def test_saved_features_are_loaded_whole_or_not_at_all(caplog):
+    x = np.random.default_rng(0).normal(size=(5, 3, 2)).astype(np.float32)
+    features.save("a", [x[:2], x[2:]])
+    assert features.load("a", x.shape).tobytes() == x.tobytes()
+    assert features.load("b", x.shape) is None and features.load("a", (4, 3, 2)) is None
+    file = features._file("a")
+    raw = bytearray(file.read_bytes())
+    for place in (0, 77, len(raw) - 9, len(raw) - 1):
+        damaged = bytearray(raw)
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        assert features.load("a", x.shape) is None
+    assert "computing them again" in caplog.text
+    assert [p.name for p in file.parent.iterdir()] == ["a"]
+
+
+def test_what_was_used_longest_ago_makes_room(monkeypatch):
+    monkeypatch.setattr(features, "MOST_ON_DISK", 100)
+    for name in ("a", "b", "c"):
+        features.save(name, [np.zeros(8, np.float32)])  # 44 bytes each
+    assert sorted(p.name for p in features._file("a").parent.iterdir()) == ["b", "c"]
+
+
+def test_the_key_is_of_all_that_features_depend_on():
+    model, images = make_model("tiny_vit", num_classes=2), np.zeros((2, 4, 4, 3), np.uint8)
+    params, _ = model.init(jax.random.key(0))
+    params = {n: np.asarray(v) for n, v in params.items()}
+    key = features.key(model, "head", params, images)
+    moved = {n: v + (n == "block0/attn/qkv/kernel") * np.float32(1e-6) for n, v in params.items()}
+    head = {n: v + (n.startswith("head/")) * np.float32(1) for n, v in params.items()}
+    assert key == features.key(model, "head", head, images)  # what comes after the cut does not matter
+    others = [
+        features.key(model, "head", moved, images),
+        features.key(model, "block1", params, images),
+        features.key(model, "head", params, images + 1),
+        features.key(model, "head", params, images, "bfloat16"),
+        features.key(make_model("tiny_vit", num_classes=2, dtype="bfloat16"), "head", params, images),
+    ]
+    assert len({key, *others}) == 6
+
+
+def test_features_from_the_disk_change_nothing(plain, folder, tmp_path, monkeypatch):
+    """Computed and kept, read again by the next run, and mapped where memory does not hold them."""
+    first = train.train(config(folder, tmp_path / "first"))
+    kept = list(features._file("").iterdir())
+    assert len(kept) == 2
+    monkeypatch.setattr(features, "rows", None)  # nothing is computed again
+    second = train.train(config(folder, tmp_path / "second"))
+    same(first, second, rtol=0, atol=0)
+    same(plain, first, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(train, "memory_budget", lambda share: 0)
+    mapped = train.train(config(folder, tmp_path / "mapped", features="disk"))
+    same(first, mapped, rtol=1e-4, atol=1e-5)
+
+
+def test_views_are_taken_in_turn(folder, tmp_path):
+    """With one view every pass sees the same features; with two the second pass sees others."""
+    run = {n: train.train(config(folder, tmp_path / str(n), augment=("flip",), views=n)) for n in (1, 2)}
+    logs = {n: [json.loads(x) for x in (r.workdir / "metrics.jsonl").read_text().splitlines()] for n, r in run.items()}
+    losses = {n: [row["loss"] for row in rows if "loss" in row] for n, rows in logs.items()}
+    half = len(losses[1]) // 2
+    np.testing.assert_allclose(losses[1][: half - 1], losses[2][: half - 1], rtol=1e-5)
+    assert not np.allclose(losses[1][half:], losses[2][half:], rtol=1e-5)
+    with pytest.raises(build.UserError, match="mixup mixes images"):
+        train.train(config(folder, tmp_path / "mix", augment=("mixup",), views=2))
+
+
+def test_a_step_that_memory_does_not_hold_is_taken_in_pieces(plain, folder, tmp_path, monkeypatch):
+    """Before the first step, from the compiler's own count; the result is that of the whole batch."""
+    needed = []
+    count = train.shard.temporary
+    monkeypatch.setattr(train.shard, "temporary", lambda compiled: needed.append(count(compiled)) or needed[-1])
+    monkeypatch.setattr(train, "memory_free", lambda: 0 if len(needed) < 2 else 2**40)
+    monkeypatch.setattr(train.shard, "make_mesh", lambda model=1, make=train.shard.make_mesh: make(jax.devices()[:2]))
+    pieces = train.train(config(folder, tmp_path / "pieces", features="none"))
+    assert len(needed) == 2
+    same(plain, pieces, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jaxtyping import Array, Bool, Float, Int, Key
 
 
@@ -310,9 +309,11 @@ def _box(height: int, width: int, start: Float[Array, "2"], stop: Float[Array, "
 
 def beta(draw: Float[Array, ""], alpha: float) -> Float[Array, ""]:
     """The quantile of Beta(alpha, alpha) at `draw`, within 0..1, of 4096 that weigh the same."""
+    from scipy.special import betaincinv  # slow to import
+
     # jax.random.beta compiles for four seconds, and rejects in a loop.
     n = 4096
-    table = scipy.special.betaincinv(alpha, alpha, (np.arange(n) + 0.5) / n).astype(np.float32)
+    table = betaincinv(alpha, alpha, (np.arange(n) + 0.5) / n).astype(np.float32)
     return jnp.asarray(table)[jnp.minimum((draw * n).astype(jnp.int32), n - 1)]
 
 

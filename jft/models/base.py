@@ -125,6 +125,10 @@ class Model:
             stats |= tree.flatten(variables.get("batch_stats", {}), f"{name}/")
         return params, stats
 
+    def shape_before(self, part: str) -> tuple[int, ...]:
+        """The shape of what a part takes for one example."""
+        return tuple(self._trace[part][0].shape[1:])
+
     def flops(self) -> int:
         """Of the forward pass for one example: two for each multiply-add of its matrix products and convolutions.
 

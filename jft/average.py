@@ -1,4 +1,4 @@
-"""Averages of weights: between a source and what was tuned from it (WiSE-FT), and over several runs (model soups)."""
+"""Averages of weights: between a source and what was tuned from it (WiSE-FT), over runs or over one run's (soups)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -121,8 +121,36 @@ def soup(
         }
         if not same or model.preprocess != first.preprocess:
             raise UserError(f"{folder} and {folders[0]} cannot be averaged: model, classes or preprocessing differ.")
-    score_of = scorer(first, own_validation(folders[0]), display)
     trees = [{**m.params, **m.batch_stats} for m in models]
+    out = Path(out or folders[0].parent / "soup")
+    return _soup(first, trees, [str(f) for f in folders], folders[0], out, greedy, display)
+
+
+def soup_of_run(workdir: str | Path, greedy: bool = True, display: Any = None) -> Averaged:
+    """Average the weights that one run had at its validations, all or greedily; write `W/soup`.
+
+    The run was trained with `snapshots`. Running statistics of BatchNorms are averaged as the weights are. Raises
+    UserError where there are no snapshots.
+    """
+    workdir, display = Path(workdir), display or make_display("quiet")
+    model = open_model(workdir)
+    files = sorted((workdir / "snapshots").glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"{workdir} has no snapshots. Train it with --snapshots, which keeps those of every validation."
+        )
+    trees = []
+    for path in files:
+        with weights.open_weights(path) as file:
+            trees.append({**model.params, **model.batch_stats} | {n: file.read(n) for n in file.names})
+    names = [f"step {int(path.stem)}" for path in files]
+    return _soup(model, trees, names, workdir, workdir / "soup", greedy, display)
+
+
+def _soup(
+    first: Bundle, trees: Sequence[Arrays], names: Sequence[str], like: Path, out: Path, greedy: bool, display: Any
+) -> Averaged:
+    score_of = scorer(first, own_validation(like), display)
 
     def as_model(tree: Arrays) -> Bundle:
         return replace(
@@ -132,12 +160,12 @@ def soup(
         )
 
     scores = [score_of(as_model(tree)) for tree in trees]
-    rows = [{"run": str(f), "accuracy": s} for f, s in zip(folders, scores, strict=True)]
+    rows: list[dict[str, Any]] = [{"run": n, "accuracy": s} for n, s in zip(names, scores, strict=True)]
     kept = greedy_soup(trees, lambda tree: score_of(as_model(tree)))[0] if greedy else list(range(len(trees)))
     for i, row in enumerate(rows):
         row["in_soup"] = i in kept
     made = as_model(mean([trees[i] for i in kept]))
-    return _write(Path(out or folders[0].parent / "soup"), made, folders[0], rows, score_of(made))
+    return _write(out, made, like, rows, score_of(made))
 
 
 def scorer(model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 32) -> Callable[[Bundle], float]:

@@ -96,6 +96,12 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 SCHEDULE_FREE = ("schedule-free", "schedule-free-sgd")
 
+
+def usual_schedule(optimizer: Any) -> str:
+    """The name of the schedule where none is asked for."""
+    return "constant" if optimizer in SCHEDULE_FREE else "cosine"
+
+
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
@@ -155,7 +161,7 @@ def make_optimizer(
     scaled by its relative gradient norm. `pull` is a penalty of the parameters whose gradient joins the step past the
     optimizer, as decoupled weight decay does (Loshchilov and Hutter 2019).
     """
-    free = isinstance(optimizer, str) and optimizer in SCHEDULE_FREE
+    free = optimizer in SCHEDULE_FREE
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
             raise UserError(

@@ -1,17 +1,19 @@
 """Averages of weights: the ends of an interpolation, a greedy soup by hand, and both on a run's folder."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from jft import cli
-from jft.average import greedy_soup, interpolate, mean, soup, wise_ft
+from jft.average import greedy_soup, interpolate, mean, soup, soup_of_run, wise_ft
 from jft.config import Config
 from jft.errors import UserError
 from jft.train import train
 from jft.use import evaluate, open_model
+from jft.weights import open_weights
 
 TREE = {"a": np.array([1.0, 2.0], np.float32), "head": np.array([9.0], np.float32)}
 SOURCE = {"a": np.array([3.0, 2.0], np.float32)}
@@ -38,6 +40,7 @@ def runs(folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     base = Config(
         data=str(folder), model="tiny_vit", weights="none", plan="full", batch=8, epochs=1, lr=1e-2, augment=(),
+        snapshots=True, eval_every=0.5,
         display="quiet", workdir=str(root / "source"),
     )  # fmt: skip
     with jax.numpy_dtype_promotion("standard"):
@@ -66,7 +69,30 @@ def test_a_soup_of_two_runs(runs, tmp_path, capsys):
     assert told["accuracy"] >= max(row["accuracy"] for row in told["rows"])
 
 
+def test_a_soup_of_one_runs_validations(runs, capsys):
+    """The last snapshot is the last state, and a uniform soup is their mean."""
+    files = sorted((runs[0] / "snapshots").iterdir())
+    lines = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if "val_accuracy" in line]
+    assert [int(f.stem) for f in files] == [line["step"] for line in validated] and len(files) >= 2
+    done = soup_of_run(runs[0], greedy=False)
+    assert [row["accuracy"] for row in done.rows] == [line["val_accuracy"] for line in validated]
+    kernels = []
+    for path in files:
+        with open_weights(path) as file:
+            kernels.append(np.array(file.read("block1/attn/qkv/kernel")))
+    np.testing.assert_allclose(
+        open_model(done.path).params["block1/attn/qkv/kernel"], np.mean(kernels, 0), rtol=1e-5, atol=1e-7
+    )
+    assert cli.main(["average", str(runs[0]), "--snapshots", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["accuracy"] >= max(row["accuracy"] for row in told["rows"])
+
+
 def test_refused(runs, folder, tmp_path):
+    shutil.rmtree(runs[1] / "snapshots")
+    with pytest.raises(UserError, match="Train it with --snapshots"):
+        soup_of_run(runs[1])
     with pytest.raises(UserError, match="from scratch"):
         wise_ft(runs[0].parent / "source")
     assert evaluate(runs[0])["count"] == 6

@@ -39,6 +39,7 @@ def test_summary_equals_scikit_learn(n, k, absent):
             "f1_micro": sk.f1_score(y, said, average="micro"),
             "log_loss": sk.log_loss(y, p, labels=range(k)),
             "auroc": np.mean([sk.roc_auc_score(y == c, p[:, c]) for c in np.unique(y)]),
+            "average_precision": np.mean([sk.average_precision_score(y == c, p[:, c]) for c in np.unique(y)]),
         }
         if k > 5:
             wanted["top5_accuracy"] = sk.top_k_accuracy_score(y, p, k=5, labels=range(k))
@@ -80,10 +81,73 @@ def test_several_labels_equal_scikit_learn():
         "auroc": sk.roc_auc_score(y[:, :5], p[:, :5], average="macro"),
         "log_loss": np.mean([sk.log_loss(y[:, c], p[:, c], labels=[False, True]) for c in range(6)]),
     }
-    assert found.keys() == wanted.keys()
+    assert found.keys() == wanted.keys() | {"ece"}
     for name, value in wanted.items():
         assert found[name] == pytest.approx(value, abs=1e-6), name
     assert metrics.summary(p, y.astype(np.int32), names(6)) == found
+
+
+def test_areas_of_equal_scores_equal_scikit_learn():
+    rng = np.random.default_rng(3)
+    y, p = rng.random((90, 2)) < 0.4, (rng.integers(0, 5, (90, 2)) / 4).astype(np.float32)
+    assert metrics.average_precision(p, y) == pytest.approx(sk.average_precision_score(y, p), abs=1e-6)
+    assert metrics.auroc(p, y) == pytest.approx(sk.roc_auc_score(y, p), abs=1e-6)
+    assert metrics.average_precision(p, np.zeros((90, 2), bool)) is None
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_intervals_are_those_of_sets_drawn_anew(several):
+    p, y = predictions(150, 4)
+    labels = (
+        y if not several else (np.random.default_rng(2).random((150, 4)) < 0.2) | (np.arange(4)[None] == y[:, None])
+    )
+    figures, found = metrics.summary(p, labels, names(4)), metrics.intervals(p, labels)
+    assert found == metrics.intervals(p, labels)
+    assert set(found) == {
+        "accuracy",
+        "f1_macro",
+        *(["f1_micro", "average_precision"] if several else ["balanced_accuracy"]),
+    }
+    rng = np.random.default_rng(9)
+    draws = [rng.integers(0, 150, 150) for _ in range(300)]
+    again = [metrics.summary(p[i], labels[i], names(4)) for i in draws]
+    for name, (low, high) in found.items():
+        assert low < figures[name] < high
+        wanted = np.quantile([a[name] for a in again], (0.025, 0.975))
+        np.testing.assert_allclose((low, high), wanted, atol=0.25 * (wanted[1] - wanted[0]))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_suspects_are_the_labels_that_were_changed(several):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    p = np.exp(rng.normal(size=(300, 3)) + 8 * np.eye(3)[y])
+    p = (p / p.sum(1, keepdims=True)).astype(np.float32)
+    changed = rng.choice(300, 12, replace=False)
+    given = y.copy()
+    given[changed] = (given[changed] + 1) % 3
+    found = metrics.suspects(p, np.eye(3, dtype=bool)[given] if several else given)
+    assert set(found[:10].tolist()) <= set(changed.tolist()) <= set(found.tolist()) and len(found) < 25
+
+
+def test_suspects_by_hand():
+    # The means of those labelled so are 0.7 and 0.6: 0.7 of class 1 and 0.75 of class 0 are enough, 0.65 is not.
+    p = np.array([[0.9, 0.1], [0.9, 0.1], [0.3, 0.7], [0.1, 0.9], [0.35, 0.65], [0.75, 0.25]], np.float32)
+    y = np.array([0, 0, 0, 1, 1, 1])
+    assert metrics.suspects(p, y).tolist() == [5, 2]
+    p[5] = 0.65, 0.35
+    assert metrics.suspects(p, y).tolist() == [2]
+    assert metrics.suspects(p, np.zeros(6, np.int64)).tolist() == []
+
+
+def test_tempered_probabilities_are_those_of_divided_logits():
+    x = np.random.default_rng(0).normal(size=(20, 5)) * 3
+    soft = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    colder = np.exp(x / 2.5) / np.exp(x / 2.5).sum(1, keepdims=True)
+    np.testing.assert_allclose(metrics.tempered(soft.astype(np.float32), 2.5), colder, rtol=1e-4)
+    one = 1 / (1 + np.exp(-x))
+    found = metrics.tempered(one.astype(np.float32), 2.5, several=True)
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-x / 2.5)), rtol=1e-4)
 
 
 def test_ece_by_hand():

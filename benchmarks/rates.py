@@ -1,0 +1,94 @@
+"""The learning-rate finder's suggestion against a grid of rates: is it within a point of the best of them?
+
+    python benchmarks/rates.py $JFT_ASSETS rates.csv                 every line that is not there yet
+    python benchmarks/rates.py $JFT_ASSETS rates.csv --plan head     of one plan; --model and --data likewise
+    python benchmarks/rates.py $JFT_ASSETS rates.csv --table         what has been measured, as Markdown
+
+The runs are those of transfer.py on all images: as many steps, as many pixels, the accuracy of the last state. The
+finder is asked once a seed, with that seed. `preset` is the rate of the plan itself.
+"""
+
+import argparse
+import itertools
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transfer
+
+import jft
+from jft.train import train
+
+GRIDS = {"head": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "full": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}
+SEEDS = range(3)
+
+
+def measure(assets: Path, file: Path, plans: list[str], models: list[str], sets: list[str]) -> None:
+    """Train at every rate of the grid, at the suggestion and at the plan's own, a line for each."""
+    done = {tuple(row[f] for f in transfer.FIELDS[:5]) for row in transfer.read(file)}
+    shared: dict[str, Any] = {}
+    for plan, model, data, seed in itertools.product(plans, models, sets, SEEDS):
+        found: float | None = None
+        for what in (*GRIDS[plan], "preset", "finder"):
+            key = (data, model, "all", f"{plan}, {what if isinstance(what, str) else f'{what:g}'}", str(seed))
+            if key in done:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                made = transfer.config(assets, data, model, None, plan, seed, folder + "/run")
+                begun = time.process_time()
+                if what == "finder":
+                    found = jft.find_lr(made).suggestion
+                    if found is None:
+                        print(*key, "no suggestion", sep=", ", flush=True)
+                        continue
+                rate = {"preset": None, "finder": found}.get(what) if isinstance(what, str) else what
+                result = train(made.replace(lr=rate), shared=shared).result
+                row = dict(zip(transfer.FIELDS[:5], key, strict=True)) | {
+                    "accuracy": f"{result['last']['accuracy']:.4f}",
+                    "steps": result["last"]["step"],
+                    "seconds": f"{time.process_time() - begun:.1f}",
+                    "trained": f"{found:g}" if what == "finder" else result["stages"][0]["trainable_params"],
+                }
+            transfer.write(file, [row])
+            print(*row.values(), sep=", ", flush=True)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """A line for each plan, model and data set: the grid's best, the finder's and the plan's own, means over seeds."""
+    lines = ["| plan | model | data | best of the grid | at | finder | suggests | plan's own |", "|---" * 8 + "|"]
+    groups = dict.fromkeys((r["method"].split(", ")[0], r["model"], r["data"]) for r in rows)
+    for plan, model, data in groups:
+        cells: dict[str, list[float]] = {}
+        suggested = []
+        for r in rows:
+            if (r["method"].split(", ")[0], r["model"], r["data"]) == (plan, model, data):
+                what = r["method"].split(", ")[1]
+                cells.setdefault(what, []).append(100 * float(r["accuracy"]))
+                suggested += [float(r["trained"])] if what == "finder" else []
+        means = {what: float(np.mean(v)) for what, v in cells.items()}
+        best = max((w for w in means if w not in ("finder", "preset")), key=lambda w: means[w], default="")
+        shown = [f"{means[w]:.1f} ({len(cells[w])})" if w in means else "" for w in (best, "finder", "preset")]
+        rates = f"{min(suggested):g} to {max(suggested):g}" if suggested else ""
+        lines.append(f"| {plan} | {model} | {data} | {shown[0]} | {best} | {shown[1]} | {rates} | {shown[2]} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("assets", type=Path, help="the folder of weights and data")
+    parser.add_argument("file", type=Path, help="the CSV of what is measured")
+    parser.add_argument("--plan", choices=GRIDS)
+    parser.add_argument("--model", choices=transfer.MODELS)
+    parser.add_argument("--data", choices=transfer.DATA)
+    parser.add_argument("--table", action="store_true", help="print what is there and measure nothing")
+    o = parser.parse_args()
+    if not o.table:
+        chosen = ([one] if one else list(all_) for one, all_ in ((o.plan, GRIDS), (o.model, transfer.MODELS)))
+        measure(o.assets, o.file, *chosen, [o.data] if o.data else list(transfer.DATA))
+    print(table(transfer.read(o.file)))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import re
 import shlex
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,9 @@ from jft.errors import UserError
 from jft.report import log, plots
 
 TABLE_CLASSES = 12  # a confusion matrix of more classes is drawn, not written
-MISTAKES, UNSURE, PAIRS, EXCLUDED = 16, 8, 15, 100  # at most so many are shown
+MISTAKES, UNSURE, SUSPECTS, PAIRS, EXCLUDED = 16, 8, 12, 15, 100  # at most so many are shown
+NAMED_CLASSES = 40  # a drawn confusion matrix of more classes numbers them
+EXPLAINED = "explained.npz"  # what `jft report --explain` found with the model at hand
 THUMBNAIL = 240  # pixels of its longer side: sharp on a phone's screen
 
 
@@ -69,6 +71,8 @@ class Run:
     labels: np.ndarray  # [n], or [n, k] where an image may have several
     probabilities: np.ndarray  # [n, k]
     read: Read  # a picture by its name; None where it is not to be found
+    bundle: Mapping[str, Any] = field(default_factory=dict)  # config.json of the model
+    explained: Mapping[str, Any] = field(default_factory=dict)  # arrays of `jft.explain`, if it has been run
 
     @property
     def several(self) -> bool:
@@ -91,13 +95,17 @@ def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
         ("Classes", _classes(run)),
         ("Calibration", _calibration(run)),
         ("Mistakes", _mistakes(run)),
+        ("Reasons", _reasons(run)),
+        ("Labels to check", _suspects(run)),
         ("Data", _data(run)),
         ("Time", _time(run)),
         ("How to repeat it", _repeat(run)),
     ]
     path = run.folder / "report.html"
     beside = path.with_name(path.name + ".part")
-    beside.write_text(_page(run, [(title, body) for title, body in sections if body]), "utf-8", "replace")
+    title = f"{_model(run)} on {_data_name(run)}"
+    made = f"Made by jft {_versions(run).get('jft', '')} from the files in {run.folder.name}."
+    beside.write_text(page(title, _subtitle(run), sections, made), "utf-8", "replace")
     beside.replace(path)
     return path
 
@@ -122,7 +130,23 @@ def read_run(folder: Path, images: Dataset | None = None) -> Run:
         if probabilities.shape[1] != len(classes):
             classes = classes or [str(i) for i in range(probabilities.shape[1])]
     data = str(result.get("data") or (config.get("config") or {}).get("data") or ".")
-    return Run(folder, config, result, rows, classes, names, labels, probabilities, _reader(data, images))
+    about = _json(folder / "model" / "config.json")
+    explained = read_explained(folder)
+    read = _reader(data, images)
+    return Run(folder, config, result, rows, classes, names, labels, probabilities, read, about, explained)
+
+
+def read_explained(folder: Path) -> dict[str, np.ndarray]:
+    """What `jft.explain` left in a run's folder; nothing where it has not been run, or of another model."""
+    try:
+        with open(folder / EXPLAINED, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{folder / EXPLAINED} is damaged: {error}. Remove it.") from None
+    of = _json(folder / "model" / "config.json").get("sha256")
+    return found if str(found.get("sha256")) == str(of) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -138,20 +162,21 @@ def _json(path: Path) -> dict[str, Any]:
 # -- the page ---------------------------------------------------------------------------------------------------------
 
 
-def _page(run: Run, sections: Sequence[tuple[str, Any]]) -> str:
-    title = f"{_model(run)} on {_data_name(run)}"
+def page(title: str, subtitle: str, sections: Sequence[tuple[str, Any]], footer: str) -> str:
+    """A whole page that needs nothing beside it: sections with their titles; those without content are left out."""
+    sections = [(name, content) for name, content in sections if content]
     style = (resources.files("jft.report") / "style.css").read_text("utf-8")
     ids = {name: re.sub(r"\W+", "-", name.lower()) for name, _ in sections}
     body = tag(
         "main",
-        tag("header", tag("h1", title), tag("p", _subtitle(run), class_="muted")),
+        tag("header", tag("h1", title), tag("p", subtitle, class_="muted") if subtitle else None),
         tag("nav", [tag("a", name, href=f"#{ids[name]}") for name, _ in sections], aria_label="Sections"),
         [
             tag("section", tag("h2", name, id=f"{ids[name]}-title"), content, id=ids[name],
                 aria_labelledby=f"{ids[name]}-title")
             for name, content in sections
         ],
-        tag("footer", f"Made by jft {_versions(run).get('jft', '')} from the files in {run.folder.name}."),
+        tag("footer", footer),
     )  # fmt: skip
     head = tag(
         "head",
@@ -247,6 +272,7 @@ def _result(run: Run) -> Any:
     if len(run.labels):
         scores |= metrics.summary(run.probabilities, run.labels, run.classes)
     n = int(scores.get("count", 0))
+    ranges = metrics.intervals(run.probabilities, run.labels) if len(run.labels) else {}
     tiles = []
     if "accuracy" in scores and n:
         right = round(scores["accuracy"] * n)
@@ -256,18 +282,25 @@ def _result(run: Run) -> Any:
         tiles.append(_tile(name, _percent(scores["accuracy"]), told, class_="main"))
     test = run.result.get("test") or {}
     if "accuracy" in test:
-        tiles.append(_tile("Test accuracy", _percent(test["accuracy"]), f"of {test.get('count', 0):,} images"))
+        told = f"of {test.get('count', 0):,} images"
+        if test.get("count"):
+            low, high = metrics.wilson(round(test["accuracy"] * test["count"]), test["count"])
+            told += f"; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+        tiles.append(_tile("Test accuracy", _percent(test["accuracy"]), told, class_="main"))
     if len(run.labels) and not run.several:
         often = np.bincount(run.labels, minlength=len(run.classes))
         answer = f"always answering “{run.classes[int(often.argmax())]}”"
         tiles.append(_tile("Majority baseline", _percent(often.max() / n), answer))
+    if "probe_accuracy" in run.explained:
+        told = f"logistic regression on {int(run.explained['probe_count']):,} images' features, pretrained weights"
+        tiles.append(_tile("Linear probe baseline", _percent(float(run.explained["probe_accuracy"])), told))
     if "accuracy" in (last := run.result.get("last") or {}):
         best = f"the model kept is of step {scores['best_step']:,}" if "best_step" in scores else "of the last step"
         tiles.append(_tile("Last state", _percent(last["accuracy"]), best))
     shown = (
-        ("average_precision", "Mean average precision", True, "over classes"),
+        ("average_precision", "Mean average precision", True, "mean over classes"),
         ("top5_accuracy", "Top-5 accuracy", True, "the right class among the five likeliest"),
-        ("balanced_accuracy", "Balanced accuracy", True, "every class counts the same"),
+        ("balanced_accuracy", "Balanced accuracy", True, "the mean over classes"),
         ("f1_macro", "F1, macro", False, "mean over classes"),
         ("f1_micro", "F1, micro", False, "over all labels") if run.several else ("", "", False, ""),
         ("auroc", "AUROC", False, "each class against the rest"),
@@ -276,10 +309,18 @@ def _result(run: Run) -> Any:
     )
     for key, name, percent, note in shown:
         if key in scores:
+            if key in ranges:
+                low, high = (100 * v for v in ranges[key]) if percent else ranges[key]
+                note += f"; 95 % interval {low:.1f} to {high:.1f} %" if percent else f"; 95 % {low:.3f} to {high:.3f}"
             tiles.append(_tile(name, _percent(scores[key]) if percent else f"{scores[key]:.3f}", note))
     if total := (run.result.get("seconds") or {}).get("total"):
         tiles.append(_tile("Time", _seconds(total), "from the command to the result"))
-    return tag("dl", tiles, class_="tiles")
+    how = (
+        "Intervals: Wilson's for accuracies, else of 1,000 resamples of the images (bootstrap): how far a figure would "
+        "move with other images of the same kind. Another seed of the training moves it too: --seeds 5 says how far. "
+        "The model kept is the best on these images, so what they say leans to the high side; a test split does not."
+    )
+    return [tag("dl", tiles, class_="tiles"), tag("p", how, class_="small muted after") if ranges else None]
 
 
 def _tile(name: str, value: str, note: str = "", **attributes: Any) -> Markup:
@@ -303,15 +344,31 @@ def _stages(run: Run) -> Any:
         for i, s in enumerate(done, 1)
     ]
     columns = ("stage", "steps", "epochs", "peak rate", "parameters trained", "validation accuracy after it", "time")
-    return [_parts(run, [str(s.get("name", "")) for s in done]), _table(columns, numbers, class_="wide")]
-
-
-def _parts(run: Run, names: Sequence[str]) -> Any:
-    """A row for each stage, a box for each part of the model; tinted where it trains, by its learning rate."""
+    names = [str(s.get("name", "")) for s in done]
+    table = _table(columns, numbers, class_="wide")
     try:
         parts, rates = _rates(run)
-    except Exception:  # a model or a plan that this version cannot build: the table below tells enough
-        return None
+    except Exception:  # a model or a plan that this version cannot build: the table tells enough
+        return table
+    groups = [
+        (f"{i}. {name}", told, f"{rate:.2g}")
+        for i, (name, of) in enumerate(zip(names, rates, strict=False), 1)
+        for told, rate in _groups(parts, of)
+    ]
+    each = [tag("summary", "Peak learning rate of each group"), _table(("stage", "parts", "rate"), groups, text=(1,))]
+    return [_parts(parts, rates, names), table, tag("details", each)]
+
+
+def _groups(parts: Sequence[str], rates: Sequence[float]) -> list[tuple[str, float]]:
+    """Neighbouring parts of the same rate, the frozen left out: `stage3/block0 to head` and the rate."""
+    runs = [
+        (rate, [p for p, _ in members]) for rate, members in groupby(zip(parts, rates, strict=True), lambda m: m[1])
+    ]
+    return [(of[0] if len(of) == 1 else f"{of[0]} to {of[-1]}", rate) for rate, of in runs if rate]
+
+
+def _parts(parts: Sequence[str], rates: Sequence[Sequence[float]], names: Sequence[str]) -> Any:
+    """A row for each stage, a box for each part of the model; tinted where it trains, by its learning rate."""
     groups = [(key, list(members)) for key, members in groupby(range(len(parts)), lambda i: _group(parts[i]))]
     used = [r for rate in rates for r in rate if r]
     low, high = np.log(min(used)), np.log(max(used))
@@ -356,9 +413,8 @@ def _rates(run: Run) -> tuple[list[str], list[list[float]]]:
     from jft.models import make_model
     from jft.plan import Stage, lora_of, multipliers, part_of
 
-    about = _json(run.folder / "model" / "config.json")
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-    model = make_model(about["model"], **options)
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in run.bundle["options"].items()}
+    model = make_model(run.bundle["model"], **options)
     config = run.config["config"]
     if (lora := lora_of(config["plan"], config.get("lora", {}))).rank:
         model = with_lora(model, lora)
@@ -394,7 +450,9 @@ def _curves(run: Run) -> Any:
         ("Accuracy", plots.curve("Accuracy over the steps", right, val_right, stages, percent=True))
         if right or val_right
         else None,
-        ("Learning rate", plots.curve("Learning rate over the steps", rate, [], stages)) if rate else None,
+        ("Learning rate of each group", plots.rates("Learning rate over the steps", _group_rates(run, rate), stages))
+        if rate
+        else None,
     ]
     figures = [_figure(*d) for d in drawn if d]
     if not figures:
@@ -411,15 +469,41 @@ def _curves(run: Run) -> Any:
     ]
 
 
+def _group_rates(run: Run, rate: Sequence[tuple[int, float]]) -> list[list[tuple[int, float]]]:
+    """The learning rate over the steps of each group of parts in each stage, the fastest last."""
+    try:
+        parts, peaks = _rates(run)
+    except Exception:  # see `_stages`
+        return [list(rate)]
+    told = [[p for _, p in _groups(parts, of)] for of in peaks]
+    lines = []
+    for stage, of in zip(run.config["stages"], told, strict=True):
+        steps = {int(r["step"]) for r in run.rows if r.get("stage") == stage["name"] and "lr" in r}
+        own = [(s, v) for s, v in rate if s in steps]
+        lines += [[(s, v * peak / (stage.get("lr") or 1.0)) for s, v in own] for peak in sorted(set(of)) if own]
+    return lines or [list(rate)]
+
+
 def _distance(run: Run) -> Any:
     """How far each part has come from the pretrained weights, at the last validation."""
     rows = [row["distance"] for row in run.rows if isinstance(row.get("distance"), dict)]
     if not rows or not (last := {part: float(v) for part, v in rows[-1].items()}):
         return None
-    most = max(last.values()) or 1.0
-    table = [(part, f"{v:.3g}", _bar(v / most if np.isfinite(v) else 0.0)) for part, v in last.items()]
-    told = "‖w − w_s‖ of what has trained, at the last validation: what fine-tuning had to change."
-    return [tag("p", told, class_="muted small"), _table(("part", "distance from the pretrained weights", ""), table)]
+    most = max((v for v in last.values() if np.isfinite(v)), default=0.0) or 1.0
+    table = [
+        (
+            part,
+            f"{v:.3g}",
+            _bar(v / most if np.isfinite(v) else 0.0),
+            Markup(
+                plots.sparkline(f"Distance of {part} over the validations", [float(r.get(part, 0.0)) for r in rows])
+            ),
+        )
+        for part, v in last.items()
+    ]
+    told = "‖w − w_s‖ of what has trained, at the last validation and on the way there: what fine-tuning had to change."
+    columns = ("part", "distance from the pretrained weights", "", "over the validations")
+    return [tag("p", told, class_="muted small"), _table(columns, table)]
 
 
 def _series(run: Run, key: str) -> list[tuple[int, float]]:
@@ -438,9 +522,7 @@ def _classes(run: Run) -> Any:
     if not len(run.labels):
         return None
     if run.several:
-        said = run.probabilities >= 0.5
-        right, support, often = (said & run.labels).sum(0), run.labels.sum(0), said.sum(0)
-        return _per_class(run, right, support, often, None)
+        return _labels(run)
     counts = metrics.confusion(run.probabilities, run.labels)
     right, support, often = np.diag(counts), counts.sum(1), counts.sum(0)
     parts: list[Any] = [tag("h3", "Confusion")]
@@ -454,21 +536,68 @@ def _classes(run: Run) -> Any:
         )
         parts += [
             tag("p", explain, class_="muted small"),
-            tag("figure", Markup(plots.heatmap(counts)), class_="square"),
-        ]
+            tag("figure", Markup(plots.heatmap(counts, run.classes if len(counts) <= NAMED_CLASSES else ())),
+                class_="square"),
+        ]  # fmt: skip
     wrong = counts - np.diag(right)
     worst = [divmod(int(i), len(counts)) for i in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]]
     pairs = [
-        (run.classes[true], run.classes[said], f"{wrong[true, said]:,}", _percent(wrong[true, said] / support[true]))
+        (_called(run, true), _called(run, said), f"{wrong[true, said]:,}", _percent(wrong[true, said] / support[true]))
         for true, said in worst
         if wrong[true, said]
     ]
     if pairs and len(run.classes) > 2:
         parts += [
             tag("h3", "Most often confused"),
+            tag("p", "A number before a class is its place in the figure.", class_="muted small")
+            if len(counts) > NAMED_CLASSES
+            else None,
             _table(("true class", "taken for", "images", "of the class"), pairs, text=(1,)),
         ]
     return [*parts, _per_class(run, right, support, often, wrong)]
+
+
+def _called(run: Run, c: int) -> str:
+    """A class by its name, with its number where a figure has that alone."""
+    return f"{c} · {run.classes[c]}" if len(run.classes) > NAMED_CLASSES and not run.several else run.classes[c]
+
+
+def _labels(run: Run) -> Any:
+    """Class by class where an image may have several: what was found, missed and wrongly said, at 0.5."""
+    said, true = run.probabilities >= 0.5, run.labels
+    right, support, often = (said & true).sum(0), true.sum(0), said.sum(0)
+    found = metrics.per_class(right, support, often)
+    rows = []
+    for c in np.lexsort((np.arange(len(support)), found["f1"])):
+        area = metrics.average_precision(run.probabilities[:, c : c + 1], true[:, c : c + 1])
+        rows.append(
+            (
+                run.classes[c],
+                f"{right[c]:,}",
+                f"{support[c] - right[c]:,}",
+                f"{often[c] - right[c]:,}",
+                _percent(found["precision"][c]) if often[c] else "–",
+                _percent(found["recall"][c]) if support[c] else "–",
+                _bar(found["recall"][c]),
+                f"{found['f1'][c]:.3f}" if support[c] or often[c] else "–",
+                "–" if area is None else _percent(area),
+            )
+        )
+    caption = (
+        "The worst F1 first. A label is said where its probability is at least 0.5; average precision needs no such."
+    )
+    columns = ("class", "found", "missed", "wrongly said", "precision", "recall", "", "F1", "average precision")
+    return [tag("h3", "Class by class"), *_long_table(columns, rows, caption)]
+
+
+def _long_table(columns: Sequence[str], rows: Sequence[Any], caption: str, text: Sequence[int] = ()) -> list[Any]:
+    """A table whose rows after the twentieth are folded away."""
+    first, rest = rows[:20], rows[20:]
+    more = None
+    if rest:
+        told = tag("summary", f"The other {len(rest)} classes")
+        more = tag("details", told, _table(columns, rest, "", text, class_="wide"))
+    return [_table(columns, first, caption, text, class_="wide"), more]
 
 
 def _confusion_table(run: Run, counts: np.ndarray) -> Markup:
@@ -493,53 +622,49 @@ def _confusion_table(run: Run, counts: np.ndarray) -> Markup:
     )  # fmt: skip
 
 
-def _per_class(run: Run, right: np.ndarray, support: np.ndarray, often: np.ndarray, wrong: np.ndarray | None) -> Any:
+def _per_class(run: Run, right: np.ndarray, support: np.ndarray, often: np.ndarray, wrong: np.ndarray) -> Any:
     found = metrics.per_class(right, support, often)
-    columns = ("class", "images", "precision", "recall", "", "F1", *(() if wrong is None else ("mostly taken for",)))
+    columns = ("class", "images", "precision", "recall", "", "F1", "mostly taken for")
     rows = []
     for c in np.lexsort((np.arange(len(support)), found["f1"])):  # the worst first
         there = support[c] > 0
-        taken = () if wrong is None else (run.classes[wrong[c].argmax()] if wrong[c].any() else "",)
         rows.append(
             (
-                run.classes[c],
+                _called(run, int(c)),
                 f"{support[c]:,}",
                 _percent(found["precision"][c]) if often[c] else "–",
                 _percent(found["recall"][c]) if there else "–",
                 _bar(found["recall"][c]),
                 f"{found['f1'][c]:.3f}" if there or often[c] else "–",
-                *taken,
+                run.classes[wrong[c].argmax()] if wrong[c].any() else "",
             )
-        )
-    text = (6,)
-    first, rest = rows[:20], rows[20:]
-    more = None
-    if rest:
-        more = tag(
-            "details", tag("summary", f"The other {len(rest)} classes"), _table(columns, rest, "", text, class_="wide")
         )
     caption = (
         "The worst F1 first. Precision: of the images said to be of the class, those that are. "
         "Recall: of its images, those found."
     )
-    return [tag("h3", "Class by class"), _table(columns, first, caption, text, class_="wide"), more]
+    return [tag("h3", "Class by class"), *_long_table(columns, rows, caption, (6,))]
 
 
 def _calibration(run: Run) -> Any:
-    if not len(run.labels) or run.several:
+    if not len(run.labels):
         return None
-    count, confidence, right = metrics.calibration(run.probabilities, run.labels)
-    error = metrics.ece(run.probabilities, run.labels)
-    sure, correct = run.probabilities.max(axis=1), run.probabilities.argmax(axis=1) == run.labels
+    p, labels = metrics.pairs(run.probabilities, run.labels) if run.several else (run.probabilities, run.labels)
+    count, confidence, right = metrics.calibration(p, labels)
+    error = metrics.ece(p, labels)
+    sure, correct = p.max(axis=1), p.argmax(axis=1) == labels
     gap = sure.mean() - correct.mean()
     lean = "over-confident" if gap > 0 else "under-confident"
     told = (
         f"When the model says 90 %, is it right nine times in ten? On average confidence and accuracy lie "
         f"{_percent(error)} apart (expected calibration error); the mean confidence is {_percent(sure.mean())}, the "
-        f"accuracy {_percent(correct.mean())}" + (f": the model is {lean}." if abs(gap) > 0.01 else ".")
+        f"accuracy {_percent(correct.mean())}"
+        + (", every label of every image counted as an answer, yes or no" if run.several else "")
+        + (f": the model is {lean}." if abs(gap) > 0.01 else ".")
     )
     return [
         tag("p", told),
+        tag("p", _temperature(run)) if run.bundle.get("temperature") else None,
         tag(
             "div",
             _figure("Reliability: accuracy by confidence", plots.reliability(count, confidence, right)),
@@ -549,89 +674,189 @@ def _calibration(run: Run) -> Any:
     ]
 
 
+def _temperature(run: Run) -> str:
+    """What dividing the logits by the temperature of least log loss does."""
+    temperature = float(run.bundle["temperature"])
+    then = metrics.tempered(run.probabilities, temperature, run.several)
+    before, after = (metrics.summary(q, run.labels, run.classes) for q in (run.probabilities, then))
+    return (
+        f"The temperature of least log loss here is {temperature:.3g}: logits divided by it bring the calibration "
+        f"error from {_percent(before['ece'])} to {_percent(after['ece'])} "
+        f"and the log loss from {before['log_loss']:.3f} to {after['log_loss']:.3f}, on the images that it was fitted "
+        "to. `jft predict --temperature fitted` applies it; no answer changes by it, only how sure it sounds."
+    )
+
+
+def _told(run: Run, i: int) -> list[Any]:
+    """What is wrong with the answer for an image: `ants taken for bees, 97 %`."""
+    p = run.probabilities[i]
+    if run.several:
+        worst = int(abs(p - run.labels[i]).argmax())
+        how = "missed" if run.labels[i, worst] else "said, not labelled"
+        return [tag("b", run.classes[worst]), f" {how}, {_percent(p[worst])}"]
+    label, said = run.classes[run.labels[i]], run.classes[int(p.argmax())]
+    return [tag("b", label), " taken for ", tag("b", said), f", {_percent(p.max())}"]
+
+
 def _mistakes(run: Run) -> Any:
     if not len(run.labels):
         return None
     p, parts = run.probabilities, []
-    if run.several:
-        off = abs(p - run.labels)
-        worst = off.argmax(axis=1)
-        order = [i for i in np.argsort(-off.max(axis=1), kind="stable")[:MISTAKES].tolist() if off[i].max() > 0.5]
-        told = [
-            [
-                tag("b", run.classes[worst[i]]),
-                f" {'missed' if run.labels[i, worst[i]] else 'said, not labelled'}, {_percent(p[i, worst[i]])}",
-            ]
-            for i in order
+    wrong = metrics.mistakes(p, run.labels).tolist()
+    if order := wrong[:MISTAKES]:
+        shown = "all of them" if len(order) == len(wrong) else f"the {len(order)} most confident"
+        images = "image" if len(wrong) == 1 else "images"
+        look = "Look here for wrong labels and for what classes share."
+        why = f"{len(wrong):,} {images} wrong; {shown}, surest first. {look}"
+        parts += [
+            tag("h3", "Most confident mistakes"),
+            tag("p", why),
+            _pictures(run, order, [_told(run, i) for i in order]),
         ]
-        count = int((off > 0.5).any(axis=1).sum())
-    else:
-        said = p.argmax(axis=1)
-        wrong = np.flatnonzero(said != run.labels)
-        order = wrong[np.argsort(-p[wrong, said[wrong]], kind="stable")][:MISTAKES].tolist()
-        told = [
-            [
-                tag("b", run.classes[run.labels[i]]),
-                " taken for ",
-                tag("b", run.classes[said[i]]),
-                f", {_percent(p[i].max())}",
-            ]
-            for i in order
-        ]
-        count = len(wrong)
-    if order:
-        shown = "all of them" if len(order) == count else f"the {len(order)} most confident"
-        images = "image" if count == 1 else "images"
-        why = f"{count:,} {images} wrong; {shown}, surest first. Look here for wrong labels and for what classes share."
-        parts += [tag("p", why), _pictures(run, order, told)]
     else:
         parts.append(tag("p", "None: every validation image is right."))
-    if not run.several and p.shape[1] > 1:
-        two = np.sort(np.partition(p, -2, axis=1)[:, -2:], axis=1)
-        unsure = np.argsort(two[:, 1] - two[:, 0], kind="stable")[:UNSURE].tolist()
-        best = np.argsort(-p[unsure], axis=1, kind="stable")[:, :2]
-        told = [
-            [
-                tag("b", run.classes[a]), f" {_percent(p[i, a])} or ",
-                tag("b", run.classes[b]), f" {_percent(p[i, b])}? ",
-                "Right." if a == run.labels[i] else f"It is {run.classes[run.labels[i]]}.",
-            ]
-            for i, (a, b) in zip(unsure, best, strict=True)
-        ]  # fmt: skip
-        parts += [
-            tag("h3", "Most uncertain"),
-            tag("p", "The two likeliest classes lie closest here: pictures to label more of."),
-            _pictures(run, unsure, told),
-        ]
+    if p.shape[1] > 1 or run.several:
+        unsure = metrics.uncertain(p, run.several)[:UNSURE].tolist()
+        told = [_unsure(run, i) for i in unsure]
+        what = "A label of these is near 50 %" if run.several else "The two likeliest classes lie closest here"
+        parts += [tag("h3", "Most uncertain"), tag("p", f"{what}: pictures to label more of."),
+                  _pictures(run, unsure, told)]  # fmt: skip
     return parts
 
 
-def _pictures(run: Run, indices: Sequence[int], told: Sequence[Any]) -> Markup:
-    """Pictures with what is told of each; a table where there is not one picture to be found."""
-    sources = [_thumbnail(run, i) for i in indices]
+def _unsure(run: Run, i: int) -> list[Any]:
+    p = run.probabilities[i]
+    if run.several:
+        c = int(abs(p - 0.5).argmin())
+        truth = "It is there." if run.labels[i, c] else "It is not there."
+        return [tag("b", run.classes[c]), f" {_percent(p[c])}? ", truth]
+    a, b = np.argsort(-p, kind="stable")[:2].tolist()
+    truth = "Right." if a == run.labels[i] else f"It is {run.classes[run.labels[i]]}."
+    one, other = (
+        [tag("b", run.classes[a]), f" {_percent(p[a])} or "],
+        [tag("b", run.classes[b]), f" {_percent(p[b])}? "],
+    )
+    return [*one, *other, truth]
+
+
+def _suspects(run: Run) -> Any:
+    """Labels that are probably wrong: of validation images, and where the model was asked again, of training ones."""
+    if not len(run.labels) or run.probabilities.shape[1] < 2:
+        return None
+    found = metrics.suspects(run.probabilities, run.labels).tolist()
+    how = (
+        "Confident learning (Northcutt et al. 2021): images whose probability of another class is at least what images "
+        "labelled so usually have. The surest first; look before you change a label, since some are only hard."
+    )
+    parts: list[Any] = [tag("p", how, class_="small muted"), tag("h3", f"Validation images: {len(found):,}")]
+    if shown := found[:SUSPECTS]:
+        parts.append(_pictures(run, shown, [_told(run, i) if run.several else _labelled(run, i) for i in shown]))
+    else:
+        parts.append(tag("p", "None."))
+    if "suspect_names" not in run.explained:
+        return parts
+    names = [str(n) for n in run.explained["suspect_names"]]
+    said = [
+        ["labelled ", tag("b", run.classes[a]), ", looks like ", tag("b", run.classes[b]), f", {_percent(q)}"]
+        if a >= 0
+        else [tag("b", run.classes[b]), f" {_percent(q)}"]
+        for a, b, q in zip(*(run.explained[f"suspect_{k}"].tolist() for k in ("label", "said", "probability")),
+                           strict=True)
+    ]  # fmt: skip
+    told = (
+        f"Of {int(run.explained['probe_count']):,} training images, by linear probes on the pretrained features, "
+        "each image judged by probes fitted without it."
+    )
+    count = int(run.explained["suspect_count"])
+    parts += [tag("h3", f"Training images: {count:,}"), tag("p", told, class_="small muted")]
+    parts.append(_pictures(run, names, said) if names else tag("p", "None."))
+    return parts
+
+
+def _labelled(run: Run, i: int) -> list[Any]:
+    p, label = run.probabilities[i], run.labels[i]
+    said = int(np.where(np.arange(len(p)) == label, -1, p).argmax())
+    given = f" ({_percent(p[label])}), looks like "
+    return ["labelled ", tag("b", run.classes[label]), given, tag("b", run.classes[said]), f" ({_percent(p[said])})"]
+
+
+def _reasons(run: Run) -> Any:
+    """For a few mistakes: what of the picture spoke for the answer, and the training images that it resembles."""
+    held = run.explained
+    if "shown" not in held or not len(held["shown"]):
+        return None
+    rows = []
+    for row, name in enumerate(map(str, held["shown"])):
+        if name not in run.names:
+            continue
+        i = run.names.index(name)
+        pixels = held["pixels"][row]
+        cells = [_cell(_png(pixels), f"Validation image {name}", _told(run, i))]
+        for place, c in enumerate(held["classes"][row].tolist()):
+            title = ["speaks for ", tag("b", run.classes[c])]
+            picture = _png(plots.heat(pixels, held["maps"][row, place]))
+            cells.append(_cell(picture, f"What of {name} speaks for {run.classes[c]}", title))
+        for near, label, like in zip(
+            held["neighbours"][row], held["neighbour_labels"][row], held["similarity"][row].tolist(), strict=True
+        ):
+            found = _thumbnail(run, str(near))
+            cells.append(
+                _cell(found[0] if found else None, f"Training image {near}", [tag("b", str(label)), f", {like:.2f}"])
+            )
+        rows.append(tag("li", cells))
+    told = (
+        "Each row: the image as the model saw it; where Grad-CAM (Selvaraju et al. 2017) finds what speaks for the "
+        "class said and for the true one, orange where it is strong; then the training images whose features lie "
+        "nearest, with their labels and the cosine. Neighbours of the wrong class say that the classes look alike "
+        "there or, if their labels are wrong, what to mend."
+    )
+    return [tag("p", told), tag("ul", rows, class_="reasons")]
+
+
+def _cell(source: str | None, alt: str, told: Any) -> Markup:
+    picture = tag("img", src=source, alt=alt, loading="lazy") if source else tag("span", "no picture", class_="none")
+    return tag("figure", picture, tag("figcaption", told))
+
+
+def _png(pixels: np.ndarray) -> str:
+    """A picture as a data URL: JPEG, since it is a photograph."""
+    from PIL import Image
+
+    image = Image.fromarray(np.asarray(pixels, np.uint8))
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    image.save(file := io.BytesIO(), "JPEG", quality=72, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _pictures(run: Run, which: Sequence[int] | Sequence[str], told: Sequence[Any]) -> Markup:
+    """Pictures with what is told of each; a table where there is not one picture to be found.
+
+    `which` are places among the validation images, or names.
+    """
+    names = [w if isinstance(w, str) else run.names[w] for w in which]
+    kind = "Training" if which and isinstance(which[0], str) else "Validation"
+    sources = [_thumbnail(run, name) for name in names]
     if not any(sources):
-        rows = [(run.names[i], text) for i, text in zip(indices, told, strict=True)]
-        return _table(("image", "what the model said of it"), rows, text=(1,))
+        return _table(("image", "what the model said of it"), list(zip(names, told, strict=True)), text=(1,))
     items = []
-    for i, text, found in zip(indices, told, sources, strict=True):
-        name = run.names[i]
+    for name, text, found in zip(names, told, sources, strict=True):
         picture: Markup = tag("span", "no picture", class_="none")
         if found:
             source, small = found
-            kind = {"class_": "small"} if small else {}
-            picture = tag("img", src=source, alt=f"Validation image {name}", loading="lazy", **kind)
+            style = {"class_": "small"} if small else {}
+            picture = tag("img", src=source, alt=f"{kind} image {name}", loading="lazy", **style)
         items.append(tag("li", picture, tag("p", text, tag("span", name, class_="path"))))
     return tag("ul", items, class_="pictures")
 
 
-def _thumbnail(run: Run, i: int) -> tuple[str, bool] | None:
+def _thumbnail(run: Run, name: str) -> tuple[str, bool] | None:
     """A picture as a data URL, and whether it has few pixels; None where it is not to be found or not to be read."""
     from PIL import Image
 
     from jft.data.decode import quiet, to_rgb
 
     try:
-        content = run.read(run.names[i])
+        content = run.read(name)
         if content is None:
             return None
         with quiet():
@@ -650,13 +875,13 @@ def _thumbnail(run: Run, i: int) -> tuple[str, bool] | None:
 
 def _reader(data: str, images: Dataset | None) -> Read:
     """How to come by a picture of the run's data: from the data set, if given, else from the files it named."""
-    if images is not None:
-        place = {name: i for i, name in enumerate(images.names)}
-        return lambda name: images.read(place[name]) if name in place else None
+    place = {name: i for i, name in enumerate(images.names)} if images is not None else {}
     given = Path(data).expanduser()
     folder = given if given.is_dir() else given.parent if given.is_file() else None
 
-    def read(name: str) -> bytes | None:
+    def read(name: str) -> bytes | np.ndarray | None:
+        if images is not None and name in place:
+            return images.read(place[name])
         if folder is None or Path(name).is_absolute() or ".." in Path(name).parts:
             return None
         return (folder / name).read_bytes() if (folder / name).is_file() else None
@@ -711,8 +936,24 @@ def _time(run: Run) -> Any:
     }
     rest = max(total - sum(seconds.values()), 0.0)
     listed = [(names.get(k, k), v) for k, v in seconds.items()] + [("everything else", rest)]
+    peaks = dict(run.result.get("memory") or {})
     rows = [(name, _seconds(v), _percent(v / total), _bar(min(v / total, 1))) for name, v in listed]
-    return _table(("phase", "time", "share", ""), [*rows, ("all", _seconds(total), "", "")], class_="wide")
+    if not peaks:
+        return _table(("phase", "time", "share", ""), [*rows, ("all", _seconds(total), "", "")], class_="wide")
+    keys = [*seconds, "", ""]
+    where = [w for w in ("process", "device") if any(w in of for of in peaks.values())]
+    told = [[_bytes(peaks.get(key, {}).get(w)) for w in where] for key in keys[: len(rows)]]
+    columns = ("phase", "time", "share", "", *(f"memory, {w}" for w in where))
+    most = [_bytes(max((of.get(w, 0) for of in peaks.values()), default=0)) for w in where]
+    table = [(*row, *cells) for row, cells in zip(rows, told, strict=True)]
+    return _table(columns, [*table, ("all", _seconds(total), "", "", *most)],
+                  "Memory: the most at the end of a part of the phase.", class_="wide")  # fmt: skip
+
+
+def _bytes(count: int | None) -> str:
+    if not count:
+        return ""
+    return (f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _repeat(run: Run) -> Any:
@@ -723,13 +964,15 @@ def _repeat(run: Run) -> Any:
         if left:
             parts.append(tag("p", f"Set in a config file or in Python, see below: {', '.join(left)}.", class_="small"))
     facts = [
+        ("data", run.result.get("data")),
+        ("seed", run.result.get("seed")),
         ("weights", run.config.get("weights")),
         ("sha256 of the weights", run.config.get("weights_sha256") or run.result.get("weights_sha256")),
         ("sha256 of names, labels and classes", run.config.get("data_sha256")),
         ("device", run.result.get("device")),
         *_versions(run).items(),
     ]
-    parts.append(_table(("what", "which"), [(k, v) for k, v in facts if v], text=(1,)))
+    parts.append(_table(("what", "which"), [(k, v) for k, v in facts if v is not None and v != ""], text=(1,)))
     whole = json.dumps(run.config, indent=1, ensure_ascii=False)
     return [*parts, tag("details", tag("summary", "config.json"), tag("pre", whole))]
 

@@ -376,6 +376,7 @@ class ViewDisplay(PlainDisplay):
         super().stage(number, count, name, detail, last)
         self.title, self.detail = f"stage {number} of {count}, {name}", detail
         self.losses.clear()  # a stage's losses begin where the last one's did not end
+        self.remaining = {}
         self.draw()
 
     def step(self, done: int, total: int, values: Mapping[str, float], rate: float) -> None:
@@ -406,8 +407,11 @@ class ViewDisplay(PlainDisplay):
         if self.at:
             done, total = self.at
             lines.append(f"{self.title}: {self.detail}")
-            times = [f"{name} {duration(seconds)}" for name, seconds in self.remaining.items()]
-            left = f"  left: {', '.join(times)}" if times else ""
+            left = ""
+            if self.remaining:
+                stage, run = (duration(self.remaining[of]) for of in ("stage", "run"))
+                # A later stage that trains more takes longer a step.
+                left = f"  {run} left" if self.stage_end in (None, total) else f"  {stage} left, run {run} at this pace"
             lines.append(f"step {done:,}/{total:,}  {_bar(done / total, block, rest)}  {self.rate:,.0f} images/s{left}")
             lines.append(
                 f"train       {sparkline(list(self.losses), ascii=ascii):{SPARK_WIDTH}}  {figures(_shown(self.values))}"

@@ -70,6 +70,48 @@ def curve(
     return _svg(frame, title, out)
 
 
+def rates(title: str, lines: Sequence[Sequence[tuple[int, float]]], stages: Sequence[tuple[str, int]]) -> str:
+    """Learning rates over the steps, a line for each group of parts in each stage, on a logarithmic axis.
+
+    Rates of zero, at the ends of schedules, are left out.
+    """
+    drawn = [[(x, math.log10(y)) for x, y in _thinned(line) if y > 0] for line in lines]
+    points = [p for line in drawn for p in line]
+    steps = [x for x, _ in points] + [s for _, s in stages] or [0]
+    top = max([y for _, y in points], default=0.0)
+    low = max(min([y for _, y in points], default=-1.0), top - 6)  # a cosine's last steps would flatten all others
+    frame = Frame((min(steps), max(*steps, min(steps) + 1)), (low - 0.1, top + 0.1))
+    marks = ticks(frame.y, whole=frame.y[1] - frame.y[0] > 2)
+    out = [_axes(frame, ticks(frame.x, whole=True), marks, lambda y: f"{10**y:.1g}", "step", "", x_told=_number)]
+    named = stage_labels(stages, int(max(steps)))
+    for i, (_, begin) in enumerate(stages if len(stages) > 1 else ()):
+        x = frame.at_x(begin)
+        if i:
+            out.append(f'<path class="edge" d="M{x:.1f} {frame.top}V{frame.height - frame.bottom}"/>')
+        out.append(f'<text x="{x + 3:.1f}" y="{frame.top - 6}">{escape(named[i])}</text>')
+    out += [_line(frame, [(x, max(y, low)) for x, y in line], "train") for line in drawn]
+    return _svg(frame, title, out)
+
+
+def sparkline(title: str, values: Sequence[float]) -> str:
+    """A few values as a line without axes, from zero."""
+    frame = Frame((0, max(len(values) - 1, 1)), (0, max([v for v in values if math.isfinite(v)], default=0.0) or 1.0),
+                  width=120, height=24, left=4, top=4, right=4, bottom=4)  # fmt: skip
+    points = [(float(i), v) for i, v in enumerate(values)]
+    return _svg(frame, title, [_line(frame, points, "train"), _dots(frame, points[-1:], "train")], "plot spark")
+
+
+def heat(pixels: Int[np.ndarray, "h w c"], weights: Int[np.ndarray, "a b"]) -> Int[np.ndarray, "h w 3"]:
+    """A picture in grey, orange where the weights (0 to 255) are large."""
+    from PIL import Image
+
+    size = (pixels.shape[1], pixels.shape[0])
+    grown = Image.fromarray(weights.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    share = 0.75 * np.asarray(grown, np.float32)[..., None] / 255
+    grey = pixels.astype(np.float32).mean(axis=2, keepdims=True) * np.float32(0.85)
+    return (grey * (1 - share) + share * np.array([[[255, 120, 20]]], np.float32)).clip(0, 255).astype(np.uint8)
+
+
 def rate_curve(
     title: str, losses: Sequence[tuple[float, float]], smoothed: Sequence[tuple[float, float]], chosen: float | None
 ) -> str:
@@ -181,8 +223,11 @@ def confidences(right: Float[np.ndarray, " n"], wrong: Float[np.ndarray, " m"]) 
     return _svg(frame, "Confidence of right and wrong predictions", out)
 
 
-def heatmap(counts: Int[np.ndarray, "k k"]) -> str:
-    """A confusion matrix too large for numbers: each row's shares as tints, right ones blue, wrong ones orange."""
+def heatmap(counts: Int[np.ndarray, "k k"], names: Sequence[str] = ()) -> str:
+    """A confusion matrix too large for numbers: each row's shares as tints, right ones blue, wrong ones orange.
+
+    With `names` the classes are written at its edges, else numbered.
+    """
     from PIL import Image
 
     k = len(counts)
@@ -194,17 +239,32 @@ def heatmap(counts: Int[np.ndarray, "k k"]) -> str:
     picture[..., 3] = np.rint(255 * share**0.35)
     Image.fromarray(picture).save(file := io.BytesIO(), "PNG", optimize=True)
     png = base64.b64encode(file.getvalue()).decode()
-    frame = Frame((0, k), (k, 0), width=640, height=640, left=64, top=14, bottom=56)
-    middles = [(i + 0.5, str(i)) for i in map(int, ticks((0, k - 1), whole=True))]
+    edge = 14 + 6.5 * max((len(_short(n)) for n in names), default=0)
+    frame = Frame((0, k), (k, 0), width=640, height=640, left=max(64, edge), top=14, bottom=max(56, edge))
     left, top = frame.left, frame.top
+    below = frame.height - frame.bottom
     out = [
         f'<image x="{left}" y="{top}" width="{frame.width - left - frame.right}" '
-        f'height="{frame.height - top - frame.bottom}" preserveAspectRatio="none" href="data:image/png;base64,{png}"/>',
-        *(f'<text class="mid" x="{frame.at_x(v):.1f}" y="{frame.height - 36}">{t}</text>' for v, t in middles),
-        *(f'<text class="end" x="{left - 8}" y="{frame.at_y(v) + 4:.1f}">{t}</text>' for v, t in middles),
-        _titles(frame, "predicted class, by index", "true class, by index"),
+        f'height="{below - top}" preserveAspectRatio="none" href="data:image/png;base64,{png}"/>'
     ]
+    if names:
+        for i, name in enumerate(map(_short, names)):
+            x, y = frame.at_x(i + 0.5), frame.at_y(i + 0.5) + 4
+            out.append(f'<text class="end" x="{left - 6:.1f}" y="{y:.1f}">{escape(name)}</text>')
+            out.append(
+                f'<text class="end" transform="translate({x + 4:.1f} {below + 8:.1f}) rotate(-90)">'
+                f"{escape(name)}</text>"
+            )
+    else:
+        for v, t in [(i + 0.5, str(i)) for i in map(int, ticks((0, k - 1), whole=True))]:
+            out.append(f'<text class="mid" x="{frame.at_x(v):.1f}" y="{below + 20:.1f}">{t}</text>')
+            out.append(f'<text class="end" x="{left - 8}" y="{frame.at_y(v) + 4:.1f}">{t}</text>')
+        out.append(_titles(frame, "predicted class, by number", "true class, by number"))
     return _svg(frame, f"Confusion matrix of {k} classes", out)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
 
 
 def ticks(span: tuple[float, float], count: int = 6, whole: bool = False) -> list[float]:
@@ -325,8 +385,8 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
 
 
-def _svg(frame: Frame, title: str, parts: Sequence[str]) -> str:
+def _svg(frame: Frame, title: str, parts: Sequence[str], kind: str = "plot") -> str:
     return (
-        f'<svg class="plot" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(title)}">'
+        f'<svg class="{kind}" viewBox="0 0 {frame.width} {frame.height}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg>"
     )

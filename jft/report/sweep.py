@@ -1,10 +1,10 @@
 """The page of a sweep: its trials as a table, and what each field did, as figures."""
 
 from collections.abc import Collection, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from jft.report import plots
+from jft import __version__
+from jft.report import html, plots
 from jft.report.html import Markup, tag
 
 Row = Mapping[str, Any]
@@ -22,16 +22,7 @@ def page(
 
     `names` are the fields searched; those in `ranges` are numbers on an axis, in `logarithmic` on a logarithmic one.
     """
-    style = (resources.files("jft.report") / "style.css").read_text("utf-8")
     title = f"{len(rows)} trials on {data}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; style-src 'unsafe-inline'"),
-        tag("title", title),
-        Markup(f"<style>\n{style}</style>"),
-    )
     chosen = ", ".join(f"{n} {v}" for n, v in best["values"].items())
     told = f"The best is trial {best['number']}: validation accuracy {best['accuracy']:.2%} with {chosen}."
     more = (
@@ -39,15 +30,12 @@ def page(
         if "test_accuracy" in best
         else "It was chosen by this accuracy, which therefore flatters it; the data have no test split to tell by."
     )
-    body = tag(
-        "main",
-        tag("header", tag("h1", title)),
-        tag("section", tag("h2", "Result"), tag("p", told), tag("p", more, class_="muted")),
-        tag("section", tag("h2", "What each field did"), tag("div", _figures(rows, names, ranges, logarithmic),
-            class_="figures")),
-        tag("section", tag("h2", "Trials"), _table(rows, names)),
-    )  # fmt: skip
-    return f'<!DOCTYPE html>\n<html lang="en">{head}<body>{body}</body></html>\n'
+    sections = [
+        ("Result", [tag("p", told), tag("p", more, class_="muted")]),
+        ("What each field did", tag("div", _figures(rows, names, ranges, logarithmic), class_="figures")),
+        ("Trials", _table(rows, names)),
+    ]
+    return html.page(title, "", sections, f"Made by jft {__version__}.")
 
 
 def _figures(

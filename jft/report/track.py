@@ -209,9 +209,12 @@ class TensorBoard(Tracker):
             self.writer.add_text("plan", plan_text(about), 0)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
         self.step = step
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        # One event a row: each has a checksum, which tensorboardX computes in Python.
+        told = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self.writer.file_writer.add_summary(told, step)
 
     def rewind(self, step: int) -> None:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -233,8 +236,7 @@ class TensorBoard(Tracker):
             told = {f"hparam/{name}": value for name, value in scores(result).items()}
             for summary in hparams(settings(self.about), told):
                 self.writer.file_writer.add_summary(summary)
-            for name, value in told.items():
-                self.writer.add_scalar(name, value, self.step)
+            self.scalars(self.step, told)
         self.writer.close()
 
 

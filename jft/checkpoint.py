@@ -169,8 +169,13 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # ValueError, OSError, or whatever a thread of Orbax died of
-            self._sweep()
-            steps = self.manager.all_steps(read=True)
+            # The manager would raise it once more at the next save, and its other threads may still be writing.
+            with contextlib.suppress(Exception):
+                self.manager.wait_until_finished()
+            with contextlib.suppress(Exception):
+                self.manager.close()
+            self._open()
+            steps = self.manager.all_steps()
             last = f"The last whole one is of step {max(steps)}." if steps else "There is none before it."
             raise UserError(
                 f"A checkpoint cannot be written to {self.folder}: {_short(error)}. {last} "

@@ -181,14 +181,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="jft-flip-") as folder:
         root = Path(folder)
         os.environ["JFT_CACHE"] = str(root / "cache")
-        import jft
+        from jft.config import Config
         from jft.data import sources
+        from jft.train import train
 
-        run = jft.finetune(
+        run = train(Config(
             data=options.data, model=options.model, weights=options.weights, plan=options.plan, shots=4, epochs=2,
             batch=4, checkpoint_every=0.0, workdir=str(root / "run"), display="quiet", dtype="float32",
-        )  # fmt: skip
-        assert not isinstance(run, jft.Comparison)
+        ))  # fmt: skip
         some = sources.load(options.data, val_fraction=0).train.select(np.arange(24))
         bundle = BundleTarget(run.workdir / "model")
         targets = {

@@ -164,10 +164,14 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_predictions(out: str | Path | Writable, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as CSV: `path,class_index,label,probability`, `label_2,probability_2` …, `error`; whole or not at all."""
+    """Rows as CSV: `path,class_index,label,probability`, `label_2,probability_2` …, `error`; whole or not at all.
+
+    Columns `p:CLASS`, a class's probability each, come in the order of the first row.
+    """
     known = ["path", "true_label", "class_index", "label", "probability"]
     columns = [c for c in known if c == "path" or any(c in row for row in rows) or c != "true_label"]
-    more = {c for row in rows for c in row} - {*known, "error"}
-    columns += [*sorted(more, key=lambda c: (int(c.rsplit("_", 1)[1]), c)), "error"]
+    each = [c for row in rows[:1] for c in row if c.startswith("p:")]
+    more = {c for row in rows for c in row} - {*known, *each, "error"}
+    columns += [*sorted(more, key=lambda c: (int(c.rsplit("_", 1)[1]), c)), *each, "error"]
     with rows_to(out, dict.fromkeys(columns, str), "csv") as write:
         write(rows)

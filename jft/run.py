@@ -22,6 +22,7 @@ from jft import lock
 from jft.config import PLACE, Config, describe, differences, write_json
 from jft.data.sources import Splits
 from jft.errors import UserError
+from jft.report.live import memory
 
 FORMAT = 1  # of a run's folder; runs from before there were numbers have none in config.json
 COMPILING = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
@@ -65,6 +66,7 @@ class Clock:
     """
 
     by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)  # bytes, at most, whenever a phase had ended
     before: float = 0.0
     start: float = field(default_factory=time.perf_counter)
 
@@ -77,6 +79,10 @@ class Clock:
             compiling = sum(compiled[known:])
             self.by_phase["compile"] += compiling
             self.by_phase[phase] += time.perf_counter() - begun - compiling
+            most = self.memory.setdefault(phase, {})
+            for where, count in memory().items():
+                if where in ("process", "device_peak"):
+                    most[where] = max(most.get(where, 0), count)
 
     @property
     def total(self) -> float:

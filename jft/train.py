@@ -55,6 +55,7 @@ from jft.use import evaluate_dataset, fit_temperature, probabilities, row
 from jft.weights.writers import write_safetensors
 
 MAX_STEPS_PER_DISPATCH = 256
+EACH = 10**6  # probabilities that predictions.csv holds at most; predictions.npz has all there are
 MAX_SKIPPED = 10  # steps in a row that were not finite, after which a run ends or goes back
 MAX_ROLLBACKS, ROLLBACK_RATE = 3, 0.5  # how often it goes back, and what becomes of the learning rate each time
 DISPATCH_SECONDS = 0.5  # how long the host lets go of a run, so that Ctrl-C and the display stay prompt
@@ -888,6 +889,7 @@ class Run:
         )
         self._write_predictions(likely)
         result["seconds"] = self.clock.seconds()
+        result["memory"] = self.clock.memory
         write_json(self.workdir / "result.json", result)
         self._track(result, likely)
         self.display.note(f"Validation accuracy {scores['accuracy']:.2%} of {len(val.labels)} images.")
@@ -926,7 +928,8 @@ class Run:
                 if labels.ndim == 1
                 else "|".join(c for c, y in zip(classes, label, strict=True) if y)
             )
-            rows.append({"path": name, "true_label": true, **row(p, classes), "error": ""})
+            each = {f"p:{c}": float(v) for c, v in zip(classes, p, strict=True)} if likely.size <= EACH else {}
+            rows.append({"path": name, "true_label": true, **row(p, classes), **each, "error": ""})
         bundle.write_predictions(self.workdir / "predictions.csv", rows)
         beside = self.workdir / ".predictions.npz"
         np.savez_compressed(beside, probabilities=likely, labels=labels, names=np.array(names))

@@ -44,7 +44,9 @@ def make_run(folder: Path, classes: list[str], n: int, data: Path | str | None =
     best = probabilities.argmax(1)
     rows = [
         {"path": names[i], "true_label": true[i], "class_index": int(c), "label": classes[c],
-         "probability": float(probabilities[i, c]), "error": ""}
+         "probability": float(probabilities[i, c]),
+         **({f"p:{name}": float(v) for name, v in zip(classes, probabilities[i], strict=True)} if k < 50 else {}),
+         "error": ""}
         for i, c in enumerate(best)
     ]  # fmt: skip
     bundle.write_predictions(folder / "predictions.csv", rows)
@@ -87,6 +89,7 @@ def make_run(folder: Path, classes: list[str], n: int, data: Path | str | None =
         "excluded": [{"path": "train/x/broken.jpg", "reason": "not an image in a format that Pillow reads"}],
         "seconds": {"total": 95.0, "import": 1.0, "compile": 9.5, "data": 6.0, "features": 4.5, "train": 60.0,
                     "eval": 8.0},
+        "memory": {"import": {"process": 4 * 10**8}, "train": {"process": 12 * 10**8, "device_peak": 3 * 10**9}},
         "device": "1 × cpu",
     }  # fmt: skip
     for name, value in (("config.json", config), ("result.json", result)):

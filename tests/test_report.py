@@ -193,23 +193,69 @@ def test_parts_are_drawn_as_the_plan_trains_them(tmp_path):
     assert stages["top"] == ["frozen", "block2 trained", "norm trained", "frozen", "head trained"]
 
 
-def test_figures_equal_scikit_learn_on_the_csv(tmp_path):
-    folder = make_run(tmp_path / "run", ["ants", "bees", "wasps"], 200)
-    page = Page(make_report(folder))
+def read_csv(folder, classes):
     with open(folder / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    return rows, np.array([[float(r[f"p:{c}"]) for c in classes] for r in rows])
+
+
+def tiles(page):
+    """What stands in the headline's tiles, as text: a tile's name and its value are neighbours."""
+    return page.text.split("Intervals:")[0]
+
+
+def test_figures_equal_scikit_learn_on_the_csv(tmp_path):
+    classes = ["ants", "bees", "wasps", "flies", "moths", "mites"]
+    folder = make_run(tmp_path / "run", classes, 240)
+    page = Page(make_report(folder))
+    rows, p = read_csv(folder, classes)
     true, said = [r["true_label"] for r in rows], [r["label"] for r in rows]
+    y = np.array([classes.index(t) for t in true])
+    q = p / p.sum(axis=1, keepdims=True)  # scikit-learn wants sums of 1 to more digits than float32 has
+    one = np.eye(6, dtype=int)[y]
     for name, value in [
         ("Validation accuracy", f"{100 * sk.accuracy_score(true, said):.1f} %"),
+        ("Top-5 accuracy", f"{100 * sk.top_k_accuracy_score(y, q, k=5):.1f} %"),
         ("Balanced accuracy", f"{100 * sk.balanced_accuracy_score(true, said):.1f} %"),
         ("F1, macro", f"{sk.f1_score(true, said, average='macro'):.3f}"),
+        ("AUROC", f"{sk.roc_auc_score(one, q, average='macro'):.3f}"),
+        ("Mean average precision", f"{100 * sk.average_precision_score(one, q, average='macro'):.1f} %"),
+        ("Log loss", f"{sk.log_loss(y, q):.3f}"),
+        ("Majority baseline", f"{100 * np.bincount(y).max() / 240:.1f} %"),
     ]:
-        assert f"{name} {value}" in page.text
-    counts = sk.confusion_matrix(true, said, labels=["ants", "bees", "wasps"])
-    for name, row in zip(["ants", "bees", "wasps"], counts, strict=True):
+        assert f"{name} {value}" in tiles(page), name
+    counts = sk.confusion_matrix(true, said, labels=classes)
+    for name, row in zip(classes, counts, strict=True):
         assert f"{name} {' '.join(map(str, row))}" in page.text
-    precision, recall, f1, support = sk.precision_recall_fscore_support(true, said, labels=["ants"])
-    assert f"ants {support[0]} {100 * precision[0]:.1f} % {100 * recall[0]:.1f} % {f1[0]:.3f}" in page.text
+    found = sk.precision_recall_fscore_support(true, said, labels=classes)
+    for name, precision, recall, f1, support in zip(classes, *found, strict=True):
+        assert f"{name} {support} {100 * precision:.1f} % {100 * recall:.1f} % {f1:.3f}" in page.text
+
+
+def test_figures_of_several_labels_equal_scikit_learn_on_the_csv(tmp_path):
+    classes = ["red", "green", "blue", "none"]
+    folder = make_run(tmp_path / "run", classes, 120, several=True)
+    page = Page(make_report(folder))
+    rows, p = read_csv(folder, classes)
+    y = np.array([[c in r["true_label"].split("|") for c in classes] for r in rows]).astype(int)
+    said = (p >= 0.5).astype(int)
+    for name, value in [
+        ("all labels right", f"{100 * sk.accuracy_score(y, said):.1f} %"),
+        ("Mean average precision", f"{100 * sk.average_precision_score(y, p, average='macro'):.1f} %"),
+        ("F1, macro", f"{sk.f1_score(y, said, average='macro'):.3f}"),
+        ("F1, micro", f"{sk.f1_score(y, said, average='micro'):.3f}"),
+        ("AUROC", f"{sk.roc_auc_score(y, p, average='macro'):.3f}"),
+        ("Log loss", f"{np.mean([sk.log_loss(a, b, labels=[0, 1]) for a, b in zip(y.T, p.T, strict=True)]):.3f}"),
+        ("Chance baseline", f"{100 * y.mean():.1f} %"),
+    ]:
+        assert f"{name} {value}" in tiles(page), name
+    found = sk.precision_recall_fscore_support(y, said)
+    for c, (name, ((_, wrongly), (missed, right))) in enumerate(
+        zip(classes, sk.multilabel_confusion_matrix(y, said).tolist(), strict=True)
+    ):
+        area = sk.average_precision_score(y[:, c], p[:, c])
+        told = [right, missed, wrongly, f"{100 * found[0][c]:.1f} % {100 * found[1][c]:.1f} % {found[2][c]:.3f}"]
+        assert f"{name} {' '.join(map(str, told))} {100 * area:.1f} %" in page.text
 
 
 def test_hostile_names_are_only_text(tmp_path):

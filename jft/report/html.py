@@ -291,6 +291,9 @@ def _result(run: Run) -> Any:
         often = np.bincount(run.labels, minlength=len(run.classes))
         answer = f"always answering “{run.classes[int(often.argmax())]}”"
         tiles.append(_tile("Majority baseline", _percent(often.max() / n), answer))
+    if run.several and len(run.labels) and (some := run.labels.any(axis=0)).any():
+        chance = _percent(run.labels.mean(axis=0)[some].mean())
+        tiles.append(_tile("Chance baseline", chance, "mean average precision of answers at random"))
     if "probe_accuracy" in run.explained:
         told = f"logistic regression on {int(run.explained['probe_count']):,} images' features, pretrained weights"
         tiles.append(_tile("Linear probe baseline", _percent(float(run.explained["probe_accuracy"])), told))
@@ -934,20 +937,18 @@ def _time(run: Run) -> Any:
         "train": "training",
         "eval": "validation",
     }
-    rest = max(total - sum(seconds.values()), 0.0)
-    listed = [(names.get(k, k), v) for k, v in seconds.items()] + [("everything else", rest)]
-    peaks = dict(run.result.get("memory") or {})
-    rows = [(name, _seconds(v), _percent(v / total), _bar(min(v / total, 1))) for name, v in listed]
-    if not peaks:
-        return _table(("phase", "time", "share", ""), [*rows, ("all", _seconds(total), "", "")], class_="wide")
-    keys = [*seconds, "", ""]
-    where = [w for w in ("process", "device") if any(w in of for of in peaks.values())]
-    told = [[_bytes(peaks.get(key, {}).get(w)) for w in where] for key in keys[: len(rows)]]
-    columns = ("phase", "time", "share", "", *(f"memory, {w}" for w in where))
-    most = [_bytes(max((of.get(w, 0) for of in peaks.values()), default=0)) for w in where]
-    table = [(*row, *cells) for row, cells in zip(rows, told, strict=True)]
-    return _table(columns, [*table, ("all", _seconds(total), "", "", *most)],
-                  "Memory: the most at the end of a part of the phase.", class_="wide")  # fmt: skip
+    peaks = run.result.get("memory") or {}
+    kinds = {"process": "memory of the process", "device_peak": "memory of the device"}
+    kinds = {k: told for k, told in kinds.items() if any(k in of for of in peaks.values())}
+    rows = []
+    for phase, value in [*seconds.items(), ("everything else", max(total - sum(seconds.values()), 0.0))]:
+        memory = [_bytes(peaks.get(phase, {}).get(kind)) for kind in kinds]
+        share = min(value / total, 1)
+        rows.append((names.get(phase, phase), _seconds(value), _percent(value / total), _bar(share), *memory))
+    most = [_bytes(max(of.get(kind, 0) for of in peaks.values())) for kind in kinds]
+    caption = "Memory: the most whenever the phase had ended; of the device, its peak until then." if kinds else ""
+    columns = ("phase", "time", "share", "", *kinds.values())
+    return _table(columns, [*rows, ("all", _seconds(total), "", "", *most)], caption, class_="wide")
 
 
 def _bytes(count: int | None) -> str:

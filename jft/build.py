@@ -319,6 +319,9 @@ def make_leg_step(
         sam=config.sam,
         accumulate=pieces,
         unroll=unroll,
+        gather=partial(shard.gathered, mesh=shard.make_mesh(model=config.tensor))
+        if config.sharding == "fsdp"
+        else None,
         axis_name=axis_name,
     )
 

@@ -74,6 +74,14 @@ def shardings(tree: Any, mesh: Mesh, sharding: str = "replicate") -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def gathered(params: Any, mesh: Mesh) -> Any:
+    """Within a compiled step: parameters that FSDP has cut, whole on every device, but for what `model` shares.
+
+    Left to itself the partitioner may keep them cut and move activations instead, which are more.
+    """
+    return jax.lax.with_sharding_constraint(params, shardings(params, mesh))
+
+
 def put(leaf: Any, where: NamedSharding) -> jax.Array:
     """An array that every process holds, on the devices of all of them."""
     if jax.process_count() == 1:

@@ -88,6 +88,7 @@ def make_train_step(
     sam: float = 0.0,
     accumulate: int = 1,
     unroll: bool = False,
+    gather: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
     """One step of gradient descent on an objective, a function `(state, batch) -> (state, metrics)`.
@@ -99,7 +100,8 @@ def make_train_step(
     `sam` the radius ρ of sharpness-aware minimisation (Foret et al. 2021, equation 2), which takes two gradients. With
     `accumulate` the batch is taken in so many pieces, one after the other, and the gradient is their mean: that of the
     whole batch, but for BatchNorms that use batch statistics, which see a piece at a time. `unroll` writes the pieces
-    out instead of looping. `axis_name` is pmap's.
+    out instead of looping. `gather` lays the parameters out for computing, where they are kept in pieces (FSDP).
+    `axis_name` is pmap's.
     """
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -112,7 +114,8 @@ def make_train_step(
         def half(
             train: dict[str, Array], batch_stats: Mapping[str, Any], batch: Batch, key: Array
         ) -> tuple[Array, tuple[Metrics, dict[str, Array]]]:
-            return objective(tree.merge(train, frozen), batch_stats, batch, key)
+            params = tree.merge(train, frozen)
+            return objective(gather(params) if gather else params, batch_stats, batch, key)
 
         def gradient(at: dict[str, Array]) -> tuple[dict[str, Array], Metrics, dict[str, Array]]:
             slope = jax.grad(half, has_aux=True)

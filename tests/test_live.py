@@ -133,7 +133,7 @@ def test_live_shows_names_as_they_are_and_leaves_no_bar(now):
     out = console.file.getvalue()
     for line in (f"Stage 1 of 2, {HOSTILE}", f"note {HOSTILE}", f"left out: {HOSTILE}", "table " + HOSTILE):
         assert line in out
-    assert "step 8/16" in out and "left: stage 20 s, run 40 s" in out
+    assert "step 8/16" in out and "20 s left, run 40 s at this pace" in out
     assert "1,234 images/s" in out and "memory      process 1.4 GB" in out
     assert "loss 0.0625, accuracy 25.0%" in out and "█▄▃▂▂▁▁▁" in out
     assert "accuracy 75.0%, best 75.0%" in out and "1 warning: left out" in out

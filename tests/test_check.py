@@ -174,6 +174,11 @@ def test_the_command(data, tmp_path, capsys, monkeypatch):
     assert cli.main(["data", "check", str(tmp_path / "none")]) == 2
 
 
+def test_a_check_needs_no_jax(data):
+    code = "import sys; from jft.cli import main; main(['data', 'check', sys.argv[1]]); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, str(data)], capture_output=True).returncode == 0
+
+
 def test_a_list_beside_a_csv_is_not_written_over(data, tmp_path):
     (tmp_path / "index.csv").write_text("path,label\n")
     with pytest.raises(UserError, match="takes effect"):

@@ -30,6 +30,7 @@ FEW = 5  # images of a class
 NEAR_BITS = 5  # of the 64 of a perceptual hash
 NEAR_GREY = 8.0  # mean difference of the small pictures, of 255
 LISTED = 20  # lines of a kind in the text
+START_FILES = 50_000  # beyond which a start does not touch every file
 
 LEFT_OUT, SUSPICIOUS, NOTE = "left out", "suspicious", "note"
 
@@ -142,28 +143,47 @@ def check(splits: Splits, data: str = "data", threads: int | None = None, progre
 
 
 def at_start(splits: Splits) -> list[Finding]:
-    """What costs next to nothing to find: only files of equal size are hashed, of the others a few bytes are read."""
+    """What costs next to nothing to find: a few bytes of each file, and the whole of those that may be the same.
+
+    Of more than START_FILES files only the classes, links and lists are looked at.
+    """
     findings: list[Finding] = []
-    by_size: dict[int, list[_Picture]] = defaultdict(list)
-    begun: list[tuple[str, str, str]] = []
-    for split, dataset in splits.sets().items():
-        for i, file in enumerate(dataset.files or ()):
-            try:
-                status = os.stat(file)
-                if not stat.S_ISREG(status.st_mode):
-                    continue
-                with open(file, "rb") as content:
-                    begun.append((dataset.names[i], _ending(file), sniff(content.read(32))))
-            except OSError:  # decoding will name it
-                continue
-            by_size[status.st_size].append(_Picture(split, dataset, i, Facts()))
-    for alike in by_size.values():
-        if len(alike) > 1 and alike[0].size_on_disk:
-            findings += _exact([p.hashed() for p in alike])[0]
-    findings = [f for f in findings if f.kind != "duplicate"]
-    findings += _formats(begun) + _links(splits) + _unknown(splits)
+    files = [(split, dataset, i) for split, dataset in splits.sets().items() for i in range(len(dataset.files or ()))]
+    if len(files) <= START_FILES:
+        seen = list(in_order(lambda n: _glance(*files[n][1:]), len(files), default_threads()))
+        alike: dict[tuple[bytes, ...], list[_Picture]] = defaultdict(list)
+        for (split, dataset, i), parts in zip(files, seen, strict=True):
+            if parts:
+                alike[parts].append(_Picture(split, dataset, i, Facts()))
+        for group in alike.values():
+            if len(group) > 1:
+                findings += _exact([p.hashed() for p in group])[0]
+        findings = [f for f in findings if f.kind != "duplicate"]
+        findings += _formats(
+            (dataset.names[i], _ending(dataset.files[i]), sniff(parts[1]))
+            for (_, dataset, i), parts in zip(files, seen, strict=True)
+            if parts and dataset.files
+        )
+    findings += _links(splits) + _unknown(splits)
     findings += _classes({s: _counts(d, range(len(d))) for s, d in splits.sets().items() if d.labels.ndim == 1})
     return findings
+
+
+def _glance(dataset: Dataset, i: int) -> tuple[bytes, ...]:
+    """A file's size and a few bytes of its beginning, middle and end; nothing where it cannot be read or is empty."""
+    assert dataset.files is not None
+    try:
+        status = os.stat(dataset.files[i])
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return ()
+        with open(dataset.files[i], "rb", buffering=0) as file:
+            parts = [str(status.st_size).encode()]
+            for place in (0, status.st_size // 2, max(status.st_size - 64, 0)):
+                file.seek(place)
+                parts.append(file.read(64))
+            return tuple(parts)
+    except OSError:  # decoding will name it
+        return ()
 
 
 def summary(findings: Sequence[Finding], names: int = 3) -> list[str]:
@@ -271,10 +291,6 @@ class _Picture:
         if np.ndim(label):
             return "|".join(self.dataset.classes[c] for c in np.flatnonzero(label))
         return self.dataset.classes[int(label)] if label >= 0 else ""
-
-    @property
-    def size_on_disk(self) -> int:
-        return os.path.getsize(self.dataset.files[self.i]) if self.dataset.files else 0
 
     def hashed(self) -> "_Picture":
         try:

@@ -868,8 +868,8 @@ class Run:
             result["rollbacks"] = self.rollbacks
         if splits.test is not None:
             with self.clock("eval"):
-                result["test"] = evaluate_dataset(model, splits.test, self.display)
-            for name, reason in result["test"]["excluded"]:
+                tested = result["test"] = evaluate_dataset(model, splits.test, self.display)
+            for name, reason in tested["excluded"]:
                 self.display.warn(f"left out: {name}: {reason}")
         bundle.save(
             self.workdir / "model",

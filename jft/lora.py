@@ -120,17 +120,26 @@ def with_lora(model: Model, lora: Lora) -> LoraModel:
     return LoraModel(**{f.name: getattr(model, f.name) for f in dataclasses.fields(Model)}, lora=lora, kernels=chosen)
 
 
-def write_adapter(path: str | Path, model: LoraModel, params: Mapping[str, Any]) -> None:
-    """Write the updates and the head alone, a small file; how the updates are scaled stands in its header."""
-    small = {n: np.asarray(v) for n, v in params.items() if "/lora_" in n or n.startswith("head/")}
-    about = {"format": "jft-lora", "model": model.name, "lora": json.dumps(dataclasses.asdict(model.lora))}
-    write_safetensors(path, small, about)
+def added(name: str) -> bool:
+    """Whether a parameter is one that pretrained weights never have: of a low-rank update, or a prompt."""
+    return "/lora_" in name or name.endswith("/prompts")
+
+
+def write_adapter(path: str | Path, model: Model, params: Mapping[str, Any]) -> None:
+    """Write what is added to the source, low-rank updates and prompts, and the head alone: a small file.
+
+    How updates are scaled stands in its header.
+    """
+    small = {n: np.asarray(v) for n, v in params.items() if added(n) or n.startswith("head/")}
+    lora = dataclasses.asdict(model.lora) if isinstance(model, LoraModel) else None
+    write_safetensors(path, small, {"format": "jft-lora", "model": model.name, "lora": json.dumps(lora)})
 
 
 def read_adapter(path: str | Path, model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of the plain model with the updates and the head of a file put in.
+    """The parameters of the plain model with the updates, the prompts and the head of a file put in.
 
-    Raises UserError where the file holds no updates, or those of another model.
+    A model for prompts has been made with as many. Raises UserError where the file holds nothing of the kind, or what
+    is of another model.
 
     >>> params = read_adapter("runs/bees/adapter.safetensors", model, pretrained_params)
     """
@@ -142,5 +151,7 @@ def read_adapter(path: str | Path, model: Model, params: Mapping[str, Any]) -> d
             )
         updates = {name: file.read(name) for name in file.names}
     how = json.loads(about["lora"])
+    if how is None:
+        return {**params, **updates}
     lora = Lora(how["rank"], how["alpha"], tuple(how["targets"]), how["dora"])
     return with_lora(model, lora).merged({**params, **updates})

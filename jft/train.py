@@ -43,7 +43,7 @@ from jft.data.cache import cache_dir
 from jft.data.prepare import make_prepare
 from jft.errors import UserError
 from jft.hyper import settle
-from jft.lora import LoraModel, write_adapter
+from jft.lora import LoraModel, added, write_adapter
 from jft.models.base import Model
 from jft.plan import Stage
 from jft.report import track
@@ -842,8 +842,9 @@ class Run:
         params = shard.fetch(dict(self.initial) | self.best.params)
         batch_stats = shard.fetch(dict(self.initial_stats) | self.best.batch_stats)
         made = self.model
-        if isinstance(made, LoraModel):
+        if any(map(added, params)):
             write_adapter(self.workdir / "adapter.safetensors", made, params)
+        if isinstance(made, LoraModel):
             params, made = {n: np.asarray(v) for n, v in made.merged(params).items()}, made.plain()
         several = val.labels.ndim == 2
         likely = probabilities(self.best.logits, several)
@@ -877,6 +878,7 @@ class Run:
             model_options={
                 "num_classes": len(classes),
                 "image_size": list(self.preprocess.size),
+                **({} if compute_dtype(config) == "float32" else {"dtype": compute_dtype(config)}),
                 **options_of(config),
             },
             params=params,

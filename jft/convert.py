@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,20 @@ from jft import bundle, weights
 from jft.bundle import Bundle
 from jft.errors import UserError, near
 from jft.models import make_model
+from jft.models.base import Model
 from jft.stablehlo import export_stablehlo, stablehlo_code
 from jft.use import open_model
 from jft.weights import torchvision
-from jft.weights.export import about, export_hf, hf_code, named, timm_code, torchvision_code, transform_code
+from jft.weights.export import (
+    about,
+    export_hf,
+    hf_code,
+    named,
+    timm_code,
+    timm_options,
+    torchvision_code,
+    transform_code,
+)
 from jft.weights.formats import Receipt, some
 
 # Each format, and the file or folder it makes where none is named.
@@ -84,6 +94,7 @@ def _write_hf(model: Bundle, path: Path, dtype: str, card: str) -> tuple[Receipt
         multi_label=model.multi_label,
         dtype=dtype,
         card=card,
+        timm_options=_options_of_timm(model),
     )
     return receipt, [*hf_code(path), "print(model.config.id2label[int(logits.argmax())])"]
 
@@ -91,30 +102,57 @@ def _write_hf(model: Bundle, path: Path, dtype: str, card: str) -> tuple[Receipt
 def _write_file(model: Bundle, path: Path, dtype: str, format: str) -> tuple[Receipt, list[str]]:
     made = model.model
     names = "jft" if format in ("safetensors", "npz") else format
-    if names != "jft":
-        _loadable(format, model)
+    load = [] if names == "jft" else _opening(format, model, path)
     told = about(made, model.classes, model.preprocess)
     receipt = weights.export(path, made, model.params, model.batch_stats, format=names, dtype=dtype, about=told)
     if names == "jft":
         return receipt, []
-    ours = {name: tuple(array.shape) for name, array in model.params.items()}
-    load = timm_code(path, made, ours, make_model(made.name)) if format == "timm" else torchvision_code(path, made)
     few = len(model.classes) <= 20
     labels = f"classes = {list(model.classes)}" if few else "# the classes are in the file's header, under 'jft'"
     return receipt, [*load, *transform_code(model.preprocess), labels]
 
 
-def _loadable(format: str, model: Bundle) -> None:
-    """Refuse what the tool has names for, or not even those, but no model that would load them."""
-    name = model.model.name
-    named(format, model.model, {n: tuple(a.shape) for n, a in {**model.params, **model.batch_stats}.items()})
-    missing = name.startswith("dinov2_") if format == "timm" else name not in torchvision.HAS
-    if name.startswith("tiny_") or (format in ("timm", "torchvision") and missing):
-        raise UserError(
-            f"{format} has no model called {name}, so nothing of it could load the file. --format safetensors, npz and "
-            f"stablehlo hold any model; in Python, jft.weights.export(…, format={format!r}) writes the arrays under "
-            f"{format}'s names all the same."
-        )
+def _opening(format: str, model: Bundle, path: Path) -> list[str]:
+    """The lines that open an export in timm or torchvision.
+
+    Raises UserError where the tool has no names for the model, or has them, but no model that would load the file.
+    """
+    made = model.model
+    named(format, made, {n: tuple(a.shape) for n, a in {**model.params, **model.batch_stats}.items()})
+    if format == "timm" and (options := _options_of_timm(model)) is not None:
+        return timm_code(path, made, options)
+    if format == "torchvision" and made.name in torchvision.HAS and _is_default(made, {}):
+        return torchvision_code(path, made)
+    raise UserError(
+        f"{format} has no model called {made.name}, or none with these options, so nothing of it could load the file. "
+        f"--format safetensors, npz and stablehlo hold any model; in Python, jft.weights.export(…, format={format!r}) "
+        f"writes the arrays under {format}'s names all the same."
+    )
+
+
+def _options_of_timm(model: Bundle) -> dict[str, Any] | None:
+    """What `timm.create_model` is told to make this model, beside its name and classes; None where it has none such."""
+    made = model.model
+    if made.name.startswith(("tiny_", "dinov2_")):
+        return None
+    ours = {name: tuple(array.shape) for name, array in model.params.items()}
+    options = timm_options(made, ours, make_model(made.name))
+    names = {"patch_size": "patch", "act_layer": "act", "global_pool": "pool"}
+    like = {names[name]: value for name, value in options.items() if name in names}
+    return options if _is_default(made, like) else None
+
+
+def _is_default(made: Model, options: dict[str, Any]) -> bool:
+    """Whether the model is what its name and these options make, however it was trained."""
+    height, width, *_ = made.input_shape
+    like = make_model(made.name, num_classes=made.num_classes, image_size=(height, width), **options)
+    manner = {"parent", "name", "dtype", "drop_path", "dropout", "axis_name"}
+
+    def told(part: Any) -> dict[str, Any]:
+        return {f.name: getattr(part, f.name) for f in fields(part) if f.name not in manner}
+
+    pairs = zip(made.parts.values(), like.parts.values(), strict=False)
+    return [*made.parts] == [*like.parts] and all(type(a) is type(b) and told(a) == told(b) for a, b in pairs)
 
 
 def _card(where: Path) -> str:

@@ -5,7 +5,12 @@ Needs torch, timm, torchvision and transformers, not jax; jft is called as a com
 
     python scripts/check_exports.py --jft .venv/bin/jft --pictures hymenoptera_data/val runs/resnet18 runs/vit_tiny
 
-Exit code 1 where a class differs or, on the same pixels, a probability by more than 1e-4.
+or the models of every kind that tiny_exports.py has written, on the picture beside them:
+
+    python scripts/check_exports.py --generated FOLDER
+
+Exit code 1 where a class differs or, on the same pixels, a probability by more than 1e-4, or logits by that share.
+A format that jft refuses for a model is told and passed over.
 """
 
 import argparse
@@ -55,11 +60,22 @@ def jft_predictions(jft: str, run: Path, pictures: Path, classes: list[str], out
 
 
 def run_code(text: str) -> dict:
-    """Run the lines that an export printed after its receipt, up to those about one picture."""
-    lines = text.split("\n\n", 1)[1].splitlines()
+    """Run the lines that an export printed, but for those about one picture."""
+    lines = text.splitlines()
     scope: dict = {}
     exec("\n".join(line for line in lines if not line.startswith(("logits", "picture", "print"))), scope)
     return scope
+
+
+def transform_of(preprocess: dict) -> str:
+    """torchvision's transform of a bundle's preprocessing."""
+    size, mode = tuple(preprocess["size"]), f"T.InterpolationMode.{preprocess['interpolation'].upper()}"
+    resize = int(min(size) / preprocess["crop_pct"])
+    steps = [f"T.Resize({size}, {mode})"]
+    if not preprocess["squash"]:
+        steps = [f"T.Resize({resize}, {mode})", f"T.CenterCrop({size})"]
+    steps += ["T.ToTensor()", f"T.Normalize({tuple(preprocess['mean'])}, {tuple(preprocess['std'])})"]
+    return f"T.Compose([{', '.join(steps)}])"
 
 
 def softmax(logits: torch.Tensor) -> np.ndarray:
@@ -78,27 +94,36 @@ def check(jft: str, run: Path, pictures: Path, folder: Path) -> bool:
     """Compare one run in every library that has its model; prints a line each."""
     about = json.loads((run / "model" / "config.json").read_text(encoding="utf-8"))
     expected = jft_predictions(jft, run, pictures, about["classes"], folder / "jft.csv")
-    formats = ["timm", "hf"] + (["torchvision"] if about["model"].startswith("resnet") else [])
+    print(f"{run}: {about['model']}, {len(expected)} pictures")
     made = {}
-    for format in formats:
+    for format in ("timm", "torchvision", "hf"):
         out = folder / (format if format == "hf" else f"{format}.safetensors")
-        made[format] = run_code(call(jft, "export", run, "--format", format, "--out", out))
+        try:
+            made[format] = run_code(
+                call(jft, "export", run, "--format", format, "--out", out).split("\n\n", 1)[1]  # its receipt
+            )
+        except SystemExit as refused:
+            print(f"  {format} is refused: {str(refused).splitlines()[1][:90]}")
+    from torchvision import transforms as T
     from transformers import AutoImageProcessor
 
-    transform = made["timm"]["transform"]
+    transform = eval(transform_of(about["preprocess"]), {"T": T})
     ways = {
-        f"{format}, its printed transform": (made[format]["model"], transform) for format in formats if format != "hf"
+        f"{format}, its printed transform": (found["model"], found["transform"])
+        for format, found in made.items()
+        if format != "hf"
     }
-    ways["hf, the same pixels"] = (made["hf"]["model"], transform)
-    for backend in ("pil", "torchvision"):
-        processor = AutoImageProcessor.from_pretrained(folder / "hf", backend=backend)
-        assert type(processor).__name__.startswith("BitImageProcessor"), type(processor)
-        ways[f"hf, its processor ({backend})"] = (
-            made["hf"]["model"],
-            lambda picture, p=processor: p(images=picture, return_tensors="pt")["pixel_values"][0],
-        )
-    good = True
-    print(f"{run}: {about['model']}, {len(expected)} pictures")
+    if "hf" in made:
+        model = made["hf"]["model"]
+        assert [model.config.id2label[i] for i in range(len(about["classes"]))] == about["classes"]
+        ways[f"{type(model).__name__}, the same pixels"] = (model, transform)
+        for backend in ("pil", "torchvision"):
+            processor = AutoImageProcessor.from_pretrained(folder / "hf", backend=backend)
+            ways[f"hf, its processor ({backend})"] = (
+                model,
+                lambda picture, p=processor: p(images=picture, return_tensors="pt")["pixel_values"][0],
+            )
+    good = bool(made)
     for way, (model, prepare) in ways.items():
         model.eval()
         worst, differ, moved, off = 0.0, 0, 0, []
@@ -116,20 +141,56 @@ def check(jft: str, run: Path, pictures: Path, folder: Path) -> bool:
         good &= differ == 0 and ("processor" in way or worst <= TOLERANCE)
         beyond = sum(v > TOLERANCE for v in off)
         print(
-            f"  {way:32} other classes {differ}, probabilities within {worst:.2g}{bound}, mean {np.mean(off):.2g}; "
+            f"  {way:62} other classes {differ}, probabilities within {worst:.2g}{bound}, mean {np.mean(off):.2g}; "
             f"{beyond} pictures beyond {TOLERANCE:g}, {moved} with other pixels"
         )
     return good
 
 
+def check_generated(folder: Path) -> bool:
+    """Compare one model in every library that has it; prints a line each."""
+    expected, good = np.load(folder / "expected.npz"), True
+    for format, code in json.loads((folder / "code.json").read_text(encoding="utf-8")).items():
+        if code.startswith("refused: "):
+            print(f"{folder.name:18} {format:12} {code[:90]}")
+            continue
+        scope = run_code(code)
+        model, kind = scope["model"].eval(), type(scope["model"]).__name__
+        with torch.no_grad():
+            y = model(torch.from_numpy(expected["x"]))
+        y = (y.logits if hasattr(y, "logits") else y).numpy()
+        off = float(np.linalg.norm(y - expected["logits"]) / np.linalg.norm(expected["logits"]))
+        fits = off <= TOLERANCE
+        if format == "hf":
+            _, told = type(model).from_pretrained(folder / "hf", output_loading_info=True)
+            fits &= not any(told.values()) and list(model.config.id2label.values()) == ["ants", "bees", "others"]
+            pixels = scope["processor"](images=picture(), return_tensors="pt")["pixel_values"]
+            fits &= pixels.shape[1:] == expected["x"].shape[1:]
+        print(f"{folder.name:18} {format:12} {kind:40} logits within {off:.2g}{'' if fits else '  WRONG'}")
+        good &= fits
+    return good
+
+
+def picture() -> object:
+    """A picture of noise."""
+    from PIL import Image
+
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+
+
 def main() -> int:
-    """Check every run named."""
+    """Check every run named, or every generated model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--pictures", type=Path, required=True, help="a folder of pictures")
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--pictures", type=Path, help="a folder of pictures")
+    parser.add_argument("--generated", type=Path, metavar="FOLDER", help="what tiny_exports.py has written")
     parser.add_argument("--jft", default="jft", help="the command")
     options = parser.parse_args()
+    if bool(options.runs) != bool(options.pictures) or not (options.runs or options.generated):
+        parser.error("name runs and --pictures, or --generated")
     good = True
+    for folder in sorted(options.generated.iterdir()) if options.generated else ():
+        good &= check_generated(folder)
     for run in options.runs:
         with tempfile.TemporaryDirectory() as folder:
             good &= check(options.jft, run, options.pictures, Path(folder))

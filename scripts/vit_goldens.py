@@ -1,12 +1,16 @@
 """Records what timm's, transformers' and open_clip's variants of ViT do with generated weights, for tests/test_vit.py.
 
 Needs torch, torchvision, timm, transformers and open_clip, not jax: python scripts/vit_goldens.py tests/goldens/vit.npz
+Patterns of names behind the file record those models alone anew: … vit.npz 'beit*'
 """
 
 import hashlib
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import goldens  # declares what torchvision needs, and has the names that all of timm's ViTs share
@@ -20,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 CLASSES = 10
 SIDE = 24  # of the pictures for other libraries than timm
+SIDE_14 = 42  # with patches of 14; transformers takes positions to be those of a square
 
 MODELS = [f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")]
 MODELS += [f"deit_{size}_distilled_patch16_224" for size in ("tiny", "small", "base")]
@@ -34,12 +39,12 @@ MODELS += [f"vit_base_patch16_siglip_{side}" for side in (224, 256, 384)]
 MODELS += [f"vit_large_patch16_siglip_{side}" for side in (256, 384)]
 MODELS += [f"vit_so400m_patch{patch}_siglip_{side}" for patch, side in ((14, 224), (14, 384), (16, 256), (16, 384))]
 MODELS += [f"{beit}_{size}_patch16_224" for beit in ("beit", "beitv2") for size in ("base", "large")]
-# One of each kind; the others differ from it in numbers alone. The giants take the memory of a large machine.
-FULL = ["deit_tiny_patch16_224", "deit_small_distilled_patch16_224", "deit3_small_patch16_224"]
-FULL += ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_large_patch14_dinov2"]
-FULL += ["vit_base_patch32_clip_224", "vit_base_patch16_clip_quickgelu_224", "vit_large_patch14_clip_quickgelu_224"]
-FULL += ["vit_base_patch16_siglip_224", "vit_so400m_patch14_siglip_384"]
-FULL += ["beit_base_patch16_224", "beitv2_base_patch16_224"]
+# Recorded whole before; of the others those of more than 100 M parameters are recorded as wide as they are, but two
+# blocks deep: the other blocks differ by their numbers alone. The names and shapes of all of them are recorded.
+WHOLE = {"vit_large_patch14_dinov2", "vit_large_patch14_clip_quickgelu_224", "vit_so400m_patch14_siglip_384"}
+# Under the names of DINOv2's own repository, which transformers has too.
+REGISTERS = {f"dinov2_vit{size[0]}14_reg": size for size in ("small", "base", "large", "giant")}
+WIDTHS = dict(small=(384, 12, 6), base=(768, 12, 12), large=(1024, 24, 16), giant=(1536, 40, 24))
 
 # Tables of relative positions resized from a square grid.
 RELATIVE = [(4, (6, 6)), (14, (24, 24)), (4, (3, 5)), (5, (4, 2))]
@@ -203,15 +208,20 @@ def hugging_face(kind: str) -> tuple[torch.nn.Module, object]:
     return made, lambda m, x: m(x).logits
 
 
-def record_hugging_face(kind: str, pixels: torch.Tensor) -> dict[str, np.ndarray]:
-    """What the model gives, opened from a file of the library's own names; the names there and in memory."""
-    made, run = hugging_face(kind)
+def opened(made: torch.nn.Module) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """The model with generated weights, opened from a file of the library's own names; and that file's content."""
     with tempfile.TemporaryDirectory() as folder:
         made.save_pretrained(folder)
         path = str(Path(folder) / "model.safetensors")
         content = {n: torch.from_numpy(torch_weight(n, tuple(t.shape))) for n, t in load_file(path).items()}
         save_file(content, path, {"format": "pt"})
-        again = type(made).from_pretrained(folder).eval()
+        return type(made).from_pretrained(folder).eval(), content
+
+
+def record_hugging_face(kind: str, pixels: torch.Tensor) -> dict[str, np.ndarray]:
+    """What the model gives, opened from a file of the library's own names; the names there and in memory."""
+    made, run = hugging_face(kind)
+    again, content = opened(made)
     with torch.no_grad():
         y = run(again, pixels)
     return {
@@ -240,31 +250,76 @@ def record_open_clip(kind: str, pixels: torch.Tensor) -> dict[str, np.ndarray]:
     return {f"{kind}/y": y.numpy(), f"{kind}/file": names}
 
 
-def main(path: str) -> None:
-    """Record every model, and write them to one file."""
+def record_registers(name: str) -> dict[str, np.ndarray]:
+    """DINOv2 with registers in transformers: the logits, every part's output, and all names and shapes."""
+    dim, depth, heads = WIDTHS[REGISTERS[name]]
+    known = dict(hidden_size=dim, num_attention_heads=heads, patch_size=14, num_labels=CLASSES, num_register_tokens=4)
+    known |= dict(use_swiglu_ffn=REGISTERS[name] == "giant")
+    kind = transformers.Dinov2WithRegistersForImageClassification
+    with torch.device("meta"):
+        whole = kind(transformers.Dinov2WithRegistersConfig(**known, num_hidden_layers=depth, image_size=518))
+    options = {"pool": "token_avg"} | ({} if depth == 12 else {"depth": 2})
+    config = transformers.Dinov2WithRegistersConfig(
+        **known, num_hidden_layers=options.get("depth", depth), image_size=SIDE_14
+    )
+    made, _ = opened(kind(config))
+    seen: dict[str, torch.Tensor] = {}
+    base = made.dinov2_with_registers
+    blocks = next(m for m in base.modules() if isinstance(m, torch.nn.ModuleList))
+    for i, block in enumerate(blocks):
+        if not i:
+            block.register_forward_pre_hook(lambda m, args: seen.__setitem__("embed", args[0]))
+        block.register_forward_hook(lambda m, args, y, i=i: seen.__setitem__(i, y[0] if isinstance(y, tuple) else y))
+    base.layernorm.register_forward_hook(lambda m, args, y: seen.__setitem__("norm", y))
+    made.classifier.register_forward_pre_hook(lambda m, args: seen.__setitem__("pool", args[0]))
+    made.classifier.register_forward_hook(lambda m, args, y: seen.__setitem__("head", y))
+    with torch.no_grad():
+        logits = made(torch.from_numpy(picture(2, SIDE_14, SIDE_14, 3).transpose(0, 3, 1, 2).copy())).logits
+    parts = np.stack([sketch(y.numpy()) for y in seen.values()]).astype(np.float32)
+    names = digest({n: tuple(t.shape) for n, t in whole.state_dict().items()})
+    key = case(name, **options)
+    return {f"{key}/logits": logits.numpy(), f"{key}/parts": parts, f"{name}/memory names": names}
+
+
+def record_timm(name: str) -> dict[str, np.ndarray]:
+    """One of timm's models, and its names and shapes."""
+    with torch.device("meta"):
+        whole = timm.create_model(name, num_classes=1000)
+    count = sum(p.numel() for p in whole.parameters())
+    options = {} if count < 100e6 or name in WHOLE else {"depth": 2}
+    made = timm.create_model(name, img_size=size(name), num_classes=CLASSES, **options)
+    names = digest({n: tuple(t.shape) for n, t in whole.state_dict().items()})
+    return record(case(name, **options), made, picture(2, *size(name), 3)) | {f"{name}/names": names}
+
+
+def record_relative() -> dict[str, np.ndarray]:
+    """Tables of relative positions, resized."""
     arrays = {}
-    for kind in VITS:
-        print(kind, flush=True)
-        arrays |= record(kind, tiny(kind), picture(2, *size("tiny_vit"), 3))
-    pixels = torch.from_numpy(picture(2, SIDE, SIDE, 3).transpose(0, 3, 1, 2).copy())
-    for kind in OTHER_VITS:
-        print(kind, flush=True)
-        arrays |= record_hugging_face(kind, pixels) if kind.startswith("hf") else record_open_clip(kind, pixels)
     for old, new in RELATIVE:
         table = np.random.default_rng(old).normal(size=((2 * old - 1) ** 2 + 3, 2)).astype(np.float32)
         shape = ((2 * new[0] - 1) * (2 * new[1] - 1) + 3, 2)
         resized = timm.layers.resize_rel_pos_bias_table(torch.from_numpy(table), list(new), shape)
         arrays[f"relative {old} {new[0]} {new[1]}"] = resized.numpy()
-    for name in MODELS:
-        with torch.device("meta"):
-            made = timm.create_model(name, num_classes=1000)
-        arrays[f"{name}/names"] = digest({n: tuple(t.shape) for n, t in made.state_dict().items()})
-    for name in FULL:
-        print(name, flush=True)
-        made = timm.create_model(name, img_size=size(name), num_classes=CLASSES)
-        arrays |= record(case(name), made, picture(2, *size(name), 3))
-    np.savez_compressed(path, **arrays)
+    return arrays
+
+
+def main(path: str, patterns: Sequence[str]) -> None:
+    """Record every model, or those whose names match a pattern, into one file, and keep what else it has."""
+    pixels = torch.from_numpy(picture(2, SIDE, SIDE, 3).transpose(0, 3, 1, 2).copy())
+    tasks: dict[str, Callable[[], dict[str, np.ndarray]]] = {}
+    for kind in VITS:
+        tasks[kind] = partial(lambda kind: record(kind, tiny(kind), picture(2, *size("tiny_vit"), 3)), kind)
+    for kind in OTHER_VITS:
+        tasks[kind] = partial(record_hugging_face if kind.startswith("hf") else record_open_clip, kind, pixels)
+    tasks |= {"relative": record_relative}
+    tasks |= {name: partial(record_timm, name) for name in MODELS}
+    tasks |= {name: partial(record_registers, name) for name in REGISTERS}
+    for name, task in tasks.items():
+        if any(fnmatchcase(name, pattern) for pattern in patterns or ["*"]):
+            print(name, flush=True)
+            kept = dict(np.load(path)) if Path(path).exists() else {}
+            np.savez_compressed(path, **(kept | task()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:])

@@ -1,6 +1,7 @@
 """The Vision Transformer's variants: parity with timm, transformers and open_clip through goldens, and their names."""
 
 import hashlib
+import json
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,14 @@ from jft.errors import UserError
 from jft.models import MODELS, make_model
 from jft.preprocess import Preprocess
 from jft.weights import formats
-from jft.weights.export import export_hf, timm_code
+from jft.weights.export import export_hf, timm_code, timm_options
 from jft.weights.resample import resample_pos_embed, resample_rel_pos
 from jft.weights.rules import HEAD, to_theirs
 from jft.weights.writers import write_npz, write_safetensors
 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "vit.npz")
-FULL = sorted(key.split("/")[0] for key in GOLDENS.files if key.endswith("/parts") and "patch" in key)
+FULL = sorted(key.removesuffix("/parts") for key in GOLDENS.files if key.endswith("/parts") and "patch" in key)
+REGISTERS = sorted(key.removesuffix("/parts") for key in GOLDENS.files if key.endswith("/parts") and "_vit" in key)
 NAMED = sorted(key.split("/")[0] for key in GOLDENS.files if key.endswith("/names"))
 
 
@@ -60,22 +62,54 @@ def run(model, params, x, stop=None):
 # --- parity
 
 
+def made_of(case):
+    """A golden's name and options, as `generated.case` writes them."""
+    name, *options = case.split(" ")
+    found = dict(option.split("=") for option in options)
+    return name, {key: int(value) if value.isdigit() else value for key, value in found.items()}
+
+
 @pytest.mark.parametrize(
-    "name", [*VITS, *(pytest.param(n, marks=() if n == "deit_tiny_patch16_224" else pytest.mark.slow) for n in FULL)]
+    "case", [*VITS, *(pytest.param(n, marks=() if n == "deit_tiny_patch16_224" else pytest.mark.slow) for n in FULL)]
 )
-def test_parity_with_timm_after_every_part(name):
-    """With the same generated weights: `scripts/vit_goldens.py`."""
-    made = "tiny_vit" if name in VITS else name
-    model = make_model(made, num_classes=10, image_size=size(made), **VITS.get(name, {}))
+def test_parity_with_timm_after_every_part(case):
+    """With the same generated weights: `scripts/vit_goldens.py`. `depth=2`: as wide as the model, two blocks deep."""
+    name, options = ("tiny_vit", VITS[case]) if case in VITS else made_of(case)
+    model = make_model(name, num_classes=10, image_size=size(name), **options)
     params, _ = model.shapes()
-    expected = GOLDENS[f"{name}/parts"]
+    expected = GOLDENS[f"{case}/parts"]
     assert len(expected) == len(model.parts)
     x = picture(2, *model.input_shape)
     for (part, module), golden in zip(model.parts.items(), expected, strict=True):
         variables = {n: weight(f"{part}/{n}", s.shape) for n, s in tree.under(params, part).items()}
         x = run_part(module, {"params": tree.nest(variables)}, x)
         assert relative(sketch(x), golden) < 2e-5, part
-    assert relative(x, GOLDENS[f"{name}/logits"]) < 2e-5
+    assert relative(x, GOLDENS[f"{case}/logits"]) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(n, marks=() if n.startswith("dinov2_vits") else pytest.mark.slow) for n in REGISTERS]
+)
+def test_parity_with_transformers_after_every_part(case):
+    """DINOv2 with registers under its own repository's names, its tensors read by the rules."""
+    name, options = made_of(case)
+    model = make_model(name, num_classes=10, image_size=42, **options)
+    ours, _ = formats._shapes(model)
+    rules = [rule for rule in weights.FORMATS["hf"].rules(ours) if rule.ours]
+    assert {rule.ours for rule in rules} == ours.keys()
+    expected = GOLDENS[f"{case}/parts"]
+    x = picture(2, *model.input_shape)
+    for (part, module), golden in zip(model.parts.items(), expected, strict=True):
+        variables = {
+            rule.ours.removeprefix(part + "/"): rule.op.to_ours(
+                *(torch_weight(n, s) for n, s in zip(rule.names, rule.shapes(ours[rule.ours]), strict=True))
+            )
+            for rule in rules
+            if rule.ours.startswith(part + "/")
+        }
+        x = run_part(module, {"params": tree.nest(variables)}, x)
+        assert relative(sketch(x), golden) < 2e-5, part
+    assert relative(x, GOLDENS[f"{case}/logits"]) < 2e-5
 
 
 def listed(key):
@@ -122,9 +156,21 @@ def test_names_and_shapes_are_timms(name):
     assert hashlib.sha256("".join(lines).encode()).digest() == GOLDENS[f"{name}/names"].tobytes()
 
 
+@pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("dinov2_vit")])
+def test_names_and_shapes_are_transformers(name):
+    """Whole models, in memory."""
+    ours, _ = formats._shapes(make_model(name, num_classes=10, pool="token_avg"))
+    named = shapes_of(weights.FORMATS["hf-v5"].rules(ours), ours)
+    named["dinov2_with_registers.embeddings.mask_token"] = (1, ours["norm/scale"][0])
+    lines = sorted(f"{n} {tuple(s)}\n" for n, s in named.items())
+    assert hashlib.sha256("".join(lines).encode()).digest() == GOLDENS[f"{name}/memory names"].tobytes()
+
+
 def test_every_variant_is_checked():
+    """A golden of every model, and of those that are not run whole the names and shapes as well."""
     kinds = ("deit", "beit", "dinov2", "clip", "siglip")
-    assert {n for n in MODELS if any(k in n for k in kinds)} == {*NAMED} | {f"dinov2_vit{s}14_reg" for s in "sblg"}
+    assert {n for n in MODELS if any(k in n for k in kinds)} == {made_of(case)[0] for case in (*FULL, *REGISTERS)}
+    assert {made_of(case)[0] for case in FULL} == {*NAMED}
 
 
 # --- weights
@@ -320,27 +366,99 @@ def test_prompts_are_seen_by_the_blocks_and_not_by_the_pool(deep):
     assert np.abs(model.apply(params, {}, x)[0] - without).max() > 1e-3
 
 
+def exported(folder, model, **options):
+    """Generated weights out to a Hugging Face folder; the weights, the folder's config.json, and the receipt."""
+    params, stats = ({n: weight(n, s.shape) for n, s in shapes.items()} for shapes in model.shapes())
+    preprocess = Preprocess(size=model.input_shape[:2])
+    given = dict(classes=list("0123456789"), preprocess=preprocess) | options
+    receipt = export_hf(folder, model, params, stats, **given)
+    return {**params, **stats}, json.loads((folder / "config.json").read_text()), receipt
+
+
+# What transformers builds from the config, checked by scripts/check_exports.py.
+HF_CLASSES = {
+    "vit": "ViT",
+    "vit quick_gelu": "ViT",
+    "deit_distilled": "DeiT",
+    "deit3": "Dinov2",
+    "dinov2": "Dinov2",
+    "dinov2_giant": "Dinov2",
+    "dinov2_reg": "Dinov2WithRegisters",
+    "hf dinov2 registers": "Dinov2WithRegisters",
+    "beit": "Beit",
+}
+
+
+@pytest.mark.parametrize("kind", HF_CLASSES)
+def test_export_to_transformers_own_classes(tmp_path, kind):
+    """The names it reads, zeros where it has more, and what the model of the folder reads again."""
+    options = {"vit": {}, "vit quick_gelu": {"act": "quick_gelu"}, **VITS, **OTHER_VITS}[kind]
+    model = make_model("tiny_vit", depth=1, **{**options, **({"mlp_dim": 88} if kind == "dinov2_giant" else {})})
+    given, config, receipt = exported(tmp_path / "hf", model)
+    (made,) = config["architectures"]
+    assert made.startswith(HF_CLASSES[kind] + "ForImageClassification") and config["id2label"]["3"] == "3"
+    dino = "Dinov2" in made
+    loaded = weights.load(model, tmp_path / "hf", skip=PADDED if dino else ())
+    assert loaded.receipt.format == "hf" and set(loaded.missing) == (PADDED if dino else set())
+    assert all(np.array_equal(a, given[n]) for n, a in loaded.params.items())
+    with weights.open_weights(tmp_path / "hf" / "model.safetensors") as file:
+        if not dino:
+            return
+        head = file.read("classifier.weight")
+        assert head.shape == (10, 64)
+        padded = options.get("pool") != "token_avg"
+        np.testing.assert_array_equal(head[:, :32], given["head/kernel"].T[:, :32])
+        assert padded == (not head[:, 32:].any()) and padded == ("filled up with zeros" in str(receipt))
+        root = "dinov2_with_registers" if "reg" in kind else "dinov2"
+        positions = file.read(f"{root}.embeddings.position_embeddings")
+        assert positions.shape == (1, 17, 32)
+        if options.get("positions") == "patches":
+            assert not positions[:, 0].any()
+            np.testing.assert_array_equal(positions[:, 1:], given["embed/pos_embed"])
+        assert (f"{root}.embeddings.mask_token" in file.names) == ("reg" in kind)
+
+
+PADDED = {"head/kernel", "head/bias", "embed/pos_embed"}
+
+
+def test_export_to_transformers_through_timm(tmp_path):
+    """What only timm has a model for, with the options that its name does not say, and timm's own names."""
+    model = make_model("vit_tiny_patch16_224", depth=1, pool="avg", image_size=32)
+    given, config, receipt = exported(tmp_path / "hf", model, timm_options={"img_size": (32, 32), "global_pool": "avg"})
+    assert config["model_type"] == "timm_wrapper" and config["architecture"] == "vit_tiny_patch16_224"
+    assert config["model_args"] == {"img_size": [32, 32], "global_pool": "avg"}
+    assert "timm, which must be installed" in str(receipt)
+    assert not (tmp_path / "hf" / "preprocessor_config.json").exists()  # timm's transform is in the config
+    loaded = weights.load(model, tmp_path / "hf")
+    assert loaded.preprocess == Preprocess(size=(32, 32)) and not loaded.missing
+    assert all(np.array_equal(a, given[n]) for n, a in loaded.params.items())
+
+
 def test_exports_that_the_library_would_compute_otherwise(tmp_path):
     """transformers' classifiers pool in one way, and its ViT has none of the variants' options."""
     for options in (
         dict(pool="token_avg"),
         dict(pool="avg"),
-        dict(distilled=True),
-        dict(layer_scale=1e-5, pool="token_avg"),
         dict(pre_norm=True),
-        dict(act="quick_gelu"),
+        dict(act="swiglu"),
+        dict(positions="class", registers=2),
+        dict(layer_scale=1e-5, mlp_dim=100),
+        dict(layer_scale=1e-5, image_size=(32, 64)),
+        dict(layer_scale=1e-5, registers=2, positions="all"),
     ):
-        model = make_model("tiny_vit", depth=1, **options)
-        params = {n: np.zeros(s.shape, np.float32) for n, s in model.shapes()[0].items()}
         with pytest.raises(UserError, match=r"transformers|no name for"):
-            export_hf(tmp_path / "hf", model, params, {}, classes=list("0123456789"), preprocess=Preprocess())
+            exported(tmp_path / "hf", make_model("tiny_vit", depth=1, **options))
     assert not list(tmp_path.iterdir())
 
 
 def test_code_for_timm_says_what_the_name_does_not():
     model = make_model("beit_base_patch16_224", image_size=32, depth=1)
-    code = timm_code("w.safetensors", model, formats._shapes(model)[0], make_model("beit_base_patch16_224"))
+    code = timm_code(
+        "w.safetensors", model, timm_options(model, formats._shapes(model)[0], make_model("beit_base_patch16_224"))
+    )
     assert "img_size=(32, 32)" in code[1] and "act_layer" not in code[1]
     model = make_model("vit_base_patch32_clip_224", act="quick_gelu", depth=1)
-    code = timm_code("w.safetensors", model, formats._shapes(model)[0], make_model("vit_base_patch32_clip_224"))
+    code = timm_code(
+        "w.safetensors", model, timm_options(model, formats._shapes(model)[0], make_model("vit_base_patch32_clip_224"))
+    )
     assert "act_layer='quick_gelu'" in code[1] and "img_size" not in code[1]

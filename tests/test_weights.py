@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 import time
 import tracemalloc
 import urllib.request
@@ -371,7 +372,7 @@ def test_local_folders(tmp_path, vit):
     places = {n: f"model-{1 + (i >= 9)}.safetensors" for i, n in enumerate(names)}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     assert "2 shards" in str(weights.load(vit, tmp_path).receipt)
-    for wrong in ("gs://bucket/w.npz", "http://example.com/w.pth"):
+    for wrong in ("s3://bucket/w.npz", "http://example.com/w.pth"):
         with pytest.raises(UserError, match="none of them"):
             weights.load(vit, wrong)
 
@@ -550,15 +551,78 @@ def test_addresses_need_a_checksum(vit, tmp_path, monkeypatch):
         weights.load(vit, "https://example.com/w.safetensors#sha256=" + "1" * 64)
 
 
+def test_buckets(vit, tmp_path, monkeypatch):
+    """A public object without gcsfs, any with it; kept, and checked against a checksum where one is given."""
+    write_safetensors(tmp_path / "w.safetensors", theirs(vit, "timm"))
+    content = (tmp_path / "w.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    asked: list[str] = []
+
+    def urlopen(address, timeout):
+        asked.append(address)
+        if "missing" in address:
+            raise urllib.error.HTTPError(address, 403, "Forbidden", {}, None)
+        return io.BytesIO(content)
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    installed: list[str] = []
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda name: name if name in installed else None)
+    for _ in range(2):
+        loaded = weights.load(vit, "gs://vit_models/a b/w.safetensors")
+        assert loaded.sha256 == digest and loaded.receipt.source == "gs://vit_models/a b/w.safetensors"
+    assert asked == ["https://storage.googleapis.com/vit_models/a%20b/w.safetensors"]
+    weights.load(vit, f"gs://vit_models/w.safetensors#sha256={digest}")
+    with pytest.raises(UserError, match="expected 0000"):
+        weights.load(vit, "gs://vit_models/w.safetensors#sha256=" + "0" * 64)
+    with pytest.raises(
+        UserError, match=r"Forbidden.*pip install 'jft\[gcs\]'.*gcloud storage cp gs://vit_models/missing"
+    ):
+        weights.load(vit, "gs://vit_models/missing.npz")
+    for wrong in ("gs://bucket", "gs://bucket/", "gs://bucket/w.npz#sha=1"):
+        with pytest.raises(UserError, match="no object in a bucket"):
+            weights.load(vit, wrong)
+
+    installed.append("gcsfs")
+    opened = SimpleNamespace(open=lambda address, mode: SimpleNamespace(open=lambda: io.BytesIO(content)))
+    monkeypatch.setitem(sys.modules, "fsspec", opened)
+    assert weights.load(vit, "gs://private/w.safetensors").sha256 == digest and len(asked) == 4
+
+
 def test_default_sources():
     for module in weights.FORMATS.values():
         for name, source in module.SOURCES.items():
             assert name in MODELS and source.uri.startswith("hf:") and source.licence and source.paper
             assert source.preprocess.size == make_model(name).input_shape[:2]
+            assert source.data and source.paper.startswith("https://arxiv.org/abs/")
+    named = {name for module in weights.FORMATS.values() for name in module.SOURCES}
+    assert {name for name in MODELS if not name.startswith("tiny_")} - named == {"vit_large_patch14_224"}  # nobody's
     assert weights.default_source("resnet50").preprocess == Preprocess()
     assert weights.default_source("vit_base_patch16_224").preprocess.mean == (0.5, 0.5, 0.5)
     with pytest.raises(UserError, match="no default weights"):
         weights.default_source("tiny_vit")
+
+
+def test_default_sources_are_as_timm_describes_them():
+    """Size, crop, filter, mean and deviation, and the licence: `scripts/source_goldens.py`."""
+    goldens = json.loads((GOLDENS / "sources.json").read_text())
+    seen = set()
+    for module in weights.FORMATS.values():
+        for source in module.SOURCES.values():
+            if not source.uri.startswith("hf:timm/"):
+                continue
+            told = goldens[source.uri.removeprefix("hf:timm/")]
+            seen.add(source.uri.removeprefix("hf:timm/"))
+            expected = Preprocess(
+                size=tuple(told["input_size"][1:]),
+                crop_pct=told["crop_pct"],
+                interpolation=told["interpolation"],
+                mean=tuple(told["mean"]),
+                std=tuple(told["std"]),
+                squash=told["crop_mode"] == "squash",
+            )
+            assert source.preprocess == expected, source.uri
+            assert told["license"] in (None, source.licence.lower()), (source.uri, told["license"])
+    assert seen == goldens.keys()
 
 
 def test_exports_that_cannot_be(tmp_path, vit, resnet):

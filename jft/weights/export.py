@@ -34,16 +34,19 @@ def export(
     format: str,
     dtype: str = "float32",
     about: Mapping[str, Any] | None = None,
+    more: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Receipt:
     """Write a model's arrays under a format's names, as `.safetensors` or `.npz`; the inverse of `load`.
 
-    `about` goes into the header of a `.safetensors`, where `load` finds its "preprocess" and "classes" again.
+    `about` goes into the header of a `.safetensors`, where `load` finds its "preprocess" and "classes" again. `more`
+    are names and shapes to be written as zeros.
 
     >>> export("resnet50.safetensors", model, params, batch_stats, format="timm")
     """
     arrays = {name: np.asarray(array) for name, array in {**params, **batch_stats}.items()}
     rules = named(format, model, {name: array.shape for name, array in arrays.items()})
     tensors = to_theirs(rules, arrays, dtype_of(dtype))
+    tensors |= {name: np.zeros(shape, dtype_of(dtype)) for name, shape in (more or {}).items()}
     path = Path(path)
     if path.suffix == ".npz":
         write_npz(path, tensors)
@@ -56,6 +59,7 @@ def export(
     else:
         raise UserError(f"Weights are written as .safetensors or .npz; {path.name} ends in neither.")
     constants = [name for rule in rules if rule.ours is None and rule.fill is not None for name in rule.names]
+    constants += more or []
     with open_weights(path) as file:
         return Receipt(
             model=model.name,
@@ -118,24 +122,44 @@ def export_hf(
     multi_label: bool = False,
     dtype: str = "float32",
     card: str = "",
+    timm_options: Mapping[str, Any] | None = None,
 ) -> Receipt:
     """Write a folder that transformers' Auto classes open: the model, its classes and its image processor.
 
-    `card` is the bundle's own model card, which becomes the folder's.
+    The model is one of the library's own where it has it; otherwise, where `timm_options` are given, the options of
+    `timm.create_model` beside the name and the number of classes, it is timm's, which the library wraps. `card` is the
+    bundle's own model card, which becomes the folder's. Raises UserError where neither is.
     """
     folder = Path(folder)
-    ours = {name: tuple(array.shape) for name, array in {**params, **batch_stats}.items()}
-    named("hf", model, ours)
-    config = transformers.config(model, ours, classes, multi_label)
-    processor = transformers.processor(preprocess)
+    files: dict[str, Mapping[str, Any]] = {}
+    notes: list[str] = []
+    wide = transformers.widened(model, params)
+    ours = {name: tuple(array.shape) for name, array in {**wide, **batch_stats}.items()}
+    try:
+        named("hf", model, ours)
+        files["config.json"] = transformers.config(model, ours, classes, multi_label)
+        format, more = "hf", transformers.unused(ours)
+        padded = [name for name in params if wide[name].shape != params[name].shape]
+        notes += [f"filled up with zeros, which change nothing: {', '.join(padded)}"] if padded else []
+    except UserError:
+        if timm_options is None:
+            raise
+        named("timm", model, {name: tuple(array.shape) for name, array in {**params, **batch_stats}.items()})
+        files["config.json"] = transformers.timm_config(model, timm_options, classes, preprocess, multi_label)
+        format, wide, more = "timm", dict(params), {}
+        notes.append("transformers has this model through timm, which must be installed beside it")
+    # What wraps timm prepares pictures by timm's own transform, which is ours for squares.
+    if format == "hf" or preprocess.size[0] != preprocess.size[1]:
+        files["preprocessor_config.json"] = transformers.processor(preprocess)
+        notes += _processor_notes(preprocess)
     with new_folder(folder) as beside:
-        receipt = export(beside / "model.safetensors", model, params, batch_stats, format="hf", dtype=dtype)
-        for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+        weights = beside / "model.safetensors"
+        receipt = export(weights, model, wide, batch_stats, format=format, dtype=dtype, more=more)
+        for name, content in files.items():
             (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
         readme = _card(model.name, classes, preprocess, card)
         (beside / "README.md").write_text(readme, "utf-8", "backslashreplace")
-    told = {**vars(receipt), "source": str(folder), "notes": (*receipt.notes, *_processor_notes(preprocess))}
-    return Receipt(**told)
+    return Receipt(**{**vars(receipt), "source": str(folder), "notes": (*receipt.notes, *notes)})
 
 
 def _processor_notes(preprocess: Preprocess) -> tuple[str, ...]:
@@ -191,21 +215,28 @@ def _words(preprocess: Preprocess) -> str:
 # --- the code that opens an export
 
 
-def timm_code(path: str | Path, model: Model, ours: Mapping[str, tuple[int, ...]], default: Model) -> list[str]:
-    """Lines of Python that load the file with timm; `default` is the model of this name without options."""
-    options = [f"num_classes={model.num_classes}", f"checkpoint_path={str(path)!r}"]
-    if "embed/patch/kernel" in ours and model.input_shape != default.input_shape:
-        options.append(f"img_size={tuple(model.input_shape[:2])}")
+def timm_options(model: Model, ours: Mapping[str, tuple[int, ...]], default: Model) -> dict[str, Any]:
+    """What `timm.create_model` is told beside name and classes; `default` is the model of this name without options."""
+    options: dict[str, Any] = {}
     usual = {name: tuple(leaf.shape) for name, leaf in default.shapes()[0].items()}
     patch = "embed/patch/kernel"
+    if patch in ours and model.input_shape != default.input_shape:
+        options["img_size"] = tuple(model.input_shape[:2])
     if patch in ours and ours[patch][:2] != usual[patch][:2]:
-        options.append(f"patch_size={ours[patch][0]}")
+        options["patch_size"] = ours[patch][0]
     act, usual_act = (getattr(getattr(m, "parts", {}).get("block0"), "act", None) for m in (model, default))
     if act != usual_act:
-        options.append(f"act_layer={act!r}")
+        options["act_layer"] = act
     if "pool/norm/scale" in ours and "pool/norm/scale" not in usual:
-        options.append("global_pool='avg'")
-    return ["import timm", f"model = timm.create_model({model.name!r}, {', '.join(options)}).eval()"]
+        options["global_pool"] = "avg"
+    return options
+
+
+def timm_code(path: str | Path, model: Model, options: Mapping[str, Any]) -> list[str]:
+    """Lines of Python that load the file with timm; `options` are those of `timm_options`."""
+    told = {"num_classes": model.num_classes, "checkpoint_path": str(path), **options}
+    listed = ", ".join(f"{name}={value!r}" for name, value in told.items())
+    return ["import timm", f"model = timm.create_model({model.name!r}, {listed}).eval()"]
 
 
 def torchvision_code(path: str | Path, model: Model) -> list[str]:

@@ -287,7 +287,8 @@ def _choose(
     if others := [name for name, (_, other) in fitting.items() if other.reading != found.reading]:
         raise UserError(
             f"{file.path} can be read in more than one way: as {first} and as {', '.join(others)}, with different "
-            f"results. Say which it is: format={first!r}."
+            f"results. Say which it is: `jft import … --format {first} --out W.safetensors` makes a file that has one "
+            f"meaning; in Python, load(…, format={first!r})."
         )
     return first, found
 
@@ -300,8 +301,8 @@ def _misfit(model: str, file: WeightFile, tried: Mapping[str, Match]) -> str:
     return (
         f"{file.path} holds other weights than {model} needs. As {closest} names them{among}:\n{shown(differences)}\n"
         f"{len(tried[closest].use)} of the model's arrays fit, {count['-']} are missing, {count['+']} of the file's "
-        f"tensors are not used, {count['~']} differ. Choose the model that these weights are of, or, in Python, leave "
-        "tensors out on purpose: load(…, skip=('NAME', …))."
+        f"tensors are not used, {count['~']} differ. Choose the model that these weights are of, or leave tensors "
+        "out on purpose: `jft import … --skip NAME --out W.safetensors`; in Python, load(…, skip=('NAME', …))."
     )
 
 

@@ -1,12 +1,14 @@
-"""Where weights come from: local files and folders, Hugging Face repositories, addresses with a checksum."""
+"""Where weights come from: files and folders, Hugging Face repositories, addresses with a checksum, buckets."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ class Located:
 
 
 def locate(source: str | Path) -> Located:
-    """Find weights: a file, a folder, `hf:ORG/REPO[@REVISION][:FILE]`, or `https://…#sha256=HEX`.
+    """Find weights: a file, a folder, `hf:ORG/REPO[@REVISION][:FILE]`, `https://…#sha256=HEX` or `gs://BUCKET/FILE`.
 
     What is fetched is kept in a cache, which is looked into first. Raises UserError where there is nothing, or no
     network to fetch it.
@@ -81,16 +83,20 @@ def locate(source: str | Path) -> Located:
         return _from_hub(text)
     if text.startswith("https://"):
         return _from_address(text)
+    if text.startswith("gs://"):
+        return _from_bucket(text)
     if re.match(r"[a-z][a-z0-9+]+:", text) and not Path(text).exists():
         raise UserError(
-            f"Weights come from a file, a folder, hf:ORG/REPO or https://…#sha256=…; {text!r} is none of them."
+            "Weights come from a file, a folder, hf:ORG/REPO, https://…#sha256=… or gs://BUCKET/FILE; "
+            f"{text!r} is none of them."
         )
     path = Path(source).expanduser()
     if path.is_dir():
         path = path / _choose([p.name for p in path.iterdir() if p.is_file()], f"the folder {path}")
     if not path.is_file():
         raise UserError(
-            f"There is no weight file {path}. Weights come from a file, a folder, hf:ORG/REPO or https://…#sha256=…"
+            f"There is no weight file {path}. Weights come from a file, a folder, hf:ORG/REPO, https://…#sha256=… or "
+            "gs://BUCKET/FILE."
         )
     return Located(path, str(path), _configs(path.parent))
 
@@ -220,31 +226,77 @@ def _from_address(uri: str) -> Located:
             f"{address} needs the SHA-256 of its content, so that what is fetched is what was meant: "
             f"{address}#sha256=HEX. `sha256sum FILE` prints that of a copy you trust."
         )
-    name = re.sub(r"[^\w.-]", "_", address.split("?")[0].rsplit("/", 1)[-1]).lstrip(".") or "weights"
-    path = cache_dir() / "weights" / digest[:16] / name
+    path = _kept(digest, address.split("?")[0])
     if not path.is_file():
-        _fetch(address, digest, path)
+        try:
+            _fetch(lambda: urllib.request.urlopen(address, timeout=TIMEOUT), address, digest, path)
+        except (urllib.error.URLError, OSError) as error:
+            raise UserError(
+                f"Cannot fetch {address} ({error}), and {path} does not exist. Fetch it elsewhere and pass the file."
+            ) from error
     return Located(path, address)
 
 
-def _fetch(address: str, digest: str, path: Path) -> None:
+def _kept(key: str, address: str) -> Path:
+    """The place in the cache of what an address holds."""
+    name = re.sub(r"[^\w.-]", "_", address.rsplit("/", 1)[-1]).lstrip(".") or "weights"
+    return cache_dir() / "weights" / key[:16] / name
+
+
+def _fetch(opened: Callable[[], Any], address: str, digest: str, path: Path) -> None:
+    """Copy what `opened` reads to `path`, which appears when it is whole and, where there is one, of this digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     seen = hashlib.sha256()
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT) as response, open(beside, "wb") as out:
+        with opened() as response, open(beside, "wb") as out:
             while block := response.read(1 << 20):
                 seen.update(block)
                 out.write(block)
-        if seen.hexdigest() != digest:
+        if digest and seen.hexdigest() != digest:
             raise UserError(f"{address} has the SHA-256 {seen.hexdigest()}, expected {digest}. Nothing was kept.")
         os.replace(beside, path)
-    except (urllib.error.URLError, OSError) as error:
-        raise UserError(
-            f"Cannot fetch {address} ({error}), and {path} does not exist. Fetch it elsewhere and pass the file."
-        ) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+# --- Google Cloud Storage
+
+
+def _from_bucket(uri: str) -> Located:
+    """An object of a bucket, through gcsfs and the machine's credentials where it is installed, else as the public."""
+    address, _, fragment = uri.partition("#")
+    digest = fragment.removeprefix("sha256=").lower()
+    if not re.fullmatch(r"gs://[a-z0-9][\w.-]*/.*[^/]", address) or not re.fullmatch(
+        r"(sha256=[0-9a-fA-F]{64})?", fragment
+    ):
+        raise UserError(f"{uri!r} is no object in a bucket; expected gs://BUCKET/FILE, or gs://BUCKET/FILE#sha256=HEX.")
+    path = _kept(digest or hashlib.sha256(address.encode()).hexdigest(), address)
+    if path.is_file():
+        return Located(path, address)
+    public = f"https://storage.googleapis.com/{urllib.parse.quote(address.removeprefix('gs://'))}"
+    credentials = importlib.util.find_spec("gcsfs") is not None
+
+    def opened() -> Any:
+        if not credentials:
+            return urllib.request.urlopen(public, timeout=TIMEOUT)
+        import fsspec
+
+        return fsspec.open(address, "rb").open()
+
+    try:
+        _fetch(opened, address, digest, path)
+    except UserError:
+        raise
+    except Exception as error:  # the errors of gcsfs, of google-auth below it and of the HTTP library below that
+        way = "is the machine logged in (`gcloud auth application-default login`)?"
+        if not credentials:
+            way = "a bucket that is not public needs gcsfs (pip install 'jft[gcs]') and a login."
+        raise UserError(
+            f"Cannot fetch {address} ({str(error)[:200] or type(error).__name__}): {way} Or fetch it elsewhere "
+            f"(`gcloud storage cp {address} .`) and pass the file."
+        ) from error
+    return Located(path, address)
 
 
 # --- what the JSON beside the weights says

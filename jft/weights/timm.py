@@ -20,6 +20,7 @@ SOURCES = {
     name: _source(name, tag, *about)
     for name, tag, about in (
         ("vit_tiny_patch16_224", "augreg_in21k_ft_in1k", _AUGREG),
+        ("vit_small_patch8_224", "dino", ("ImageNet-1k, without labels", "2104.14294")),
         ("vit_small_patch16_224", "augreg_in21k_ft_in1k", _AUGREG),
         ("vit_small_patch32_224", "augreg_in21k_ft_in1k", _AUGREG),
         ("vit_base_patch8_224", "augreg_in21k_ft_in1k", _AUGREG),
@@ -31,6 +32,9 @@ SOURCES = {
     )
 }
 
+SOURCES["vit_small_patch8_224"] = replace(
+    SOURCES["vit_small_patch8_224"], preprocess=Preprocess(crop_pct=0.9, interpolation="bicubic")
+)
 SOURCES |= vit.SOURCES
 
 _APACHE, _BSD = "Apache-2.0", "BSD-3-Clause"

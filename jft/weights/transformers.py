@@ -1,4 +1,4 @@
-"""Hugging Face transformers' names (ViT's family and ResNet), and the JSON its models and processors are made from.
+"""Hugging Face transformers' names (ViTs, ResNet, BiT, ConvNeXt), and the JSON of its models and processors.
 
 Files keep the names of transformers 4, which version 5 still writes and reads; in memory version 5 has others for ViT,
 and a state dict saved by hand has those. A model without its task's head (`ViTModel`) leaves out the prefix and has a
@@ -10,10 +10,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from jft.errors import UserError
 from jft.preprocess import Preprocess
 from jft.weights import original, vit
 from jft.weights.rules import LINEAR, Concat, Leading, Rule, Source, batch_norm, conv, linear, norm, present
+from jft.weights.torchvision import blocks as cnn_blocks
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -204,7 +207,7 @@ def _resnet(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
         return conv(f"{theirs}.convolution", kernel) + batch_norm(f"{theirs}.normalization", scale)
 
     found = layer(f"{root}embedder.embedder", "stem/conv", "stem/norm")
-    for block in _blocks(ours):
+    for block in cnn_blocks(ours):
         stage, _, place = block.removeprefix("stage").partition("/block")
         theirs = f"{root}encoder.stages.{int(stage) - 1}.layers.{place}"
         for i in range(_convs(ours, block)):
@@ -214,14 +217,44 @@ def _resnet(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
     return found if bare else [*found, *linear("classifier.1", "head")]
 
 
+def _bit(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
+    root = "" if bare else "bit."
+    found = conv(f"{root}embedder.convolution", "stem/conv")
+    for block in cnn_blocks(ours):
+        stage, _, place = block.removeprefix("stage").partition("/block")
+        theirs = f"{root}encoder.stages.{int(stage) - 1}.layers.{place}"
+        found += conv(f"{theirs}.downsample.conv", f"{block}/shortcut")
+        for i in (1, 2, 3):
+            found += [*norm(f"{theirs}.norm{i}", f"{block}/norm{i}"), *conv(f"{theirs}.conv{i}", f"{block}/conv{i}")]
+    found += norm(f"{root}norm", "norm")
+    return found if bare else [*found, *linear("classifier.1", "head")]
+
+
+def _convnext(ours: Shapes, names: BlockNames, bare: bool) -> list[Rule]:
+    root = "" if bare else "convnext."
+    found = conv(f"{root}embeddings.patch_embeddings", "stem/patch")
+    found += norm(f"{root}embeddings.layernorm", "stem/norm")
+    for block in cnn_blocks(ours):
+        stage, _, place = block.removeprefix("stage").partition("/block")
+        theirs = f"{root}encoder.stages.{int(stage) - 1}"
+        found += norm(f"{theirs}.downsampling_layer.0", f"{block}/downsample/norm")
+        found += conv(f"{theirs}.downsampling_layer.1", f"{block}/downsample/conv")
+        theirs += f".layers.{place}"
+        found.append(Rule(f"{theirs}.layer_scale_parameter", f"{block}/layer_scale/gamma"))
+        found += [*conv(f"{theirs}.dwconv", f"{block}/conv"), *norm(f"{theirs}.layernorm", f"{block}/norm")]
+        found += [*linear(f"{theirs}.pwconv1", f"{block}/fc1"), *linear(f"{theirs}.pwconv2", f"{block}/fc2")]
+    found += norm(f"{root}layernorm", "norm")
+    return found if bare else [*found, *linear("classifier", "head")]
+
+
 def _family(ours: Shapes) -> Callable[[Shapes, BlockNames, bool], list[Rule]] | None:
     if "embed/patch/kernel" in ours:
         return _tower if "embed/norm/scale" in ours or "pool/latent" in ours else _vit
+    if "stage1/block0/shortcut/kernel" in ours:
+        return _bit
+    if "stem/patch/kernel" in ours:
+        return _convnext
     return _resnet if {"stem/conv/kernel", "stem/norm/scale"} <= ours.keys() else None
-
-
-def _blocks(ours: Shapes) -> list[str]:
-    return sorted({"/".join(name.split("/")[:2]) for name in ours if name.startswith("stage")})
 
 
 def _convs(ours: Shapes, block: str) -> int:
@@ -232,65 +265,170 @@ def _convs(ours: Shapes, block: str) -> int:
 
 
 def config(model: Any, ours: Shapes, classes: Sequence[str], multi_label: bool = False) -> dict[str, Any]:
-    """What `config.json` says of a classifier, so that the library builds the same one.
+    """What `config.json` says of a classifier, so that the library builds the same one; `ours` are those of `widened`.
 
-    Raises UserError for a model that the library's own does not compute.
+    Raises UserError for a model that none of the library's own computes.
     """
     family = _family(ours)
-    if family is None:
-        raise UserError(f"transformers has no model that jft knows how to make of {model.name}.")
-    if family is _tower:
+    if family is None or family is _tower:
         raise UserError(
-            f"transformers has no classifier that pools as {model.name} does. Export it to timm, or as stablehlo."
+            f"transformers has no classifier of its own that computes what {model.name} does. "
+            "Export it to timm, or as stablehlo."
         )
-    made = _vit_config(model, ours) if family is _vit else _resnet_config(model, ours)
+    configs: dict[Any, Callable[[Any, Shapes], dict[str, Any]]]
+    configs = {_vit: _vit_config, _resnet: _resnet_config, _bit: _bit_config, _convnext: _convnext_config}
     return {
-        **made,
+        **configs[family](model, ours),
         "num_channels": 3,
         "id2label": {str(i): name for i, name in enumerate(classes)},
         "label2id": {name: i for i, name in enumerate(classes)},
-        "problem_type": "multi_label_classification" if multi_label else "single_label_classification",
+        "problem_type": _problem(multi_label),
     }
 
 
-def _vit_config(model: Any, ours: Shapes) -> dict[str, Any]:
-    blocks = [name for name in model.parts if name.startswith("block")]
-    for name in blocks:
-        _plain(model, name, {"heads", "mlp"})
-    _plain(model, "embed", {"patch", "dim"})
-    _plain(model, "norm", {"epsilon"})
-    if ours["head/kernel"][0] != ours["embed/patch/kernel"][-1]:
-        raise UserError(
-            f"transformers' own ViT classifies by the class token alone, {model.name} here by the mean of the "
-            "patches as well. Export it as stablehlo."
-        )
-    patch, _, _, dim = ours["embed/patch/kernel"]
-    height, width = model.input_shape[:2]
+def timm_config(
+    model: Any, options: Mapping[str, Any], classes: Sequence[str], preprocess: Preprocess, multi_label: bool = False
+) -> dict[str, Any]:
+    """What `config.json` says of a model that the library has through timm alone; `options` are `create_model`'s."""
+    height, width = preprocess.size
     return {
-        "architectures": ["ViTForImageClassification"],
-        "model_type": "vit",
+        "architectures": ["TimmWrapperForImageClassification"],
+        "model_type": "timm_wrapper",
+        "architecture": model.name,
+        "model_args": dict(options),
+        "num_classes": len(classes),
+        "label_names": list(classes),
+        "problem_type": _problem(multi_label),
+        "pretrained_cfg": {
+            "input_size": [3, height, width],
+            "crop_pct": preprocess.crop_pct,
+            "crop_mode": "squash" if preprocess.squash else "center",
+            "interpolation": preprocess.interpolation,
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+        },
+    }
+
+
+def _problem(multi_label: bool) -> str:
+    return "multi_label_classification" if multi_label else "single_label_classification"
+
+
+def widened(model: Any, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters as the library's own classifier takes them: zeros where it has more, and so computes the same.
+
+    DINOv2's classifier sees the class token and the patches' mean, and its class token has a position.
+    """
+    params = dict(params)
+    shapes = {name: array.shape for name, array in params.items()}
+    if _family(shapes) is not _vit or not _kind(shapes).startswith("dinov2"):
+        return params
+    kernel, positions = params["head/kernel"], params.get("embed/pos_embed")
+    if len(kernel) == shapes["embed/patch/kernel"][-1] and type(model.parts["pool"]).__name__ == "TokenPool":
+        params["head/kernel"] = np.concatenate([kernel, np.zeros_like(kernel)])
+    if positions is not None and _placed(model, shapes) == 0 and "embed/cls_token" in params:
+        params["embed/pos_embed"] = np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1)
+    return params
+
+
+def _placed(model: Any, ours: Shapes) -> int:
+    """How many tokens beside the patches have a position."""
+    patch = ours["embed/patch/kernel"]
+    return ours["embed/pos_embed"][1] - (model.input_shape[0] // patch[0]) * (model.input_shape[1] // patch[1])
+
+
+def unused(ours: Shapes) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what the library's own class has for training alone, and misses in a file without."""
+    if _family(ours) is _vit and _kind(ours) == "dinov2_with_registers":
+        return {"dinov2_with_registers.embeddings.mask_token": (1, ours["embed/patch/kernel"][-1])}
+    return {}
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A class of the library's for ViTs: its name, our options that it has, its pools, tokens that have a position."""
+
+    name: str
+    embed: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ("TokenPool",)
+    placed: int = 1
+    square: bool = False  # its pictures; others would be taken to have a square's positions
+
+
+_KINDS = {
+    "vit": _Kind("ViTForImageClassification"),
+    "deit": _Kind("DeiTForImageClassificationWithTeacher", ("distilled",), placed=2),
+    "beit": _Kind("BeitForImageClassification", ("positions",), ("MeanPool",), 0, square=True),
+    "dinov2": _Kind("Dinov2ForImageClassification", ("positions",), ("TokenPool", "TokenMeanPool"), square=True),
+    "dinov2_with_registers": _Kind(
+        "Dinov2WithRegistersForImageClassification",
+        ("positions", "registers"),
+        ("TokenPool", "TokenMeanPool"),
+        square=True,
+    ),
+}
+_ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "swiglu": "silu"}
+
+
+def _vit_config(model: Any, ours: Shapes) -> dict[str, Any]:
+    name = _kind(ours)
+    kind = _KINDS[name]
+    blocks = [part for part in model.parts if part.startswith("block")]
+    first, dim = model.parts["block0"], ours["embed/patch/kernel"][-1]
+    height, width = model.input_shape[:2]
+    for block in blocks:
+        _plain(model, block, {"heads", "mlp", "act", "epsilon", "layer_scale", "grid"})
+    _plain(model, "embed", {"patch", "dim", *kind.embed})
+    if type(model.parts["pool"]).__name__ not in kind.pools:
+        raise _unlike(model, f"it pools by {type(model.parts['pool']).__name__}")
+    if (placed := _placed(model, ours) if "embed/pos_embed" in ours else 0) != kind.placed:
+        raise _unlike(model, f"{placed} tokens beside the patches have positions")
+    if kind.square and height != width:
+        raise _unlike(model, f"its pictures are {height}×{width}, and it takes positions to be those of a square")
+    epsilons = {getattr(model.parts[part], "epsilon", first.epsilon) for part in (*blocks, "norm", "pool")}
+    if len(epsilons) > 1:
+        raise _unlike(model, "its LayerNorms add different numbers to the variance")
+    made = {
+        "architectures": [kind.name],
+        "model_type": name,
         "hidden_size": dim,
         "num_hidden_layers": len(blocks),
-        "num_attention_heads": model.parts["block0"].heads,
-        "intermediate_size": ours["block0/mlp/fc1/kernel"][1],
-        "hidden_act": "gelu",
+        "num_attention_heads": first.heads,
+        "hidden_act": _ACTS[first.act],
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": model.parts["norm"].epsilon,
-        "qkv_bias": "block0/attn/qkv/bias" in ours,
-        "patch_size": patch,
+        "layer_norm_eps": first.epsilon,
+        "patch_size": ours["embed/patch/kernel"][0],
         "image_size": height if height == width else [height, width],
+    }
+    hidden, gated = ours["block0/mlp/fc2/kernel"][0], vit.is_gated(ours)
+    if name.startswith("dinov2"):
+        # The width of a gated MLP is two thirds of what the ratio says, rounded up to a multiple of 8.
+        ratios = [r for r in range(1, 17) if ((r * dim * 2 // 3 + 7) // 8 * 8 if gated else r * dim) == hidden]
+        if not ratios:
+            raise _unlike(model, f"its MLPs are {hidden} wide beside {dim} channels")
+        made |= {"mlp_ratio": ratios[0], "use_swiglu_ffn": gated, "use_mask_token": False, "qkv_bias": True}
+        return made | ({"num_register_tokens": ours["embed/reg_token"][1]} if "embed/reg_token" in ours else {})
+    if gated:
+        raise _unlike(model, f"its activation is {first.act}")
+    made["intermediate_size"] = hidden
+    if name != "beit":
+        return made | {"qkv_bias": "block0/attn/qkv/bias" in ours}
+    return made | {
+        "use_mask_token": False,
+        "use_absolute_position_embeddings": False,
+        "use_relative_position_bias": True,
+        "use_shared_relative_position_bias": False,
+        "layer_scale_init_value": float(first.layer_scale or 0.0),
+        "use_mean_pooling": True,
     }
 
 
 def _resnet_config(model: Any, ours: Shapes) -> dict[str, Any]:
-    stages: dict[str, list[str]] = {}
-    for block in _blocks(ours):
-        stages.setdefault(block.split("/")[0], []).append(block)
     bottleneck = _convs(ours, "stage1/block0") == 3
     outs = []
     _plain(model, "stem", {"width"})
-    for s, blocks in enumerate(stages.values()):
+    for s, blocks in enumerate(_stages(ours)):
         out = ours[f"{blocks[0]}/conv{3 if bottleneck else 2}/kernel"][-1]
         outs.append(out)
         for b, block in enumerate(blocks):
@@ -300,18 +438,56 @@ def _resnet_config(model: Any, ours: Shapes) -> dict[str, Any]:
             if bottleneck:
                 expected = [(1, inner, 1, 1), (3, inner, stride, 1), (1, out, 1, 1)]
             if [tuple(conv) for conv in model.parts[block].convs] != expected:
-                raise UserError(f"transformers' ResNet has no block with the convolutions of {model.name}'s {block}.")
+                raise _unlike(model, f"its {block} has other convolutions")
     return {
         "architectures": ["ResNetForImageClassification"],
         "model_type": "resnet",
         "embedding_size": ours["stem/conv/kernel"][-1],
         "hidden_sizes": outs,
-        "depths": [len(blocks) for blocks in stages.values()],
+        "depths": [len(blocks) for blocks in _stages(ours)],
         "layer_type": "bottleneck" if bottleneck else "basic",
         "hidden_act": "relu",
         "downsample_in_first_stage": False,
         "downsample_in_bottleneck": False,
     }
+
+
+def _bit_config(model: Any, ours: Shapes) -> dict[str, Any]:
+    stages = _stages(ours)
+    return {
+        "architectures": ["BitForImageClassification"],
+        "model_type": "bit",
+        "embedding_size": ours["stem/conv/kernel"][-1],
+        "hidden_sizes": [ours[f"{blocks[0]}/conv3/kernel"][-1] for blocks in stages],
+        "depths": [len(blocks) for blocks in stages],
+        "layer_type": "preactivation",
+        "hidden_act": "relu",
+        "global_padding": None,  # by half of the filter, whatever the picture's size
+        "num_groups": model.parts["norm"].groups,
+    }
+
+
+def _convnext_config(model: Any, ours: Shapes) -> dict[str, Any]:
+    stages = _stages(ours)
+    return {
+        "architectures": ["ConvNextForImageClassification"],
+        "model_type": "convnext",
+        "num_stages": len(stages),
+        "hidden_sizes": [ours[f"{blocks[0]}/fc2/kernel"][-1] for blocks in stages],
+        "depths": [len(blocks) for blocks in stages],
+        "patch_size": ours["stem/patch/kernel"][0],
+        "hidden_act": "gelu",
+        "layer_norm_eps": model.parts["norm"].epsilon,
+        "image_size": model.input_shape[0],
+    }
+
+
+def _stages(ours: Shapes) -> list[list[str]]:
+    """The blocks of every stage."""
+    stages: dict[str, list[str]] = {}
+    for block in cnn_blocks(ours):
+        stages.setdefault(block.split("/")[0], []).append(block)
+    return [*stages.values()]
 
 
 # How a part computes or is trained, not what.
@@ -324,10 +500,11 @@ def _plain(model: Any, part: str, known: Collection[str]) -> None:
     for option in dataclasses.fields(module):
         value = getattr(module, option.name)
         if option.name not in {*known, *_MANNER} and value != option.default:
-            raise UserError(
-                f"transformers' own model cannot be {model.name}: its {part} has {option.name}={value!r}. "
-                "Export it to timm, or as stablehlo."
-            )
+            raise _unlike(model, f"its {part} has {option.name}={value!r}")
+
+
+def _unlike(model: Any, what: str) -> UserError:
+    return UserError(f"transformers' own model cannot be {model.name}: {what}. Export it to timm, or as stablehlo.")
 
 
 # --- preprocessor_config.json

@@ -206,11 +206,11 @@ def entered(
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             check = held.enter_context(lock.hold(workdir, note))
-            _sweep(workdir)
             finished = _look(workdir, what)  # once more: until now another process may have worked on it
             if finished is None and not (workdir / "config.json").exists():
                 write_json(workdir / "config.json", {"format": FORMAT, **what})
             elif finished is None:
+                _sweep(workdir)
                 note(f"{workdir} holds an interrupted run of this configuration: going on with it.")
         except OSError as error:
             raise UserError(f"{workdir} cannot be written: {error.strerror}. Name another with --workdir.") from None

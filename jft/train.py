@@ -892,6 +892,7 @@ class Run:
         self._write_predictions(likely)
         result["seconds"] = self.clock.seconds()
         result["memory"] = self.clock.memory
+        self.checkpoints.wait()  # what cannot be saved is told before the run counts as finished
         write_json(self.workdir / "result.json", result)
         self._track(result, likely)
         self.display.note(f"Validation accuracy {scores['accuracy']:.2%} of {len(val.labels)} images.")

@@ -92,7 +92,8 @@ def traces(workdir: Path) -> dict[str, object]:
     whole = ("model/model.safetensors", "model/config.json", "metrics.jsonl", "predictions.csv")
     found: dict[str, object] = {name: (workdir / name).read_bytes() for name in whole}
     result = json.loads((workdir / "result.json").read_text())
-    del result["seconds"]
+    for measured in ("seconds", "memory"):
+        result.pop(measured, None)
     for stage in result["stages"]:
         del stage["seconds"]
     found["result.json"] = result

@@ -145,7 +145,9 @@ def load_images(
     for split, dataset in (("train", splits.train), ("val", splits.val)):
         assert dataset is not None
         size = work_size(preprocess, sorted(names)) if split == "train" else preprocess.size
-        fits = 3 * size[0] * size[1] * len(dataset) <= memory_budget(config.resident)
+        # Devices with memory of their own can each hold a share; those of a CPU have one memory.
+        shares = 1 if jax.default_backend() == "cpu" else jax.device_count() // config.tensor
+        fits = 3 * size[0] * size[1] * len(dataset) <= shares * memory_budget(config.resident)
         images = None
         with display.task(f"Decoding {split}", total=len(dataset), unit="images") as advance:
             tell = _differences(advance)

@@ -116,6 +116,12 @@ def distribute(tree: Any, mesh: Mesh, sharding: str = "replicate") -> Any:
     return place(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree), mesh, sharding)
 
 
+def spread(arrays: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Arrays cut over the devices along their first axis, filled up with their first rows where it does not divide."""
+    where, share = over_batch(mesh), mesh.shape[DATA]
+    return {n: put(np.concatenate([v, v[: -len(v) % share]]), where) for n, v in arrays.items()}
+
+
 def collect(tree: Any, sharding: str = "replicate") -> Any:
     """What `distribute` spread out, as arrays of their own shape again."""
     if sharding == "pmap":

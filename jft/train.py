@@ -616,7 +616,13 @@ class Run:
             for one in read:
                 yield shard.put_rows(one, self.mesh, batch, config.sharding)
 
-        if resident:
+        # Each device holds everything if it can; else its share, and a batch is gathered from all of them.
+        whole = not resident or sum(v.nbytes for v in arrays.values()) <= memory_budget(config.resident or 0.5)
+        spread = not whole and config.sharding != "pmap" and self.mesh.shape[shard.DATA] > 1
+        if spread:
+            self.display.note("The examples lie spread over the devices: one does not hold them all.")
+            data = shard.spread(arrays, self.mesh)
+        elif resident:
             data = shard.place(arrays, self.mesh, placement)
         else:
             stream = batches()
@@ -629,7 +635,11 @@ class Run:
                 config, self.model, leg, optimizer, self.preprocess, self.source, self.loss, start, pieces, unroll=slow
             )
             compiled = shard.compile_steps(
-                repeat(step, loop, resident), self.state, self.mesh, config.sharding, "replicate" if resident else "cut"
+                repeat(step, loop, resident),
+                self.state,
+                self.mesh,
+                config.sharding,
+                "replicate" if resident and not spread else "cut",
             )
             if config.sharding == "pmap":
                 break

@@ -112,3 +112,14 @@ def test_a_step_that_memory_does_not_hold_is_taken_in_pieces(plain, folder, tmp_
     pieces = train.train(config(folder, tmp_path / "pieces", features="none"))
     assert len(needed) == 2
     same(plain, pieces, rtol=1e-4, atol=1e-5)
+
+
+def test_examples_that_one_device_does_not_hold_lie_spread(plain, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "memory_budget", lambda share: 1000)
+    cut = []
+    spread = train.shard.spread
+    monkeypatch.setattr(train.shard, "spread", lambda arrays, mesh: cut.append(spread(arrays, mesh)) or cut[-1])
+    run = train.train(config(folder, tmp_path / "run", features="none"))
+    image = cut[0]["image"]
+    assert len(image) % 8 == 0 and image.addressable_shards[0].data.shape[0] == len(image) // 8
+    same(plain, run, rtol=1e-4, atol=1e-5)

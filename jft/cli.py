@@ -165,6 +165,14 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "The same command on an interrupted run goes on with it, on a finished one changes nothing.",
     )
     _config_options(finetune, free)
+    finetune.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take one batch through all that the run will do, and leave nothing behind",
+    )
+    finetune.add_argument(
+        "--overfit", action="store_true", help="train on one batch alone, to see that it can be learned; leaves nothing"
+    )
     finetune.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else on stdout")
 
     plan = command("plan", "Print what would train when, and what it costs; trains nothing", _plan)
@@ -447,11 +455,27 @@ def _finetune(options: argparse.Namespace) -> None:
     from jft.compare import Comparison
 
     configs = configs_of(options)
+    if options.dry_run or options.overfit:
+        _try_out(configs, options)
+        return
     if options.json:
         configs = {name: c.replace(display="quiet") for name, c in configs.items()}
     done = finetune(configs)
     if options.json:
         print(json.dumps(done.rows if isinstance(done, Comparison) else done.result, indent=1, ensure_ascii=False))
+
+
+def _try_out(configs: dict[str, Config], options: argparse.Namespace) -> None:
+    from jft import trial
+
+    for name, config in configs.items():
+        for what, function in (("dry-run", trial.dry_run), ("overfit", trial.overfit)):
+            if vars(options)[what.replace("-", "_")]:
+                found = function(config)
+                if options.json:
+                    print(json.dumps({"config": name, "trial": what} | found.json(), indent=1))
+                else:
+                    print("\n".join([*([name] if name else []), trial.text(found, what)]))
 
 
 def _plan(options: argparse.Namespace) -> None:

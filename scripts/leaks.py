@@ -63,7 +63,7 @@ def main() -> None:
                     checkpoint_every=0.0,
                     workdir=str(root / f"run{i}"),
                     display="quiet",
-                )  # fmt: skip
+                )
             )
             rows.append(held())
             print(i, rows[-1], flush=True)

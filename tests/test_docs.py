@@ -14,18 +14,20 @@ import jft
 from jft import cli, config
 
 PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+READMES = [Path(__file__).parent.parent / name for name in ("README.md", "README.zh.md")]
 RUN = "runs/bees-resnet18-head"
 READS = ("evaluate", "predict", "export", "models", "report")  # what is executed as it stands
 
 
-def blocks(language):
-    for page in PAGES:
-        for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-            yield page.stem, block
+def blocks(languages, pages=PAGES):
+    for page in pages:
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.S | re.M):
+            if language in languages:
+                yield page.stem, block
 
 
-def commands():
-    for page, block in blocks("sh"):
+def commands(pages=PAGES):
+    for page, block in blocks(("sh", ""), pages):
         for line in block.splitlines():
             words = re.split(r"\s{2,}#", line)[0]
             piped = words.startswith("find ")
@@ -57,8 +59,8 @@ def place(folder, tmp_path_factory):
 
 
 def test_every_command_parses_and_its_options_are_of_the_right_kind():
-    found = list(commands())
-    assert len(found) > 20
+    found = [*commands(), *commands(READMES)]
+    assert len(found) > 25
     assert {page for page, *_ in found} >= {"start", "plans", "weights", "data", "use", "fork"}
     parser = cli.make_parser()
     for _, _, words in found:
@@ -102,7 +104,7 @@ def test_every_command_does_what_it_says(place, monkeypatch, capsys):
 def test_python_runs_or_compiles(place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(jft, "finetune", lambda **options: config.Config(**options) and Done(), raising=False)
-    found = list(blocks("python"))
+    found = list(blocks(("python",)))
     assert len(found) >= 6
     for page, block in found:
         space: dict = {}

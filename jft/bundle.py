@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jft import __version__
-from jft.errors import UserError
+from jft.errors import UserError, brief
 from jft.models import make_model
 from jft.models.base import Model
 from jft.preprocess import Preprocess
@@ -20,6 +20,7 @@ from jft.table import Writable, rows_to
 from jft.weights import locate, native, open_weights
 from jft.weights.writers import write_safetensors
 
+MAX_OPTION = 1_000_000  # of the numbers that describe a model
 FORMAT = 2  # 1 had no checksum of its description
 
 
@@ -133,8 +134,7 @@ def load(where: str | Path) -> Bundle:
                 f"{weights.path} is damaged: its sha256 is not the one in config.json. Train or copy it again."
             )
         arrays = {n: weights.read(n) for n in weights.names}
-    model = make_model(name, **options)
-    expected = {n: s.shape for shapes in model.shapes() for n, s in shapes.items()}
+    model, expected = _described(file, name, options, len(arrays))
     found = {n: a.shape for n, a in arrays.items()}
     if expected != found:
         odd = sorted({n for n, _ in expected.items() ^ found.items()})
@@ -142,6 +142,25 @@ def load(where: str | Path) -> Bundle:
     params = {n: a for n, a in arrays.items() if n not in stats}
     batch_stats = {n: a for n, a in arrays.items() if n in stats}
     return Bundle(model, params, batch_stats, classes, preprocess, multi_label, temperature)
+
+
+def _described(
+    file: Path, name: str, options: Mapping[str, Any], tensors: int
+) -> tuple[Model, dict[str, tuple[int, ...]]]:
+    """The model of a description that may be a stranger's, and its shapes. Raises UserError."""
+    for option, value in options.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            # No model has more blocks than its file has tensors; one of 10**9 would be built before it is refused.
+            limit = tensors if option in ("depth", "layers", "depths") else MAX_OPTION
+            if isinstance(number, int) and abs(number) > limit:
+                raise UserError(f"{file} is damaged: its option {option!r} is {number}. Copy the folder again.")
+    try:
+        model = make_model(name, **options)
+        return model, {n: s.shape for shapes in model.shapes() for n, s in shapes.items()}
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever a model's own code makes of numbers that no model has
+        raise UserError(f"{file} describes no {brief(name, 80)} that there can be: {brief(str(error), 300)}") from None
 
 
 def find(source: str | Path) -> Path | None:

@@ -48,7 +48,8 @@ def copy(good, tmp_path) -> Path:
 
 def edit(folder: Path, **changes) -> None:
     about = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(about | changes))
+    about = {k: v for k, v in (about | changes).items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(about | {"sum": bundle._sum(about)}))  # as a forger would
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -123,16 +124,14 @@ def test_a_damaged_description_is_refused(copy, text):
 
 @pytest.mark.parametrize("missing", ["model", "options", "classes", "multi_label", "preprocess", "batch_stats"])
 def test_a_description_that_lacks_something_is_refused(copy, missing):
-    about = json.loads((copy / "config.json").read_text())
-    del about[missing]
-    (copy / "config.json").write_text(json.dumps(about))
+    edit(copy, **{missing: None})
     with pytest.raises(UserError, match=rf"config\.json.*{missing}"):
         bundle.load(copy)
 
 
 def test_a_newer_format_says_to_update(copy):
     edit(copy, format=bundle.FORMAT + 1)
-    with pytest.raises(UserError, match=r"format 2.*Update jft"):
+    with pytest.raises(UserError, match=rf"format {bundle.FORMAT + 1}.*Update jft"):
         bundle.load(copy)
 
 
@@ -142,6 +141,24 @@ def test_a_newer_format_says_to_update(copy):
 def test_another_architecture_is_refused(copy, changes):
     edit(copy, **changes)
     with pytest.raises(UserError):
+        bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"depth": 10**18}, {"heads": 0}, {"dim": 10**12}, {"dim": 3}, {"projection": {}}, {"nonsense": 1}, {"mlp_dim": "x"}],
+    ids=str,
+)
+def test_a_description_of_what_cannot_be_is_refused(copy, options):
+    edit(copy, model="tiny_vit", options={"num_classes": 2, "image_size": [32, 32], **options})
+    with pytest.raises(UserError, match=r"config\.json|option"):
+        bundle.load(copy)
+
+
+def test_a_description_changed_by_hand_is_noticed(copy):
+    file = copy / "config.json"
+    file.write_text(file.read_text().replace(CLASSES[0], "another", 1))
+    with pytest.raises(UserError, match="checksum"):
         bundle.load(copy)
 
 

@@ -146,7 +146,15 @@ def test_another_architecture_is_refused(copy, changes):
 
 @pytest.mark.parametrize(
     "options",
-    [{"depth": 10**18}, {"heads": 0}, {"dim": 10**12}, {"dim": 3}, {"projection": {}}, {"nonsense": 1}, {"mlp_dim": "x"}],
+    [
+        {"depth": 10**18},
+        {"heads": 0},
+        {"dim": 10**12},
+        {"dim": 3},
+        {"projection": {}},
+        {"nonsense": 1},
+        {"mlp_dim": "x"},
+    ],
     ids=str,
 )
 def test_a_description_of_what_cannot_be_is_refused(copy, options):

@@ -200,13 +200,13 @@ def unlabelled(paths: Iterable[str | Path], classes: Sequence[str] = ()) -> tupl
     for given in paths:
         path = Path(given).expanduser()
         if os.path.isdir(path):
-            inside, left_out = _pictures(path, _shown(str(path)).rstrip("/"))
+            inside, left_out = _pictures(path, shown(str(path)).rstrip("/"))
             files += inside
             excluded += left_out
         elif os.path.isfile(path):
-            files.append((_shown(str(path)), path))
+            files.append((shown(str(path)), path))
         elif os.path.lexists(path):
-            excluded.append((_shown(str(path)), _no_file(path)))
+            excluded.append((shown(str(path)), _no_file(path)))
         else:
             raise UserError(_no_such(path))
     labels = np.full(len(files), -1, np.int32)
@@ -260,7 +260,7 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
         for folder in folders:
             split = SPLITS.get(folder.name.lower())
             if split is None:
-                excluded.append((_shown(folder.name) + "/", "neither train, val nor test"))
+                excluded.append((shown(folder.name) + "/", "neither train, val nor test"))
             elif split in splits:
                 raise UserError(f"{root} has both {splits[split].name}/ and {folder.name}/; keep one of them.")
             else:
@@ -268,12 +268,12 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
     else:
         splits["train"] = root
     if splits["train"] != root:
-        excluded += [(_shown(f.name), "not in a class folder") for f in files]
-        excluded += [(_shown(f.name), _no_file(f)) for f in odd]
+        excluded += [(shown(f.name), "not in a class folder") for f in files]
+        excluded += [(shown(f.name), _no_file(f)) for f in odd]
 
     found: dict[str, dict[str, list[tuple[str, Path]]]] = {}
     for split, folder in splits.items():
-        found[split], left_out = _class_folders(folder, "" if folder == root else f"{_shown(folder.name)}/")
+        found[split], left_out = _class_folders(folder, "" if folder == root else f"{shown(folder.name)}/")
         excluded += left_out
     classes = tuple(sorted(name for name, pictures in found["train"].items() if pictures))
     if not classes:
@@ -296,7 +296,7 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
                 + " Every split needs the same class folders."
             )
         for name in sorted(n for n, pictures in by_class.items() if not pictures):
-            where = name if splits[split] == root else f"{_shown(splits[split].name)}/{name}"
+            where = name if splits[split] == root else f"{shown(splits[split].name)}/{name}"
             note = "class folder without images" + ("; the class is left out" if split == "train" else "")
             excluded.append((f"{where}/", note))
     datasets = {}
@@ -314,13 +314,13 @@ def _class_folders(folder: Path, prefix: str) -> tuple[dict[str, list[tuple[str,
     """For each class folder its pictures (name, path). Names that only Unicode's normal forms tell apart are one."""
     folders, files, odd = _entries(folder)
     excluded: Excluded = [
-        (prefix + _shown(f.name), "not in a class folder") for f in files if prefix or f.name != QUARANTINE
+        (prefix + shown(f.name), "not in a class folder") for f in files if prefix or f.name != QUARANTINE
     ]
-    excluded += [(prefix + _shown(f.name), _no_file(f)) for f in odd]
+    excluded += [(prefix + shown(f.name), _no_file(f)) for f in odd]
     classes: dict[str, list[tuple[str, Path]]] = {}
     for inside in folders:
-        pictures, left_out = _pictures(inside, prefix + _shown(inside.name))
-        classes.setdefault(unicodedata.normalize("NFC", _shown(inside.name)), []).extend(pictures)
+        pictures, left_out = _pictures(inside, prefix + shown(inside.name))
+        classes.setdefault(unicodedata.normalize("NFC", shown(inside.name)), []).extend(pictures)
         excluded += left_out
     return classes, excluded
 
@@ -338,13 +338,13 @@ def _pictures(folder: Path, name: str) -> tuple[list[tuple[str, Path]], Excluded
             continue
         seen.add((status.st_dev, status.st_ino))
         folders, files, odd = _entries(folder)
-        excluded += [(f"{name}/{_shown(f.name)}", _no_file(f)) for f in odd]
-        waiting += [(f"{name}/{_shown(f.name)}", f) for f in reversed(folders)]
+        excluded += [(f"{name}/{shown(f.name)}", _no_file(f)) for f in odd]
+        waiting += [(f"{name}/{shown(f.name)}", f) for f in reversed(folders)]
         for file in files:
             if _is_picture(file):
-                pictures.append((f"{name}/{_shown(file.name)}", file))
+                pictures.append((f"{name}/{shown(file.name)}", file))
             else:
-                excluded.append((f"{name}/{_shown(file.name)}", "not an image"))
+                excluded.append((f"{name}/{shown(file.name)}", "not an image"))
     return pictures, excluded
 
 
@@ -409,7 +409,7 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A file name as text that can be printed and written anywhere, whatever its bytes are."""
     return printable(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
@@ -477,7 +477,7 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
                     f"{where}: {name} was listed before with another label or split. "
                     "An image with several labels has one line, its labels separated by |."
                 )
-            excluded.append((_shown(name), "listed twice"))
+            excluded.append((shown(name), "listed twice"))
             continue
         if not os.path.isfile(target):
             missing.append(name)
@@ -512,7 +512,7 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
                 matrix[i, [index[label] for label in labels]] = 1
         else:
             matrix = np.array([index[labels[0]] for _, labels, _ in chosen], np.int32)
-        datasets[split] = _files_dataset([(_shown(name), target) for name, _, target in chosen], matrix, classes)
+        datasets[split] = _files_dataset([(shown(name), target) for name, _, target in chosen], matrix, classes)
     return datasets, excluded
 
 

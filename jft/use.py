@@ -253,8 +253,8 @@ def pictures(
             listed = _column(Path(text))
         if listed is not None:
             for path in map(Path, listed):
-                names.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
-                reads.append(partial(Path.read_bytes, path))
+                names.append(sources.shown(str(path)))
+                reads.append(partial(sources.read_file, path))
             continue
         found: list[str | Path] = [word]
         if not os.path.exists(os.path.expanduser(text)) and glob.has_magic(text):

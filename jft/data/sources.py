@@ -397,10 +397,11 @@ def _is_picture(path: Path) -> bool:
 
 def _files_dataset(files: list[tuple[str, Path]], labels: np.ndarray, classes: tuple[str, ...]) -> Dataset:
     paths = tuple(path for _, path in files)
-    return Dataset(tuple(name for name, _ in files), labels, classes, lambda i: _content(paths[i]), paths)
+    return Dataset(tuple(name for name, _ in files), labels, classes, lambda i: read_file(paths[i]), paths)
 
 
-def _content(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A file's bytes. Raises OSError for what is no file, or one of more than MAX_FILE bytes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(_no_file(path))

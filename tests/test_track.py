@@ -204,3 +204,40 @@ def test_mistakes_are_the_surest_first():
 def test_a_thumbnail_is_small_and_of_a_bad_file_there_is_none():
     assert track.thumbnail(np.zeros((400, 800, 3), np.uint8)).shape == (80, 160, 3)
     assert track.thumbnail(b"no image") is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_run_tells_its_trackers_all(tmp_path):
+    import jft
+    from jft.report.log import read
+
+    made = []
+
+    class Told(Kept):
+        def __init__(self, workdir, about, step):
+            super().__init__(workdir, about, step)
+            self.pictures: list[str] = []
+            made.append(self)
+
+        def picture(self, step, name, pixels):
+            assert pixels.dtype == np.uint8 and max(pixels.shape) <= track.PICTURE
+            self.pictures.append(name)
+
+    rng = np.random.default_rng(0)
+    pixels, labels = rng.integers(0, 256, (32, 32, 32, 3), np.uint8), np.arange(32) % 3  # nothing to be learned
+    run = jft.finetune(
+        data={"train": (pixels[:16], labels[:16]), "val": (pixels[16:], labels[16:])},
+        model="tiny_vit", weights="none", epochs=1, batch=8, display="quiet",
+        preprocess={"crop_pct": 1.0}, workdir=str(tmp_path / "run"), track=(Told,),
+    )  # fmt: skip
+    (told,) = made
+    assert told.said[0] == ("open", 0) and told.said[1:] == [("close", run.result)]
+    names = {name for _, values in told.rows for name in values}
+    assert {"loss", "accuracy", "lr", "lr/head", "grad_norm", "val_loss", "val_accuracy"} <= names
+    logged = [(row["step"], row["loss"]) for row in read(run.workdir / "metrics.jsonl") if "loss" in row]
+    assert [(step, values["loss"]) for step, values in told.rows if "loss" in values] == logged
+    wrong = run.result["val"]["count"] - round(run.result["val"]["accuracy"] * run.result["val"]["count"])
+    assert len(told.pictures) == wrong > 0 and told.pictures[0].startswith("mistakes/01 ")
+    assert 0.05 <= jft.load(run.workdir).temperature <= 20
+    assert "track" not in (run.workdir / "config.json").read_text()

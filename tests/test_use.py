@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from jft import bundle, table, use
+from jft.config import Config
 from jft.data import sources
 from jft.errors import UserError
+from jft.hyper import follow_weights
 from jft.use import evaluate_dataset, predict, pretrained, probabilities, run_model
 
 REAL = {
@@ -244,6 +246,10 @@ def test_a_bundle_needs_no_name_beside_it(model, photos, tmp_path):
         found = pretrained(None, str(where))
         assert (found.classes, found.temperature) == (model.classes, 1.5)
     assert predict(found, [photos / "0.png"]) == predict(model, [photos / "0.png"])
+    named = Config(weights=str(tmp_path / "run"))
+    assert follow_weights(named).model == "tiny_vit" and follow_weights(named).weights.endswith("model")
+    assert follow_weights(named.replace(model="resnet18")).model == "resnet18"
+    assert follow_weights(Config(weights="none")) == Config(weights="none")
     np.savez(tmp_path / "other.npz", x=np.zeros(1))
     with pytest.raises(UserError, match="--model must say"):
         pretrained(None, str(tmp_path / "other.npz"))

@@ -68,7 +68,9 @@ EXAMPLES = {
   jft push runs/bees-resnet50-head me/bees --private --yes
   jft predict hf:me/bees photos/                                what others do with it""",
     "report": """
-  jft report runs/bees-resnet50-head""",
+  jft report runs/bees-resnet50-head
+  jft report runs/bees-resnet50-head --explain                  Grad-CAM, nearest training images, a linear probe
+  jft report runs/bees-* --out bees.html                        all of them on one page""",
     "data": """
   jft data check bees/                                          what is wrong with the pictures, if anything
   jft data check labels.csv --out look/                         a report, a sheet of the suspicious, a list to leave out
@@ -289,11 +291,28 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
 
     report = command(
         "report",
-        "Draw the report of a run",
+        "Draw the report of a run, or compare several",
         _report,
-        "Runs draw theirs at the end; an unfinished one gets what it has.",
+        "Runs draw theirs at the end; an unfinished one gets what it has. Of several runs, or of a comparison's "
+        "folder, one page: a table with intervals, what they did differently, their curves.",
     )
-    report.add_argument("workdir", metavar="W", help="a run's folder")
+    report.add_argument("workdirs", nargs="+", metavar="W", help="a run's folder; several, or that of a comparison")
+    report.add_argument(
+        "--explain",
+        action="store_true",
+        help="one run: run the model again for Grad-CAM, nearest training images, a linear probe (default: no)",
+    )
+    report.add_argument(
+        "--images", type=int, default=2000, metavar="N",
+        help="with --explain: at most N training and N validation images are run (default: 2000)",
+    )  # fmt: skip
+    report.add_argument(
+        "--data", metavar="D", help="one run: its data, where they have moved (default: where they were)"
+    )
+    report.add_argument(
+        "--out", metavar="FILE",
+        help="several: the page (default: comparison.html beside the first, W/report.html of a comparison's folder)",
+    )  # fmt: skip
 
     average = command(
         "average",
@@ -630,8 +649,26 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from jft.report.html import make_report
+    from jft.report.live import make_display
+    from jft.report.several import is_comparison, make_comparison
 
-    print(make_report(options.workdir))
+    first = options.workdirs[0]
+    if len(options.workdirs) > 1 or is_comparison(first):
+        if options.explain or options.data:
+            options.parser.error("--explain and --data are of one run")
+        whole = str(Path(first) / "report.html") if len(options.workdirs) == 1 else None
+        print(make_comparison(options.workdirs, options.out or whole))
+        return
+    if options.out:
+        options.parser.error("--out is of several runs: one has its report in its folder")
+    if options.images < 1:
+        raise UserError(f"--images is {options.images}; at least 1 is needed.")
+    if options.explain:
+        from jft.explain import explain
+
+        with contextlib.closing(make_display("auto")) as display:
+            explain(first, options.data, images=options.images, display=display)
+    print(make_report(first, data=options.data))
 
 
 def _average(options: argparse.Namespace) -> None:

@@ -1,7 +1,6 @@
 """Several runs side by side: named configs, each over several seeds, and the table of what they reached."""
 
 import contextlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from jft import shard
 from jft.config import Config, write_json
 from jft.errors import UserError
 from jft.features import Shared
 from jft.report.live import make_display
+from jft.report.several import make_comparison, mean_interval
 from jft.run import default_workdir
 from jft.train import train
-
-# Student's t at 97.5 % for 1 to 9 degrees of freedom: the 95 % interval of a mean over 2 to 10 runs.
-T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass
@@ -37,7 +35,9 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
     first = next(iter(configs.values()))
     workdir = Path(first.workdir or default_workdir(first))
     if first.distributed:
-        raise UserError("--distributed is for one run; start those of a comparison, --seed by --seed, one after another.")
+        raise UserError(
+            "--distributed is for one run; start those of a comparison, --seed by --seed, one after another."
+        )
     if (workdir / "config.json").exists():
         raise UserError(f"{workdir} holds a single run. Name another folder for a comparison with --workdir.")
     rows = []
@@ -60,6 +60,11 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
             title=str(workdir),
         )
     write_json(workdir / "result.json", {"rows": rows})
+    if shard.first():
+        try:
+            display.note(f"The comparison is in {make_comparison([workdir], workdir / 'report.html')}.")
+        except Exception as error:  # the runs are finished: a page that fails is told and costs nothing else
+            display.warn(f"The comparison's page could not be made: {type(error).__name__}: {error}")
     return Comparison(workdir, rows)
 
 
@@ -69,13 +74,12 @@ def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     values = np.array([r[on]["accuracy"] for r in results])
     n = len(values)
     std = float(values.std(ddof=1)) if n > 1 else 0.0
-    half = (T[n - 2] if n <= len(T) + 1 else 1.96) * std / math.sqrt(n) if n > 1 else None
     return {
         "name": name,
         "on": on,
         "accuracy": float(values.mean()),
         "std": std,
-        "interval": None if half is None else [float(values.mean()) - half, float(values.mean()) + half],
+        "interval": list(mean_interval(values.tolist())) if n > 1 else None,
         "values": values.tolist(),
         "seeds": n,
         "trainable_params": max(s["trainable_params"] for r in results for s in r["stages"]),

@@ -217,6 +217,13 @@ def _own_data(workdir: str | Path, given: str) -> Any:
 
 def own_validation(workdir: str | Path) -> sources.Dataset:
     """The validation images of a run. Raises UserError where its data are not there now."""
+    val = own_splits(workdir).val
+    assert val is not None  # the run had one
+    return val
+
+
+def own_splits(workdir: str | Path) -> sources.Splits:
+    """The data of a run as it divided them. Raises UserError where they are not there now."""
     about = read_json(Path(workdir) / "config.json")
     if "config" not in about:
         raise UserError(f"{workdir} is a model, not a run, so it names no validation images. Pass --data.")
@@ -226,9 +233,7 @@ def own_validation(workdir: str | Path) -> sources.Dataset:
             f"{workdir} was trained on {given}, which is not here now, or was given in Python. Pass --data."
         )
     found = _own_data(workdir, given)
-    splits = sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
-    assert splits.val is not None  # the run had one
-    return splits.val
+    return sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
 
 
 def pictures(

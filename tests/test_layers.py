@@ -15,7 +15,7 @@ LAYERS = (
     {"distil", "config", "report", "diagnose"},
     {"bundle", "run", "hyper"},
     {"use", "build", "sanity", "stablehlo"},
-    {"train", "preview", "convert", "average", "rank", "push"},
+    {"train", "preview", "convert", "average", "rank", "push", "explain"},
     {"compare", "finder", "trial"},
     {"api", "sweep"},
     {"cli"},

@@ -17,6 +17,7 @@ from jft.data.sources import arrays
 from jft.errors import UserError
 from jft.report import log, plots
 from jft.report.html import Markup, make_report, tag
+from jft.report.several import make_comparison, mean_interval
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -356,6 +357,60 @@ def test_a_damaged_run_is_named(tmp_path, name):
 def test_no_run_no_report(tmp_path):
     with pytest.raises(UserError, match="no run's folder"):
         make_report(tmp_path)
+
+
+def changed(folder, name, change):
+    """A file of a run's folder with something else in it."""
+    held = json.loads((folder / name).read_text())
+    change(held)
+    (folder / name).write_text(json.dumps(held))
+
+
+def test_runs_are_compared_on_one_page(tmp_path):
+    for i, (name, seed) in enumerate([("head", 0), ("head", 1), ("all", 0), ("all", 1)]):
+        folder = make_run(tmp_path / "c" / name / f"seed{seed}", ["<b>ants", "bees"], 90)
+        changed(folder, "result.json", lambda r, i=i: r["val"].update(accuracy=(0.8, 0.84, 0.9, 0.92)[i]))
+        changed(folder, "config.json", lambda c, name=name, seed=seed: c["config"].update(plan=name, seed=seed))
+    rows = [{"name": "head"}, {"name": "all"}]
+    (tmp_path / "c" / "result.json").write_text(json.dumps({"rows": rows}))
+    with np.load(folder / "predictions.npz") as file:
+        held = dict(file)
+    held["probabilities"] = np.where(held["labels"][:, None] == np.arange(2)[None], 0.9, 0.1).astype(np.float32)
+    np.savez(folder / "predictions.npz", **held)
+    page = Page(make_comparison([tmp_path / "c"]))
+    low, high = mean_interval([0.8, 0.84])
+    assert f"82.0 % {100 * low:.1f} to {100 * min(high, 1):.1f}" in page.text and "91.0 %" in page.text
+    assert "plan head all" in page.text and "seed " not in page.text.split("Curves")[0].split("differently")[-1]
+    assert "script" not in page.tags and "b" not in page.tags and page.tags.count("h1") == 1
+    for words in ("4 runs on", "Where they differ", "Validation loss", "Time", "calibration error"):
+        assert words in page.text, words
+    # Two of the four quarters of the second's answers are all right: the rest is the first's mistakes halved.
+    with np.load(tmp_path / "c" / "head" / "seed0" / "predictions.npz") as file:
+        wrong = float(np.mean(file["probabilities"].argmax(1) != file["labels"]))
+    assert f"{50 * wrong:+.1f} (" in page.text
+
+
+def test_single_runs_are_compared_beside_the_first(tmp_path):
+    folders = [make_run(tmp_path / name, ["a", "b"], 60, several=several) for name, several in (("x", 0), ("y", 1))]
+    make_report(folders[0])
+    path = make_comparison(folders)
+    page = Page(path)
+    assert path == tmp_path / "comparison.html" and "other images" in page.text
+    assert ("a", "href", "x/report.html") in page.attributes
+    assert "Nothing: the configurations are the same." in page.text
+    (folders[1] / "result.json").unlink()
+    with pytest.raises(UserError, match="y holds a run that is not finished"):
+        make_comparison(folders)
+    with pytest.raises(UserError, match="nor one of a comparison"):
+        make_comparison([tmp_path / "nothing"])
+
+
+def test_mean_interval_is_students():
+    import scipy.stats
+
+    values = [0.9, 0.92, 0.95, 0.91]
+    wanted = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
+    assert mean_interval(values) == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.slow

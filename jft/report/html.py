@@ -80,13 +80,13 @@ class Run:
         return self.labels.ndim == 2
 
 
-def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
+def make_report(workdir: str | Path, images: Dataset | None = None, data: str | Path | None = None) -> Path:
     """Write `report.html` into a run's folder from what lies there, and return its path.
 
-    Its pictures come from `images`, else from the folder or CSV that the run was given, if it is still there. An
-    interrupted run gets a report of what there is. Raises UserError where the folder is no run's.
+    Its pictures come from `images`, else from `data`, else from the folder or CSV that the run was given, if it is
+    still there. An interrupted run gets a report of what there is. Raises UserError where the folder is no run's.
     """
-    run = read_run(Path(workdir), images)
+    run = read_run(Path(workdir), images, data)
     sections = [
         ("Result", _result(run)),
         ("What was trained when", _stages(run)),
@@ -103,18 +103,18 @@ def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
     ]
     path = run.folder / "report.html"
     beside = path.with_name(path.name + ".part")
-    title = f"{_model(run)} on {_data_name(run)}"
+    title = f"{_model(run)} on {data_name(run)}"
     made = f"Made by jft {_versions(run).get('jft', '')} from the files in {run.folder.name}."
     beside.write_text(page(title, _subtitle(run), sections, made), "utf-8", "replace")
     beside.replace(path)
     return path
 
 
-def read_run(folder: Path, images: Dataset | None = None) -> Run:
+def read_run(folder: Path, images: Dataset | None = None, data: str | Path | None = None) -> Run:
     """The files of a run's folder. Raises UserError where there is no config.json."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no run's folder: it has no config.json. `jft finetune --workdir` makes one.")
-    config, result = _json(folder / "config.json"), _json(folder / "result.json")
+    config, result = read_json(folder / "config.json"), read_json(folder / "result.json")
     rows = log.read(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
     classes = [str(c) for c in result.get("classes") or config.get("classes") or []]
     names: list[str] = []
@@ -129,8 +129,8 @@ def read_run(folder: Path, images: Dataset | None = None) -> Run:
         labels = labels.astype(bool if labels.ndim == 2 else np.int64)
         if probabilities.shape[1] != len(classes):
             classes = classes or [str(i) for i in range(probabilities.shape[1])]
-    data = str(result.get("data") or (config.get("config") or {}).get("data") or ".")
-    about = _json(folder / "model" / "config.json")
+    data = str(data or result.get("data") or (config.get("config") or {}).get("data") or ".")
+    about = read_json(folder / "model" / "config.json")
     explained = read_explained(folder)
     read = _reader(data, images)
     return Run(folder, config, result, rows, classes, names, labels, probabilities, read, about, explained)
@@ -145,11 +145,12 @@ def read_explained(folder: Path) -> dict[str, np.ndarray]:
         return {}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / EXPLAINED} is damaged: {error}. Remove it.") from None
-    of = _json(folder / "model" / "config.json").get("sha256")
+    of = read_json(folder / "model" / "config.json").get("sha256")
     return found if str(found.get("sha256")) == str(of) else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where it is not there. Raises UserError where it is damaged."""
     if not path.is_file():
         return {}
     try:
@@ -203,7 +204,8 @@ def _versions(run: Run) -> Mapping[str, Any]:
     return run.config.get("versions") or {}
 
 
-def _data_name(run: Run) -> str:
+def data_name(run: Run) -> str:
+    """The last part of what a run was given as data."""
     given = str(run.result.get("data") or _settings(run).get("data") or "data")
     return Path(given.rstrip("/")).name or given
 
@@ -219,7 +221,7 @@ def _subtitle(run: Run) -> str:
     return " · ".join(s for s in said if s)
 
 
-def _table(
+def table(
     columns: Sequence[str],
     rows: Iterable[Sequence[Any]],
     caption: str = "",
@@ -252,11 +254,13 @@ def _bar(share: Any) -> Markup:
     return tag("span", tag("i", style=f"--share: {100 * share:.1f}%"), class_="bar", aria_hidden="true")
 
 
-def _percent(value: Any) -> str:
+def percent(value: Any) -> str:
+    """A share as `93.1 %`."""
     return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
+    """A duration: `12.5 s`, `3 min 4 s`, `2 h 5 min`."""
     minutes, seconds = divmod(round(value), 60)
     told = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
     return (told if minutes else f"{value:.1f} s").replace(" ", "\N{NO-BREAK SPACE}")
@@ -279,27 +283,27 @@ def _result(run: Run) -> Any:
         low, high = metrics.wilson(right, n)
         told = f"{right:,} of {n:,} images right; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
         name = "Validation accuracy, all labels right" if run.several else "Validation accuracy"
-        tiles.append(_tile(name, _percent(scores["accuracy"]), told, class_="main"))
+        tiles.append(_tile(name, percent(scores["accuracy"]), told, class_="main"))
     test = run.result.get("test") or {}
     if "accuracy" in test:
         told = f"of {test.get('count', 0):,} images"
         if test.get("count"):
             low, high = metrics.wilson(round(test["accuracy"] * test["count"]), test["count"])
             told += f"; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-        tiles.append(_tile("Test accuracy", _percent(test["accuracy"]), told, class_="main"))
+        tiles.append(_tile("Test accuracy", percent(test["accuracy"]), told, class_="main"))
     if len(run.labels) and not run.several:
         often = np.bincount(run.labels, minlength=len(run.classes))
         answer = f"always answering “{run.classes[int(often.argmax())]}”"
-        tiles.append(_tile("Majority baseline", _percent(often.max() / n), answer))
+        tiles.append(_tile("Majority baseline", percent(often.max() / n), answer))
     if run.several and len(run.labels) and (some := run.labels.any(axis=0)).any():
-        chance = _percent(run.labels.mean(axis=0)[some].mean())
+        chance = percent(run.labels.mean(axis=0)[some].mean())
         tiles.append(_tile("Chance baseline", chance, "mean average precision of answers at random"))
     if "probe_accuracy" in run.explained:
         told = f"logistic regression on {int(run.explained['probe_count']):,} images' features, pretrained weights"
-        tiles.append(_tile("Linear probe baseline", _percent(float(run.explained["probe_accuracy"])), told))
+        tiles.append(_tile("Linear probe baseline", percent(float(run.explained["probe_accuracy"])), told))
     if "accuracy" in (last := run.result.get("last") or {}):
         best = f"the model kept is of step {scores['best_step']:,}" if "best_step" in scores else "of the last step"
-        tiles.append(_tile("Last state", _percent(last["accuracy"]), best))
+        tiles.append(_tile("Last state", percent(last["accuracy"]), best))
     shown = (
         ("average_precision", "Mean average precision", True, "mean over classes"),
         ("top5_accuracy", "Top-5 accuracy", True, "the right class among the five likeliest"),
@@ -310,14 +314,14 @@ def _result(run: Run) -> Any:
         ("log_loss", "Log loss", False, "nats; 0 is perfect"),
         ("ece", "Calibration error", True, "expected, 15 intervals"),
     )
-    for key, name, percent, note in shown:
+    for key, name, share, note in shown:
         if key in scores:
             if key in ranges:
-                low, high = (100 * v for v in ranges[key]) if percent else ranges[key]
-                note += f"; 95 % interval {low:.1f} to {high:.1f} %" if percent else f"; 95 % {low:.3f} to {high:.3f}"
-            tiles.append(_tile(name, _percent(scores[key]) if percent else f"{scores[key]:.3f}", note))
+                low, high = (100 * v for v in ranges[key]) if share else ranges[key]
+                note += f"; 95 % interval {low:.1f} to {high:.1f} %" if share else f"; 95 % {low:.3f} to {high:.3f}"
+            tiles.append(_tile(name, percent(scores[key]) if share else f"{scores[key]:.3f}", note))
     if total := (run.result.get("seconds") or {}).get("total"):
-        tiles.append(_tile("Time", _seconds(total), "from the command to the result"))
+        tiles.append(_tile("Time", seconds(total), "from the command to the result"))
     how = (
         "Intervals: Wilson's for accuracies, else of 1,000 resamples of the images (bootstrap): how far a figure would "
         "move with other images of the same kind. Another seed of the training moves it too: --seeds 5 says how far. "
@@ -341,25 +345,25 @@ def _stages(run: Run) -> Any:
             f"{s['epochs']:.3g}" if s.get("epochs") is not None else "",
             f"{s['lr']:.2g}" if s.get("lr") is not None else "",
             f"{s.get('trainable_params', 0):,}",
-            _percent(s["val_accuracy"]) if "val_accuracy" in s else "",
-            _seconds(s.get("seconds", 0)),
+            percent(s["val_accuracy"]) if "val_accuracy" in s else "",
+            seconds(s.get("seconds", 0)),
         )
         for i, s in enumerate(done, 1)
     ]
     columns = ("stage", "steps", "epochs", "peak rate", "parameters trained", "validation accuracy after it", "time")
     names = [str(s.get("name", "")) for s in done]
-    table = _table(columns, numbers, class_="wide")
+    numbered = table(columns, numbers, class_="wide")
     try:
         parts, rates = _rates(run)
     except Exception:  # a model or a plan that this version cannot build: the table tells enough
-        return table
+        return numbered
     groups = [
         (f"{i}. {name}", told, f"{rate:.2g}")
         for i, (name, of) in enumerate(zip(names, rates, strict=False), 1)
         for told, rate in _groups(parts, of)
     ]
-    each = [tag("summary", "Peak learning rate of each group"), _table(("stage", "parts", "rate"), groups, text=(1,))]
-    return [_parts(parts, rates, names), table, tag("details", each)]
+    each = [tag("summary", "Peak learning rate of each group"), table(("stage", "parts", "rate"), groups, text=(1,))]
+    return [_parts(parts, rates, names), numbered, tag("details", each)]
 
 
 def _groups(parts: Sequence[str], rates: Sequence[float]) -> list[tuple[str, float]]:
@@ -445,9 +449,9 @@ def _curves(run: Run) -> Any:
             firsts[str(stage.get("name", ""))] = step
             step += int(stage.get("steps", 0))
     stages = list(firsts.items())
-    loss, val_loss = _series(run, "loss"), _series(run, "val_loss")
-    right, val_right = _series(run, "accuracy"), _series(run, "val_accuracy")
-    rate = _series(run, "lr")
+    loss, val_loss = series(run, "loss"), series(run, "val_loss")
+    right, val_right = series(run, "accuracy"), series(run, "val_accuracy")
+    rate = series(run, "lr")
     drawn = [
         ("Loss", plots.curve("Loss over the steps", loss, val_loss, stages)) if loss or val_loss else None,
         ("Accuracy", plots.curve("Accuracy over the steps", right, val_right, stages, percent=True))
@@ -457,7 +461,7 @@ def _curves(run: Run) -> Any:
         if rate
         else None,
     ]
-    figures = [_figure(*d) for d in drawn if d]
+    figures = [figure(*d) for d in drawn if d]
     if not figures:
         return None
     bad = sum(not np.isfinite(value) for _, value in loss)
@@ -493,7 +497,7 @@ def _distance(run: Run) -> Any:
     if not rows or not (last := {part: float(v) for part, v in rows[-1].items()}):
         return None
     most = max((v for v in last.values() if np.isfinite(v)), default=0.0) or 1.0
-    table = [
+    cells = [
         (
             part,
             f"{v:.3g}",
@@ -506,10 +510,11 @@ def _distance(run: Run) -> Any:
     ]
     told = "‖w − w_s‖ of what has trained, at the last validation and on the way there: what fine-tuning had to change."
     columns = ("part", "distance from the pretrained weights", "", "over the validations")
-    return [tag("p", told, class_="muted small"), _table(columns, table)]
+    return [tag("p", told, class_="muted small"), table(columns, cells)]
 
 
-def _series(run: Run, key: str) -> list[tuple[int, float]]:
+def series(run: Run, key: str) -> list[tuple[int, float]]:
+    """A figure of the log, by step."""
     return [
         (int(row["step"]), float(row[key]))
         for row in run.rows
@@ -517,7 +522,8 @@ def _series(run: Run, key: str) -> list[tuple[int, float]]:
     ]
 
 
-def _figure(caption: str, svg: str, **attributes: Any) -> Markup:
+def figure(caption: str, svg: str, **attributes: Any) -> Markup:
+    """A drawing with its caption."""
     return tag("figure", tag("figcaption", caption), Markup(svg), **attributes)
 
 
@@ -545,7 +551,7 @@ def _classes(run: Run) -> Any:
     wrong = counts - np.diag(right)
     worst = [divmod(int(i), len(counts)) for i in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]]
     pairs = [
-        (_called(run, true), _called(run, said), f"{wrong[true, said]:,}", _percent(wrong[true, said] / support[true]))
+        (_called(run, true), _called(run, said), f"{wrong[true, said]:,}", percent(wrong[true, said] / support[true]))
         for true, said in worst
         if wrong[true, said]
     ]
@@ -555,7 +561,7 @@ def _classes(run: Run) -> Any:
             tag("p", "A number before a class is its place in the figure.", class_="muted small")
             if len(counts) > NAMED_CLASSES
             else None,
-            _table(("true class", "taken for", "images", "of the class"), pairs, text=(1,)),
+            table(("true class", "taken for", "images", "of the class"), pairs, text=(1,)),
         ]
     return [*parts, _per_class(run, right, support, often, wrong)]
 
@@ -579,11 +585,11 @@ def _labels(run: Run) -> Any:
                 f"{right[c]:,}",
                 f"{support[c] - right[c]:,}",
                 f"{often[c] - right[c]:,}",
-                _percent(found["precision"][c]) if often[c] else "–",
-                _percent(found["recall"][c]) if support[c] else "–",
+                percent(found["precision"][c]) if often[c] else "–",
+                percent(found["recall"][c]) if support[c] else "–",
                 _bar(found["recall"][c]),
                 f"{found['f1'][c]:.3f}" if support[c] or often[c] else "–",
-                "–" if area is None else _percent(area),
+                "–" if area is None else percent(area),
             )
         )
     caption = (
@@ -599,8 +605,8 @@ def _long_table(columns: Sequence[str], rows: Sequence[Any], caption: str, text:
     more = None
     if rest:
         told = tag("summary", f"The other {len(rest)} classes")
-        more = tag("details", told, _table(columns, rest, "", text, class_="wide"))
-    return [_table(columns, first, caption, text, class_="wide"), more]
+        more = tag("details", told, table(columns, rest, "", text, class_="wide"))
+    return [table(columns, first, caption, text, class_="wide"), more]
 
 
 def _confusion_table(run: Run, counts: np.ndarray) -> Markup:
@@ -609,7 +615,7 @@ def _confusion_table(run: Run, counts: np.ndarray) -> Markup:
     for i, name in enumerate(run.classes):
         cells = [
             tag("td", f"{counts[i, j]:,}", class_="right" if i == j else "wrong",
-                style=f"--share: {0.55 * share[i, j] + (0.06 if counts[i, j] else 0):.3f}", title=_percent(share[i, j]))
+                style=f"--share: {0.55 * share[i, j] + (0.06 if counts[i, j] else 0):.3f}", title=percent(share[i, j]))
             for j in range(len(counts))
         ]  # fmt: skip
         rows.append(tag("tr", tag("th", name, scope="row"), cells))
@@ -635,8 +641,8 @@ def _per_class(run: Run, right: np.ndarray, support: np.ndarray, often: np.ndarr
             (
                 _called(run, int(c)),
                 f"{support[c]:,}",
-                _percent(found["precision"][c]) if often[c] else "–",
-                _percent(found["recall"][c]) if there else "–",
+                percent(found["precision"][c]) if often[c] else "–",
+                percent(found["recall"][c]) if there else "–",
                 _bar(found["recall"][c]),
                 f"{found['f1'][c]:.3f}" if there or often[c] else "–",
                 run.classes[wrong[c].argmax()] if wrong[c].any() else "",
@@ -660,8 +666,8 @@ def _calibration(run: Run) -> Any:
     lean = "over-confident" if gap > 0 else "under-confident"
     told = (
         f"When the model says 90 %, is it right nine times in ten? On average confidence and accuracy lie "
-        f"{_percent(error)} apart (expected calibration error); the mean confidence is {_percent(sure.mean())}, the "
-        f"accuracy {_percent(correct.mean())}"
+        f"{percent(error)} apart (expected calibration error); the mean confidence is {percent(sure.mean())}, the "
+        f"accuracy {percent(correct.mean())}"
         + (", every label of every image counted as an answer, yes or no" if run.several else "")
         + (f": the model is {lean}." if abs(gap) > 0.01 else ".")
     )
@@ -670,8 +676,8 @@ def _calibration(run: Run) -> Any:
         tag("p", _temperature(run)) if run.bundle.get("temperature") else None,
         tag(
             "div",
-            _figure("Reliability: accuracy by confidence", plots.reliability(count, confidence, right)),
-            _figure("How sure the model is", plots.confidences(sure[correct], sure[~correct])),
+            figure("Reliability: accuracy by confidence", plots.reliability(count, confidence, right)),
+            figure("How sure the model is", plots.confidences(sure[correct], sure[~correct])),
             class_="figures",
         ),
     ]
@@ -684,7 +690,7 @@ def _temperature(run: Run) -> str:
     before, after = (metrics.summary(q, run.labels, run.classes) for q in (run.probabilities, then))
     return (
         f"The temperature of least log loss here is {temperature:.3g}: logits divided by it bring the calibration "
-        f"error from {_percent(before['ece'])} to {_percent(after['ece'])} "
+        f"error from {percent(before['ece'])} to {percent(after['ece'])} "
         f"and the log loss from {before['log_loss']:.3f} to {after['log_loss']:.3f}, on the images that it was fitted "
         "to. `jft predict --temperature fitted` applies it; no answer changes by it, only how sure it sounds."
     )
@@ -696,9 +702,9 @@ def _told(run: Run, i: int) -> list[Any]:
     if run.several:
         worst = int(abs(p - run.labels[i]).argmax())
         how = "missed" if run.labels[i, worst] else "said, not labelled"
-        return [tag("b", run.classes[worst]), f" {how}, {_percent(p[worst])}"]
+        return [tag("b", run.classes[worst]), f" {how}, {percent(p[worst])}"]
     label, said = run.classes[run.labels[i]], run.classes[int(p.argmax())]
-    return [tag("b", label), " taken for ", tag("b", said), f", {_percent(p.max())}"]
+    return [tag("b", label), " taken for ", tag("b", said), f", {percent(p.max())}"]
 
 
 def _mistakes(run: Run) -> Any:
@@ -732,12 +738,12 @@ def _unsure(run: Run, i: int) -> list[Any]:
     if run.several:
         c = int(abs(p - 0.5).argmin())
         truth = "It is there." if run.labels[i, c] else "It is not there."
-        return [tag("b", run.classes[c]), f" {_percent(p[c])}? ", truth]
+        return [tag("b", run.classes[c]), f" {percent(p[c])}? ", truth]
     a, b = np.argsort(-p, kind="stable")[:2].tolist()
     truth = "Right." if a == run.labels[i] else f"It is {run.classes[run.labels[i]]}."
     one, other = (
-        [tag("b", run.classes[a]), f" {_percent(p[a])} or "],
-        [tag("b", run.classes[b]), f" {_percent(p[b])}? "],
+        [tag("b", run.classes[a]), f" {percent(p[a])} or "],
+        [tag("b", run.classes[b]), f" {percent(p[b])}? "],
     )
     return [*one, *other, truth]
 
@@ -760,9 +766,9 @@ def _suspects(run: Run) -> Any:
         return parts
     names = [str(n) for n in run.explained["suspect_names"]]
     said = [
-        ["labelled ", tag("b", run.classes[a]), ", looks like ", tag("b", run.classes[b]), f", {_percent(q)}"]
+        ["labelled ", tag("b", run.classes[a]), ", looks like ", tag("b", run.classes[b]), f", {percent(q)}"]
         if a >= 0
-        else [tag("b", run.classes[b]), f" {_percent(q)}"]
+        else [tag("b", run.classes[b]), f" {percent(q)}"]
         for a, b, q in zip(*(run.explained[f"suspect_{k}"].tolist() for k in ("label", "said", "probability")),
                            strict=True)
     ]  # fmt: skip
@@ -779,8 +785,8 @@ def _suspects(run: Run) -> Any:
 def _labelled(run: Run, i: int) -> list[Any]:
     p, label = run.probabilities[i], run.labels[i]
     said = int(np.where(np.arange(len(p)) == label, -1, p).argmax())
-    given = f" ({_percent(p[label])}), looks like "
-    return ["labelled ", tag("b", run.classes[label]), given, tag("b", run.classes[said]), f" ({_percent(p[said])})"]
+    given = f" ({percent(p[label])}), looks like "
+    return ["labelled ", tag("b", run.classes[label]), given, tag("b", run.classes[said]), f" ({percent(p[said])})"]
 
 
 def _reasons(run: Run) -> Any:
@@ -840,7 +846,7 @@ def _pictures(run: Run, which: Sequence[int] | Sequence[str], told: Sequence[Any
     kind = "Training" if which and isinstance(which[0], str) else "Validation"
     sources = [_thumbnail(run, name) for name in names]
     if not any(sources):
-        return _table(("image", "what the model said of it"), list(zip(names, told, strict=True)), text=(1,))
+        return table(("image", "what the model said of it"), list(zip(names, told, strict=True)), text=(1,))
     items = []
     for name, text, found in zip(names, told, sources, strict=True):
         picture: Markup = tag("span", "no picture", class_="none")
@@ -903,7 +909,7 @@ def _data(run: Run) -> Any:
     if source:
         parts.append(tag("p", "From ", tag("b", source), "."))
     if rows:
-        parts.append(_table(("split", "images"), rows))
+        parts.append(table(("split", "images"), rows))
     if len(run.labels):
         support = run.labels.sum(0) if run.several else np.bincount(run.labels, minlength=len(run.classes))
         few = int(support.min())
@@ -917,7 +923,7 @@ def _data(run: Run) -> Any:
         parts += [
             tag("h3", f"Left out: {len(out):,}"),
             tag("p", f"These could not be used, for training or for validation.{more}"),
-            _table(("file", "reason"), out[:EXCLUDED], text=(1,)),
+            table(("file", "reason"), out[:EXCLUDED], text=(1,)),
         ]
     elif run.result:
         parts.append(tag("p", "Nothing was left out."))
@@ -925,8 +931,8 @@ def _data(run: Run) -> Any:
 
 
 def _time(run: Run) -> Any:
-    seconds = dict(run.result.get("seconds") or {})
-    total = seconds.pop("total", 0.0)
+    spent = dict(run.result.get("seconds") or {})
+    total = spent.pop("total", 0.0)
     if not total:
         return None
     names = {
@@ -941,14 +947,14 @@ def _time(run: Run) -> Any:
     kinds = {"process": "memory of the process", "device_peak": "memory of the device"}
     kinds = {k: told for k, told in kinds.items() if any(k in of for of in peaks.values())}
     rows = []
-    for phase, value in [*seconds.items(), ("everything else", max(total - sum(seconds.values()), 0.0))]:
+    for phase, value in [*spent.items(), ("everything else", max(total - sum(spent.values()), 0.0))]:
         memory = [_bytes(peaks.get(phase, {}).get(kind)) for kind in kinds]
         share = min(value / total, 1)
-        rows.append((names.get(phase, phase), _seconds(value), _percent(value / total), _bar(share), *memory))
+        rows.append((names.get(phase, phase), seconds(value), percent(value / total), _bar(share), *memory))
     most = [_bytes(max(of.get(kind, 0) for of in peaks.values())) for kind in kinds]
     caption = "Memory: the most whenever the phase had ended; of the device, its peak until then." if kinds else ""
     columns = ("phase", "time", "share", "", *kinds.values())
-    return _table(columns, [*rows, ("all", _seconds(total), "", "", *most)], caption, class_="wide")
+    return table(columns, [*rows, ("all", seconds(total), "", "", *most)], caption, class_="wide")
 
 
 def _bytes(count: int | None) -> str:
@@ -973,7 +979,7 @@ def _repeat(run: Run) -> Any:
         ("device", run.result.get("device")),
         *_versions(run).items(),
     ]
-    parts.append(_table(("what", "which"), [(k, v) for k, v in facts if v is not None and v != ""], text=(1,)))
+    parts.append(table(("what", "which"), [(k, v) for k, v in facts if v is not None and v != ""], text=(1,)))
     whole = json.dumps(run.config, indent=1, ensure_ascii=False)
     return [*parts, tag("details", tag("summary", "config.json"), tag("pre", whole))]
 

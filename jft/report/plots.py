@@ -93,6 +93,31 @@ def rates(title: str, lines: Sequence[Sequence[tuple[int, float]]], stages: Sequ
     return _svg(frame, title, out)
 
 
+def lines(title: str, curves: Sequence[Sequence[tuple[int, float]]], *, percent: bool = False) -> str:
+    """Several runs' curves over the steps, in the colours `c0`, `c1`, … of the style sheet."""
+    points = [p for curve in curves for p in curve if math.isfinite(p[1])]
+    steps = [x for x, _ in points] or [0]
+    frame = Frame((min(0, *steps), max(*steps, 1)), _range([y for _, y in points], (0.0, 1.0 if percent else math.inf)))
+    out = [_axes(frame, ticks(frame.x, whole=True), ticks(frame.y), _share if percent else _number, "step", "")]
+    out += [_line(frame, curve, f"c{i}", dots=len(curve) < 30) for i, curve in enumerate(curves)]
+    return _svg(frame, title, out)
+
+
+def ranges(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
+    """Shares with their intervals, one below the other: name, share, lower and upper end."""
+    edge = 16 + 6.5 * max(len(_short(name)) for name, *_ in rows)
+    height = 26 * len(rows) + 44
+    low, high = min(r[2] for r in rows), max(r[3] for r in rows)
+    frame = Frame(_range([low, high], (0.0, 1.0)), (len(rows), 0), 640, height, edge, 4, 18, 40)
+    out = [_axes(frame, ticks(frame.x), [], _share, "", "", x_told=_share)]
+    for i, (name, share, start, end) in enumerate(rows):
+        y = frame.at_y(i + 0.5)
+        out.append(f'<text class="end" x="{edge - 8:.1f}" y="{y + 4:.1f}">{escape(_short(name))}</text>')
+        out.append(f'<path class="line train" d="M{frame.at_x(start):.1f} {y:.1f}H{frame.at_x(end):.1f}"/>')
+        out.append(f'<path class="dots train" d="M{frame.at_x(share):.1f} {y:.1f}h0"/>')
+    return _svg(frame, title, out)
+
+
 def sparkline(title: str, values: Sequence[float]) -> str:
     """A few values as a line without axes, from zero."""
     frame = Frame((0, max(len(values) - 1, 1)), (0, max([v for v in values if math.isfinite(v)], default=0.0) or 1.0),

@@ -19,6 +19,7 @@ from jft import bundle, cli, use
 from jft.config import load_file
 from jft.data.sources import load
 from jft.errors import UserError, brief, printable
+from jft.report.live import make_display
 from jft.weights.readers import open_weights
 from jft.weights.unpickle import Refused, unpickle
 
@@ -179,6 +180,19 @@ def test_the_command_line_prints_no_control_characters(tmp_path, capsys):
     assert cli.main(["import", str(path), "--model", "tiny_resnet"]) == 2
     assert cli.main(["data", "check", str(tmp_path / "\x1b[31mno")]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["plain", "json"])
+def test_no_display_prints_control_characters(mode, capsys):
+    display = make_display(mode)
+    display.warn("left out: \x1b[2J\x07\u202e.jpg: no")
+    display.note("two\nlines")
+    display.table([["\x1b[31mants", "1"]], ["class\x1b", "n"], "a title")
+    with display.task("Decoding", total=1, unit="images") as advance:
+        advance(1)
+    display.close()
+    shown = capsys.readouterr().out
+    assert not set(shown) & {"\x1b", "\x07", "\u202e"} and "left out: " in shown
 
 
 # A run's folder is data

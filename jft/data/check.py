@@ -502,13 +502,20 @@ def _links(splits: Splits) -> list[Finding]:
     if splits.root is None:
         return []
     root = os.path.realpath(splits.root)
-    folders: dict[Path, str] = {}
+    folders: dict[Path, str] = {}  # where the files of a folder lie, where that is outside
     found = []
+
+    def outside(path: Path) -> str:
+        where = os.path.realpath(path)
+        return "" if os.path.commonpath([root, where]) == root else where
+
     for dataset in splits.sets().values():
         for name, file in zip(dataset.names, dataset.files or (), strict=False):
-            parent = folders.get(file.parent) or folders.setdefault(file.parent, os.path.realpath(file.parent))
-            where = os.path.realpath(file) if os.path.islink(file) else os.path.join(parent, file.name)
-            if os.path.commonpath([root, where]) != root:
+            if file.parent not in folders:
+                folders[file.parent] = outside(file.parent)
+            parent = folders[file.parent]
+            where = outside(file) if os.path.islink(file) else parent and os.path.join(parent, file.name)
+            if where:
                 found.append(Finding("link", (name,), f"is {printable(where)}"))
     return found
 

@@ -266,7 +266,8 @@ def test_steps_that_are_not_finite_are_told_and_end_the_run_at_last(folder, tmp_
     with pytest.raises(UserError, match="10 steps in a row"):
         train.train(config(folder, tmp_path / "run", loss=nan_loss, display="plain"))
     shown = capsys.readouterr()
-    assert "Step 1: the gradient is not finite" in shown.out + shown.err
+    assert "Step 1: the loss or gradient is not finite" in shown.out + shown.err
+    assert "The first number that is not finite is in the loss, of 8 of 8 images" in shown.out + shown.err
 
 
 def nan_loss(logits, batch):

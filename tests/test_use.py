@@ -145,7 +145,7 @@ def test_pictures_come_from_everywhere(photos, tmp_path):
     assert [Path(n).name for n in names.names] == ["0.png", "1.png", "gone.png", "8.png", "9.png", "a.png", "b.png"]
     assert Path(names.names[2]).parent == tmp_path and not excluded  # from the CSV's own folder
     zeros = use.pictures(["-"], stdin=io.BytesIO(b"a b.png\0c\nd.png\0"))[0]
-    assert zeros.names == ("a b.png", "c\nd.png")
+    assert zeros.names == ("a b.png", "c\\nd.png")  # control characters stand as escapes
     with pytest.raises(UserError, match="Nothing matches"):
         use.pictures([str(photos / "*.tiff")])
     with pytest.raises(UserError, match="no file"):

@@ -36,7 +36,7 @@ def task(low, high, count):
 # %%
 common = dict(
     model="tiny_resnet",
-    model_options={"depths": (1, 1, 1), "bottleneck": False, "width": 8 if TINY else 16},
+    model_options={"depths": (1, 1) if TINY else (1, 1, 1), "bottleneck": False, "width": 16},
     augment=(),
     preprocess={"crop_pct": 1.0},
     batch=24,
@@ -66,7 +66,7 @@ plans = {
     "staged": (jft.Stage("head", ("head",), lr=1e-2), jft.Stage("all", ("*",), lr=3e-3)),
 }
 if TINY:
-    plans.pop("full")
+    plans = {"staged": plans["staged"]}
 few = task(5, 10, 48)
 runs = {
     name: jft.finetune(

@@ -54,7 +54,8 @@ def r_drop(model, *, train_parts, update_stats, loss, alpha=1.0, **_):
 
 # %%
 common = jft.Config(
-    data=DATA, model="tiny_vit", weights="none", plan="full", lr=1e-3, dropout=0.1, batch=24, augment=(),
+    data=DATA, model="tiny_vit", model_options={"depth": 1 if TINY else 4}, weights="none", plan="full",
+    lr=1e-3, dropout=0.1, batch=24, augment=(),
     epochs=1 if TINY else 20, seeds=1 if TINY else 3, workdir="runs/r-drop",
 )  # fmt: skip
 done = jft.finetune({"plain": common, "r-drop": common.replace(objective=r_drop)})

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from jft import build
+from jft import Stage, build
 from jft.config import Config
 from jft.errors import UserError
-from jft.penalties import l2_sp
+from jft.penalties import l2
 from jft.train import train
 from jft.use import evaluate, open_model
 from jft.weights import open_weights
@@ -20,37 +20,38 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 def config(folder):
     return Config(
         data=str(folder), model="tiny_vit", weights="none", batch=8, epochs=2, lr=1e-2, augment=(), display="quiet"
-    )
+    )  # of the plan `head`: little to compile
 
 
 def test_schedule_free_keeps_what_it_validates(config, tmp_path):
     """Over two stages, the second of which begins where the averages of the first ended."""
-    run = train(config.replace(plan="lp-ft", optimizer="schedule-free", snapshots=True, workdir=str(tmp_path / "a")))
+    stages = (Stage("bias", ("head/bias",), lr=1e-2), Stage("head", ("head",), lr=1e-2))
+    made = config.replace(plan=stages, optimizer="schedule-free", snapshots=True, workdir=str(tmp_path / "a"))
+    run = train(made)
     assert evaluate(run.workdir)["accuracy"] == run.result["val"]["accuracy"]
-    files = sorted((run.workdir / "snapshots").iterdir())
-    with open_weights(files[-1]) as file:
-        last = {n: np.array(file.read(n)) for n in file.names}
-    kept = open_model(run.workdir).params
-    if run.result["val"]["best_step"] == run.result["last"]["step"]:
-        for name, value in last.items():
-            np.testing.assert_array_equal(kept[name], value)
-    rates = [json.loads(line).get("lr") for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
-    rates = [rate for rate in rates if rate]
-    assert rates[-1] == pytest.approx(1e-3)  # constant: cosine would have ended near 0
+    files = {int(f.stem): f for f in (run.workdir / "snapshots").iterdir()}
+    with open_weights(files[run.result["val"]["best_step"]]) as file:
+        best = {n: np.array(file.read(n)) for n in file.names}
+    assert best.keys() == {"head/kernel", "head/bias"}
+    for name, value in best.items():
+        np.testing.assert_array_equal(open_model(run.workdir).params[name], value)
+    rates = [line["lr"] for line in lines_of(run) if "lr" in line]
+    assert rates[-1] == pytest.approx(1e-2)  # constant: cosine would have ended near 0
 
 
-def test_a_decoupled_penalty_is_told_and_pulls(config, tmp_path):
-    """From weights far from their source the decoupled pull alone, at a gradient of nothing, brings them back."""
-    source = train(config.replace(plan="full", workdir=str(tmp_path / "source")))
-    file = str(source.workdir / "model/model.safetensors")
-    options = dict(plan="full", weights=file, penalty=l2_sp, penalty_decoupled=True)
+def lines_of(run):
+    return [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_decoupled_penalty_pulls_and_is_told(config, tmp_path):
+    """AdamW would give a penalty in the loss the same step as any other gradient; past it λ counts as it is."""
     ends = []
     for weight in (0.0, 50.0):
-        run = train(config.replace(workdir=str(tmp_path / f"{weight}"), penalty_weight=weight, **options))
-        lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
-        assert all(line["penalty"] >= 0 for line in lines if "penalty" in line)
-        ends.append(sum(next(line["distance"] for line in lines[::-1] if "distance" in line).values()))
-    assert ends[1] < 0.5 * ends[0]
+        folder = tmp_path / str(weight)
+        run = train(config.replace(penalty=l2, penalty_decoupled=True, penalty_weight=weight, workdir=str(folder)))
+        ends.append(np.linalg.norm(open_model(run.workdir).params["head/kernel"]))
+        assert all(("penalty" in line) == ("loss" in line) for line in lines_of(run))
+    assert lines_of(run)[0]["penalty"] >= 0 and ends[1] < 0.5 * ends[0]
 
 
 def test_wrong_combinations_are_refused(config, tmp_path):

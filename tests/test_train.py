@@ -15,6 +15,7 @@ from jft import Stage, build, checkpoint, train
 from jft.bundle import load
 from jft.config import Config
 from jft.errors import UserError
+from jft.lora import read_adapter
 from jft.report.log import MetricsLog
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -290,6 +291,8 @@ def test_prompts_through_the_loop(folder, tmp_path):
     a, b = load(source / "model").params, load(run.workdir / "model").params
     assert b.keys() - a.keys() == {f"block{i}/prompts" for i in range(3)}
     assert {n for n in a if a[n].tobytes() != b[n].tobytes()} == {"head/kernel", "head/bias"}
+    again = read_adapter(run.workdir / "adapter.safetensors", load(run.workdir / "model").model, a)
+    assert again.keys() == b.keys() and all(again[n].tobytes() == b[n].tobytes() for n in b)
     assert run.evaluate()["accuracy"] == run.result["val"]["accuracy"]
 
 

@@ -121,13 +121,18 @@ def _opening(format: str, model: Bundle, path: Path) -> list[str]:
     named(format, made, {n: tuple(a.shape) for n, a in {**model.params, **model.batch_stats}.items()})
     if format == "timm" and (options := _options_of_timm(model)) is not None:
         return timm_code(path, made, options)
-    if format == "torchvision" and made.name in torchvision.HAS and _is_default(made, {}):
+    if format == "torchvision" and made.name in torchvision.HAS and _is_default(made, {}) and _square(made):
         return torchvision_code(path, made)
     raise UserError(
         f"{format} has no model called {made.name}, or none with these options, so nothing of it could load the file. "
         f"--format safetensors, npz and stablehlo hold any model; in Python, jft.weights.export(…, format={format!r}) "
         f"writes the arrays under {format}'s names all the same."
     )
+
+
+def _square(made: Model) -> bool:
+    """Whether torchvision's ViT, which knows one side, can have these pictures; other families take any."""
+    return not made.name.startswith("vit") or made.input_shape[0] == made.input_shape[1]
 
 
 def _options_of_timm(model: Bundle) -> dict[str, Any] | None:

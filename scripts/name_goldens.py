@@ -22,6 +22,10 @@ VITS = [
 ]
 
 
+TORCHVISION_VITS = {f"vit_{s}_patch{p}_224": f"vit_{s[0]}_{p}" for s in ("base", "large") for p in (16, 32)}
+TORCHVISION_VITS["vit_huge_patch14_224"] = "vit_h_14"
+
+
 def digest(model: torch.nn.Module) -> str:
     """SHA-256 of the sorted lines `name shape`."""
     lines = sorted(f"{name} {tuple(value.shape)}\n" for name, value in model.state_dict().items())
@@ -33,7 +37,10 @@ def main(path: str) -> None:
     with torch.device("meta"):
         found = {
             "timm": {name: digest(timm.create_model(name, num_classes=1000)) for name in (*CNNS, *TIMM_CNNS, *VITS)},
-            "torchvision": {name: digest(torchvision.models.get_model(name)) for name in CNNS},
+            "torchvision": {
+                name: digest(torchvision.models.get_model(theirs))
+                for name, theirs in ({name: name for name in CNNS} | TORCHVISION_VITS).items()
+            },
         }
     with open(path, "w") as file:
         json.dump(found, file, indent=1)

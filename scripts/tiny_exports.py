@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[str, dict]] = {
     # what torchvision and timm have too
     "resnet18": ("resnet18", {"image_size": 64}),
     "resnet_bit": ("resnetv2_50x1_bit", {"image_size": 64}),
+    "vit_b_32": ("vit_base_patch32_224", {"image_size": 64}),
     "convnext_tiny": ("convnext_tiny", {"image_size": 64}),
     "deit": ("deit_tiny_distilled_patch16_224", {"image_size": 64}),
 }

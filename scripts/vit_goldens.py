@@ -233,6 +233,17 @@ def record_hugging_face(kind: str, pixels: torch.Tensor) -> dict[str, np.ndarray
     }
 
 
+def record_torchvision(kind: str, pixels: torch.Tensor) -> dict[str, np.ndarray]:
+    """The logits of its ViT."""
+    model = goldens.torchvision.models.VisionTransformer(SIDE, 8, 3, 2, 32, 128, num_classes=CLASSES).eval()
+    content = {n: torch.from_numpy(torch_weight(n, tuple(t.shape))) for n, t in model.state_dict().items()}
+    model.load_state_dict(content)
+    with torch.no_grad():
+        y = model(pixels)
+    names = np.array([f"{n} {' '.join(map(str, t.shape))}" for n, t in sorted(content.items())])
+    return {f"{kind}/y": y.numpy(), f"{kind}/file": names}
+
+
 def record_open_clip(kind: str, pixels: torch.Tensor) -> dict[str, np.ndarray]:
     """The embedding of pictures."""
     options = OTHER_VITS[kind]
@@ -310,7 +321,8 @@ def main(path: str, patterns: Sequence[str]) -> None:
     for kind in VITS:
         tasks[kind] = partial(lambda kind: record(kind, tiny(kind), picture(2, *size("tiny_vit"), 3)), kind)
     for kind in OTHER_VITS:
-        tasks[kind] = partial(record_hugging_face if kind.startswith("hf") else record_open_clip, kind, pixels)
+        records = {"h": record_hugging_face, "o": record_open_clip, "t": record_torchvision}
+        tasks[kind] = partial(records[kind[0]], kind, pixels)
     tasks |= {"relative": record_relative}
     tasks |= {name: partial(record_timm, name) for name in MODELS}
     tasks |= {name: partial(record_registers, name) for name in REGISTERS}

@@ -46,6 +46,7 @@ OTHER_VITS: dict[str, dict] = {
     "hf clip": dict(pre_norm=True, epsilon=1e-5, act="quick_gelu", projection=16),
     "hf siglip": dict(class_token=False, pool="map", act="gelu_tanh"),
     "hf beit": dict(positions="none", relative=True, pool="avg", layer_scale=0.1),
+    "torchvision": dict(),
     "open_clip": dict(pre_norm=True, epsilon=1e-5, projection=16),
     "open_clip quickgelu": dict(pre_norm=True, epsilon=1e-5, act="quick_gelu", projection=16),
 }

@@ -138,6 +138,51 @@ def test_import_then_export_gives_back_the_same_bytes(tmp_path, name, format, su
             assert file.read(n).tobytes() == expected.tobytes() and file.shape(n) == expected.shape
 
 
+SEEN: set[tuple] = set()  # operations and shapes of which the bytes have been compared: blocks repeat them
+BESIDES = {"augreg-in21k": {"pre_logits/kernel": (2, 2), "pre_logits/bias": (2,)}}  # what a format is told by
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_in_every_format(name):
+    """Every tensor's bytes come back (of more than 4 M numbers: its shape), and no format is taken for another.
+
+    Of at most two blocks a stage: the others differ by their numbers, and all names are compared with the libraries'.
+    """
+    made = {option: value for option, value in MODELS[name].keywords.items() if option.startswith("depth")}
+    few = {o: min(v, 2) if o == "depth" else tuple(min(d, 2) for d in v) for o, v in made.items()}
+    model = make_model(name, **few)
+    ours, _ = formats._shapes(model)
+    body = {n for n in ours if not n.startswith(HEAD + "/")}
+    able = []
+    every = {format: found for format, module in weights.FORMATS.items() if (found := module.rules(ours))}
+    for format in every:
+        rules_of = [rule for rule in every[format] if rule.ours]
+        if not body <= {rule.ours for rule in rules_of}:
+            continue
+        able.append(format)
+        file = dict(BESIDES.get(format, {}))
+        for rule in rules_of:
+            shapes = rule.shapes(ours[rule.ours])
+            file |= dict(zip(rule.names, shapes, strict=True))
+            if (rule.op, shapes) not in SEEN:
+                SEEN.add((rule.op, shapes))
+                small = max(map(np.prod, shapes)) <= 2**22
+                parts = [
+                    np.arange(np.prod(s), dtype=np.uint8).reshape(s) if small else np.broadcast_to(np.uint8(0), s)
+                    for s in shapes
+                ]
+                there = rule.op.to_ours(*parts)
+                assert there.shape == ours[rule.ours], rule
+                if small:
+                    back = rule.op.to_theirs(there)
+                    assert [b.tobytes() for b in back] == [p.tobytes() for p in parts], rule
+        assert len(file) == sum(len(rule.names) for rule in rules_of) + len(BESIDES.get(format, {}))
+        held = {name: (shape, np.dtype("f4")) for name, shape in file.items()}
+        fitting = {n: m for n, r in every.items() if (m := rules.match(r, ours, held)).fits}
+        assert format in fitting and not any(m.reading != fitting[format].reading for m in fitting.values()), format
+    assert "jft" in able and len(able) > (0 if "dinov2_" in name else 1)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_loaded_arrays_are_those_the_model_takes(tmp_path, name):
     model = make_model(name, num_classes=7)
@@ -217,7 +262,7 @@ def test_a_format_named(tmp_path, vit):
     with pytest.raises(UserError, match="Did you mean timm"):
         weights.load(vit, tmp_path / "w.safetensors", format="tim")
     with pytest.raises(UserError, match="no names for tiny_vit"):
-        weights.load(vit, tmp_path / "w.safetensors", format="torchvision")
+        weights.load(vit, tmp_path / "w.safetensors", format="bit")
 
 
 def test_two_formats_that_mean_different_things(tmp_path, vit, monkeypatch):
@@ -629,7 +674,7 @@ def test_exports_that_cannot_be(tmp_path, vit, resnet):
     params = {n: np.zeros(s.shape, np.float32) for n, s in vit.shapes()[0].items()}
     for path, options, reason in (
         ("w.safetensors", {"format": "tim"}, "Did you mean timm"),
-        ("w.safetensors", {"format": "torchvision"}, "no name for"),
+        ("w.safetensors", {"format": "bit"}, "no name for"),
         ("w.pth", {"format": "timm"}, r"\.safetensors or \.npz"),
         ("w.npz", {"format": "timm", "dtype": "float8"}, "float32, float16"),
     ):

@@ -115,6 +115,8 @@ _VITS: dict[str, dict[str, Any]] = {
     },
     **{
         f"vit_{size}_patch{patch}_siglip_{side}": dict(**_SIGLIP_SIZES[size], **_SIGLIP, patch=patch, default_size=side)
+        # timm gives the later so400m the approximate GELU of SigLIP's own code, and the earlier ones the exact.
+        | (dict(act="gelu_tanh") if (size, patch) == ("so400m", 16) else {})
         for size, patch, sides in (
             ("base", 16, (224, 256, 384)),
             ("large", 16, (256, 384)),

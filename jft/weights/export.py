@@ -15,7 +15,7 @@ import numpy as np
 
 from jft.errors import UserError, near
 from jft.preprocess import Preprocess
-from jft.weights import transformers
+from jft.weights import torchvision, transformers
 from jft.weights.formats import FORMATS, Model, Receipt, some, with_heads
 from jft.weights.readers import open_weights
 from jft.weights.rules import Rule, to_theirs
@@ -241,10 +241,12 @@ def timm_code(path: str | Path, model: Model, options: Mapping[str, Any]) -> lis
 
 def torchvision_code(path: str | Path, model: Model) -> list[str]:
     """Lines of Python that load the file with torchvision."""
+    name = torchvision.HAS[model.name]
+    size = f", image_size={model.input_shape[0]}" if name.startswith("vit") else ""
     return [
         "import torchvision",
         "from safetensors.torch import load_file",
-        f"model = torchvision.models.get_model({model.name!r}, num_classes={model.num_classes}).eval()",
+        f"model = torchvision.models.get_model({name!r}, num_classes={model.num_classes}{size}).eval()",
         f"model.load_state_dict(load_file({str(path)!r}))",
     ]
 

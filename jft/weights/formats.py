@@ -34,6 +34,7 @@ class Format(Protocol):
 # Where two formats mean the same by the same names, the first is the one that is named.
 FORMATS: dict[str, Format] = {
     "torchvision": torchvision,
+    "torchvision-v1": torchvision.FIRST,
     "timm": timm,
     "hf": transformers.HF,
     "hf-v5": transformers.HF_V5,
@@ -204,6 +205,7 @@ def load(
                 array, resized[rule.ours] = _resize(array, model, ours, rule.ours, f"{file.path}: {rule.names[0]!r}")
             arrays[rule.ours] = array
         notes = [*file.notes, *_cast_note(file, found), *_epsilon_note(model, located), *_act_note(model, located)]
+        notes += _padding_note(located)
         sha256 = file.sha256
     located = with_header(located, file.metadata)
     preprocess, told = _preprocess(model, chosen, located)
@@ -338,6 +340,12 @@ def _act_note(model: Any, located: Located) -> list[str]:
     if theirs is None or ours is None or theirs == ours or ours == "swiglu":
         return []
     return [f"config.json says that MLPs have the activation {theirs}; this model has {ours}: see its option act"]
+
+
+def _padding_note(located: Located) -> list[str]:
+    """transformers' BiT can pad as TensorFlow does, by the picture's size; ours pads as timm's."""
+    theirs = located.configs.get("config.json", {}).get("global_padding")
+    return [f"config.json pads convolutions by {theirs!r}; this model by half of the filter"] if theirs else []
 
 
 def _resize(

@@ -1,9 +1,10 @@
-"""torchvision's names: ResNet, VGG and ConvNeXt."""
+"""torchvision's names: ResNet, VGG, ConvNeXt and the plain ViT."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from jft.preprocess import Preprocess
-from jft.weights.rules import CONV, Reshape, Rule, Source, batch_norm, conv, linear, norm, present
+from jft.weights.rules import CONV, LINEAR, Reshape, Rule, Source, batch_norm, conv, linear, norm, present
 
 _RESNET = "https://arxiv.org/abs/1512.03385"
 _WIDE = "https://arxiv.org/abs/1605.07146"
@@ -19,11 +20,13 @@ SOURCES = {
     for name in names
 }
 
-# What torchvision's own get_model makes by the same name.
+# What torchvision's own get_model makes, and by which name.
 HAS = {
-    *SOURCES,
-    *(f"vgg{layers}{suffix}" for layers in (11, 13, 16, 19) for suffix in ("", "_bn")),
-    *(f"convnext_{size}" for size in ("tiny", "small", "base", "large")),
+    **{name: name for name in SOURCES},
+    **{name: name for layers in (11, 13, 16, 19) for name in (f"vgg{layers}", f"vgg{layers}_bn")},
+    **{name: name for name in (f"convnext_{size}" for size in ("tiny", "small", "base", "large"))},
+    **{f"vit_{size}_patch{patch}_224": f"vit_{size[0]}_{patch}" for size in ("base", "large") for patch in (16, 32)},
+    "vit_huge_patch14_224": "vit_h_14",
 }
 
 
@@ -35,7 +38,44 @@ def rules(ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
         return present(_convnext(ours), ours)
     if "stem/norm/scale" in ours or "stem/conv3/kernel" in ours:
         return present(_resnet(ours), ours)
-    return ()
+    return _vit(ours)
+
+
+@dataclass(frozen=True)
+class First:
+    """The names of the ViTs' published files, whose MLPs had other names than the models have now."""
+
+    SOURCES: dict[str, Source] = field(default_factory=dict)
+
+    def rules(self, ours: Mapping[str, tuple[int, ...]]) -> tuple[Rule, ...]:
+        """The rules for a ViT; none for any other family."""
+        return _vit(ours, ("linear_1", "linear_2"))
+
+
+FIRST = First()
+
+
+def _vit(ours: Mapping[str, tuple[int, ...]], mlp: tuple[str, str] = ("0", "3")) -> tuple[Rule, ...]:
+    """The plain ViT, the only one of the family that torchvision has."""
+    if "block0/attn/qkv/kernel" not in ours:
+        return ()
+    found = [
+        Rule("class_token", "embed/cls_token"),
+        Rule("encoder.pos_embedding", "embed/pos_embed", resize=True),
+        *conv("conv_proj", "embed/patch"),
+    ]
+    depth = len([name for name in ours if name.endswith("/norm1/scale")])
+    for i in range(depth):
+        theirs, block = f"encoder.layers.encoder_layer_{i}", f"block{i}"
+        found += [*norm(f"{theirs}.ln_1", f"{block}/norm1"), *norm(f"{theirs}.ln_2", f"{block}/norm2")]
+        found.append(Rule(f"{theirs}.self_attention.in_proj_weight", f"{block}/attn/qkv/kernel", LINEAR))
+        found.append(Rule(f"{theirs}.self_attention.in_proj_bias", f"{block}/attn/qkv/bias"))
+        found += linear(f"{theirs}.self_attention.out_proj", f"{block}/attn/proj")
+        found += linear(f"{theirs}.mlp.{mlp[0]}", f"{block}/mlp/fc1")
+        found += linear(f"{theirs}.mlp.{mlp[1]}", f"{block}/mlp/fc2")
+    found += [*norm("encoder.ln", "norm"), *linear("heads.head", "head")]
+    plain = present(found, ours)
+    return plain if set(ours) == {rule.ours for rule in plain} else ()
 
 
 def _resnet(ours: Mapping[str, tuple[int, ...]]) -> list[Rule]:

@@ -668,7 +668,12 @@ def _report(options: argparse.Namespace) -> None:
 
         with contextlib.closing(make_display("auto")) as display:
             explain(first, options.data, images=options.images, display=display)
-    print(make_report(first, data=options.data))
+    images = None
+    if options.data:
+        from jft.explain import data_of
+
+        images = data_of(first, options.data).val
+    print(make_report(first, images))
 
 
 def _average(options: argparse.Namespace) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from jft import metrics, probes, weights
 from jft.build import few_shots
 from jft.bundle import Bundle
+from jft.config import load_object
 from jft.data import pipeline
 from jft.data.prepare import make_prepare
 from jft.data.sources import Dataset, Splits, load
@@ -49,7 +50,7 @@ def explain(
     run, model = html.read_run(folder), open_model(folder)
     if not len(run.labels):
         raise UserError(f"{folder} has no predictions.npz, which every finished run has: there is nothing to explain.")
-    splits = own_splits(folder) if data is None else _loaded(folder, data)
+    splits = own_splits(folder) if data is None else data_of(folder, data)
     whole = splits.val
     assert whole is not None
     config = read_json(folder / "config.json")["config"]
@@ -75,6 +76,8 @@ def explain(
         same = all(np.array_equal(source.params[n], v) for n, v in model.params.items() if not n.startswith("head/"))
         frozen = seen if same else _features(source, train, batch, display)
         found |= _probe(frozen, train, _features(source, val, batch, display), val)
+        doubted = found.pop("suspect_places")
+        found["suspect_pixels"] = _pixels(model, train, doubted) if len(doubted) else np.zeros((0, 1, 1, 3), np.uint8)
     out = folder / html.EXPLAINED
     beside = out.with_name("." + out.name + ".part.npz")
     np.savez_compressed(beside, **found)
@@ -82,9 +85,11 @@ def explain(
     return out
 
 
-def _loaded(folder: Path, data: Any) -> Splits:
-    config = read_json(folder / "config.json")["config"]
-    splits = load(data, seed=config["seed"], val_fraction=config["val_fraction"])
+def data_of(workdir: str | Path, data: Any) -> Splits:
+    """Data given anew, divided as a run divided its own; `FILE.py:FUNCTION` is run. Raises UserError without any."""
+    config = read_json(Path(workdir) / "config.json")["config"]
+    code = isinstance(data, str) and ".py:" in data
+    splits = load(load_object(data)() if code else data, seed=config["seed"], val_fraction=config["val_fraction"])
     if splits.val is None:
         raise UserError(f"{data} has no validation images.")
     return splits
@@ -122,8 +127,16 @@ def _near(model: Bundle, pixels: np.ndarray, seen: Predicted, train: Dataset) ->
     return {
         "neighbours": names,
         "neighbour_labels": labels,
+        "neighbour_pixels": _pixels(model, train, seen.kept[nearest]),
         "similarity": np.take_along_axis(similar, nearest, axis=1).astype(np.float32),
     }
+
+
+def _pixels(model: Bundle, dataset: Dataset, places: Int[np.ndarray, "*m"]) -> UInt8[np.ndarray, "*m h w 3"]:
+    """Pictures that have been read before, as the model sees them."""
+    few, back = np.unique(places, return_inverse=True)
+    pixels, _, _ = pipeline.decode_all(dataset.select(few), model.preprocess, cache=False)
+    return pixels[back.reshape(places.shape)]
 
 
 def _unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -151,8 +164,8 @@ def _maps(model: Bundle, pixels: np.ndarray, run: html.Run, order: Sequence[int]
 
 
 def grad_cam(
-    model: Bundle, pixels: Int[np.ndarray, "b h w 3"], classes: Int[np.ndarray, "b m"]
-) -> Int[np.ndarray, "b m y x"]:
+    model: Bundle, pixels: UInt8[np.ndarray, "b h w 3"], classes: Int[np.ndarray, "b m"]
+) -> UInt8[np.ndarray, "b m y x"]:
     """What of each picture speaks for each of the classes, 0 to 255 (Grad-CAM, Selvaraju et al. 2017, equations 1, 2).
 
     `pixels` are working images, of the preprocessing's size. The activations are those that the last part with places
@@ -255,6 +268,7 @@ def _probe(seen: Predicted, train: Dataset, asked: Predicted, val: Dataset) -> d
         "probe_accuracy": np.array(accuracy),
         "probe_count": np.array(len(labels)),
         "suspect_count": np.array(len(doubted)),
+        "suspect_places": seen.kept[first],
         "suspect_names": np.array([train.names[seen.kept[i]] for i in first], dtype=str),
         "suspect_label": given,
         "suspect_said": said,

@@ -80,13 +80,13 @@ class Run:
         return self.labels.ndim == 2
 
 
-def make_report(workdir: str | Path, images: Dataset | None = None, data: str | Path | None = None) -> Path:
+def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
     """Write `report.html` into a run's folder from what lies there, and return its path.
 
-    Its pictures come from `images`, else from `data`, else from the folder or CSV that the run was given, if it is
-    still there. An interrupted run gets a report of what there is. Raises UserError where the folder is no run's.
+    Its pictures come from `images`, else from the folder or CSV that the run was given, if it is still there. An
+    interrupted run gets a report of what there is. Raises UserError where the folder is no run's.
     """
-    run = read_run(Path(workdir), images, data)
+    run = read_run(Path(workdir), images)
     sections = [
         ("Result", _result(run)),
         ("What was trained when", _stages(run)),
@@ -110,7 +110,7 @@ def make_report(workdir: str | Path, images: Dataset | None = None, data: str | 
     return path
 
 
-def read_run(folder: Path, images: Dataset | None = None, data: str | Path | None = None) -> Run:
+def read_run(folder: Path, images: Dataset | None = None) -> Run:
     """The files of a run's folder. Raises UserError where there is no config.json."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no run's folder: it has no config.json. `jft finetune --workdir` makes one.")
@@ -129,7 +129,7 @@ def read_run(folder: Path, images: Dataset | None = None, data: str | Path | Non
         labels = labels.astype(bool if labels.ndim == 2 else np.int64)
         if probabilities.shape[1] != len(classes):
             classes = classes or [str(i) for i in range(probabilities.shape[1])]
-    data = str(data or result.get("data") or (config.get("config") or {}).get("data") or ".")
+    data = str(result.get("data") or (config.get("config") or {}).get("data") or ".")
     about = read_json(folder / "model" / "config.json")
     explained = read_explained(folder)
     read = _reader(data, images)
@@ -778,7 +778,8 @@ def _suspects(run: Run) -> Any:
     )
     count = int(run.explained["suspect_count"])
     parts += [tag("h3", f"Training images: {count:,}"), tag("p", told, class_="small muted")]
-    parts.append(_pictures(run, names, said) if names else tag("p", "None."))
+    pixels = run.explained["suspect_pixels"]
+    parts.append(_pictures(run, names, said, pixels) if names else tag("p", "None."))
     return parts
 
 
@@ -800,18 +801,14 @@ def _reasons(run: Run) -> Any:
             continue
         i = run.names.index(name)
         pixels = held["pixels"][row]
-        cells = [_cell(_png(pixels), f"Validation image {name}", _told(run, i))]
+        cells = [_cell(_drawn(pixels), f"Validation image {name}", _told(run, i))]
         for place, c in enumerate(held["classes"][row].tolist()):
             title = ["speaks for ", tag("b", run.classes[c])]
-            picture = _png(plots.heat(pixels, held["maps"][row, place]))
+            picture = _drawn(plots.heat(pixels, held["maps"][row, place]))
             cells.append(_cell(picture, f"What of {name} speaks for {run.classes[c]}", title))
-        for near, label, like in zip(
-            held["neighbours"][row], held["neighbour_labels"][row], held["similarity"][row].tolist(), strict=True
-        ):
-            found = _thumbnail(run, str(near))
-            cells.append(
-                _cell(found[0] if found else None, f"Training image {near}", [tag("b", str(label)), f", {like:.2f}"])
-            )
+        nearest = (held[key][row] for key in ("neighbours", "neighbour_labels", "similarity", "neighbour_pixels"))
+        for near, label, like, pixels in zip(*nearest, strict=True):
+            cells.append(_cell(_drawn(pixels), f"Training image {near}", [tag("b", str(label)), f", {like:.2f}"]))
         rows.append(tag("li", cells))
     told = (
         "Each row: the image as the model saw it; where Grad-CAM (Selvaraju et al. 2017) finds what speaks for the "
@@ -822,29 +819,22 @@ def _reasons(run: Run) -> Any:
     return [tag("p", told), tag("ul", rows, class_="reasons")]
 
 
-def _cell(source: str | None, alt: str, told: Any) -> Markup:
-    picture = tag("img", src=source, alt=alt, loading="lazy") if source else tag("span", "no picture", class_="none")
-    return tag("figure", picture, tag("figcaption", told))
+def _cell(picture: tuple[str, bool], alt: str, told: Any) -> Markup:
+    source, small = picture
+    style = {"class_": "small"} if small else {}
+    return tag("figure", tag("img", src=source, alt=alt, loading="lazy", **style), tag("figcaption", told))
 
 
-def _png(pixels: np.ndarray) -> str:
-    """A picture as a data URL: JPEG, since it is a photograph."""
-    from PIL import Image
-
-    image = Image.fromarray(np.asarray(pixels, np.uint8))
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    image.save(file := io.BytesIO(), "JPEG", quality=72, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _pictures(run: Run, which: Sequence[int] | Sequence[str], told: Sequence[Any]) -> Markup:
+def _pictures(
+    run: Run, which: Sequence[int] | Sequence[str], told: Sequence[Any], pixels: Iterable[np.ndarray] | None = None
+) -> Markup:
     """Pictures with what is told of each; a table where there is not one picture to be found.
 
-    `which` are places among the validation images, or names.
+    `which` are places among the validation images, or names of training images, whose pictures are `pixels`.
     """
     names = [w if isinstance(w, str) else run.names[w] for w in which]
-    kind = "Training" if which and isinstance(which[0], str) else "Validation"
-    sources = [_thumbnail(run, name) for name in names]
+    kind = "Validation" if pixels is None else "Training"
+    sources = [_thumbnail(run, name) for name in names] if pixels is None else [_drawn(p) for p in pixels]
     if not any(sources):
         return table(("image", "what the model said of it"), list(zip(names, told, strict=True)), text=(1,))
     items = []
@@ -860,7 +850,6 @@ def _pictures(run: Run, which: Sequence[int] | Sequence[str], told: Sequence[Any
 
 def _thumbnail(run: Run, name: str) -> tuple[str, bool] | None:
     """A picture as a data URL, and whether it has few pixels; None where it is not to be found or not to be read."""
-    from PIL import Image
 
     from jft.data.decode import quiet, to_rgb
 
@@ -872,6 +861,19 @@ def _thumbnail(run: Run, name: str) -> tuple[str, bool] | None:
             image = to_rgb(content)
     except (OSError, ValueError, UserError):  # a DecodeError is a ValueError
         return None
+    return _url(image)
+
+
+def _drawn(pixels: np.ndarray) -> tuple[str, bool]:
+    """As `_thumbnail`, of a picture at hand."""
+    from PIL import Image
+
+    return _url(Image.fromarray(pixels))
+
+
+def _url(image: Any) -> tuple[str, bool]:
+    from PIL import Image
+
     small = max(image.size) <= 64
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     file = io.BytesIO()

@@ -9,7 +9,7 @@ from html import escape
 from importlib import resources
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 
 MAX_POINTS = 400  # of a curve: more than a screen shows
 LETTER = 7.5  # units that a letter takes, at most
@@ -126,7 +126,7 @@ def sparkline(title: str, values: Sequence[float]) -> str:
     return _svg(frame, title, [_line(frame, points, "train"), _dots(frame, points[-1:], "train")], "plot spark")
 
 
-def heat(pixels: Int[np.ndarray, "h w c"], weights: Int[np.ndarray, "a b"]) -> Int[np.ndarray, "h w 3"]:
+def heat(pixels: UInt8[np.ndarray, "h w c"], weights: UInt8[np.ndarray, "a b"]) -> UInt8[np.ndarray, "h w 3"]:
     """A picture in grey, orange where the weights (0 to 255) are large."""
     from PIL import Image
 

@@ -98,7 +98,9 @@ def stablehlo_code(folder: str | Path, preprocess_inside: bool = False) -> list[
     """Lines of Python that open the folder with JAX alone."""
     kind = "uint8" if preprocess_inside else "float32"
     return [
+        "from pathlib import Path",
         "from jax import export",
-        f"call = export.deserialize(bytearray(open({str(Path(folder) / 'model.stablehlo')!r}, 'rb').read())).call",
+        f"program = Path({str(Path(folder) / 'model.stablehlo')!r}).read_bytes()",
+        "call = export.deserialize(bytearray(program)).call",
         f"logits = call(images)  # {kind}, see model.json",
     ]

@@ -1,6 +1,6 @@
 """Exports models with generated weights, one of each kind, and what jft makes of a picture, for check_exports.py.
 
-Needs jft, not torch: python scripts/tiny_exports.py FOLDER
+Needs jft, not torch: python scripts/tiny_exports.py FOLDER [KINDS…]
 """
 
 import json
@@ -75,12 +75,12 @@ def write(folder: Path, name: str, options: dict) -> None:
     (folder / "code.json").write_text(json.dumps(told, indent=1))
 
 
-def main(folder: str) -> None:
-    """Write every kind into a folder of its name."""
+def main(folder: str, kinds: list[str]) -> None:
+    """Write every kind, or these, into a folder of its name."""
     jax.config.update("jax_default_matmul_precision", "highest")
-    for kind, (name, options) in KINDS.items():
-        write(Path(folder) / kind, name, options)
+    for kind in kinds or KINDS:
+        write(Path(folder) / kind, *KINDS[kind])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:])

@@ -1,21 +1,23 @@
-"""What `jft export` writes for a model with options, and what it refuses because the tool would compute otherwise."""
+"""What `jft export` and `jft import` write, and what they refuse because a tool would compute otherwise."""
 
 import json
 
 import numpy as np
 import pytest
+from generated import weight
 
-from jft import bundle
-from jft.convert import export_model
+from jft import bundle, cli, weights
+from jft.convert import export_model, import_weights
 from jft.errors import UserError
 from jft.models import make_model
 from jft.preprocess import Preprocess
+from jft.weights.writers import write_safetensors
 
 
-def save(run, name, **options):
-    """A run's bundle of this model, all of its weights 0."""
+def save(run, name, values=lambda name, shape: np.zeros(shape, np.float32), **options):
+    """A run's bundle of this model, all of its weights 0 if nothing else is said."""
     model = make_model(name, num_classes=2, **options)
-    params, stats = ({n: np.zeros(s.shape, np.float32) for n, s in shapes.items()} for shapes in model.shapes())
+    params, stats = ({n: values(n, s.shape) for n, s in shapes.items()} for shapes in model.shapes())
     bundle.save(
         run / "model",
         model_name=name,
@@ -59,3 +61,65 @@ def test_tools_without_such_a_model_are_refused(tmp_path, name, options, formats
         with pytest.raises(UserError, match=r"no model called|no name for|none with these|no classifier of its own"):
             export_model(run, format)
     assert {p.name for p in run.iterdir()} == {"model", *formats}
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npz"])
+def test_own_formats_give_back_everything(tmp_path, format):
+    run = save(tmp_path, "tiny_resnet", weight)
+    done = export_model(run, format)
+    assert done.path == run / f"jft.{format}" and not done.code
+    given = bundle.load(run / "model")
+    loaded = weights.load(given.model, done.path)
+    assert loaded.receipt.format == "jft" and not loaded.missing
+    for before, after in ((given.params, loaded.params), (given.batch_stats, loaded.batch_stats)):
+        assert {n: a.tobytes() for n, a in after.items()} == {n: np.asarray(a).tobytes() for n, a in before.items()}
+    if format == "safetensors":  # whose header says more than names
+        assert loaded.classes == ("ant", "bee") and loaded.preprocess == given.preprocess
+
+
+def test_mistakes_of_an_export(tmp_path):
+    run = save(tmp_path, "tiny_resnet")
+    for arguments, options, reason in (
+        (("timmm",), {}, "Did you mean timm"),
+        (("npz",), {"preprocess_inside": True}, "--preprocess-inside is for stablehlo"),
+        (("npz", tmp_path / "w.pth"), {}, r"a file ending in \.npz"),
+        (("hf", tmp_path / "w.npz"), {}, "writes a folder"),
+        (("npz", tmp_path / "no" / "w.npz"), {}, "there is no folder"),
+        (("npz",), {"dtype": "int8"}, "float32, float16"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            export_model(run, *arguments, **options)
+    export_model(run, "npz")
+    with pytest.raises(UserError, match="exists already"):
+        export_model(run, "npz")
+    assert {p.name for p in run.iterdir()} == {"model", "jft.npz"}
+
+
+def test_import_without_training(tmp_path, capsys):
+    """To arrays under our names, to a bundle, or to nothing but the receipt; the head's classes are the file's."""
+    run = save(tmp_path, "tiny_resnet", weight)
+    given = bundle.load(run / "model")
+    theirs = tmp_path / "theirs.safetensors"
+    weights.export(theirs, given.model, given.params, given.batch_stats, format="torchvision")
+    read, written = import_weights(theirs, "tiny_resnet")
+    assert written is None and read.format == "torchvision" and not read.missing
+
+    assert cli.main(["import", str(theirs), "--model", "tiny_resnet", "--out", str(tmp_path / "own.npz"),
+                     "--receipt", str(tmp_path / "receipt.json")]) == 0  # fmt: skip
+    assert "tensors used" in capsys.readouterr().out
+    receipt = json.loads((tmp_path / "receipt.json").read_text())
+    assert "fc.weight" in json.dumps(receipt) and "head/kernel" in json.dumps(receipt)
+    with weights.open_weights(tmp_path / "own.npz") as file:
+        assert file.read("head/kernel").tobytes() == np.asarray(given.params["head/kernel"]).tobytes()
+
+    import_weights(theirs, "tiny_resnet", tmp_path / "bundle")
+    made = bundle.load(tmp_path / "bundle")
+    assert made.model.num_classes == 2 and made.classes == ("0", "1")
+    np.testing.assert_array_equal(made.params["stem/conv/kernel"], given.params["stem/conv/kernel"])
+
+    headless = {n: a for n, a in given.params.items() if not n.startswith("head")}
+    write_safetensors(tmp_path / "headless.safetensors", {**headless, **given.batch_stats})
+    import_weights(tmp_path / "headless.safetensors", "tiny_resnet", tmp_path / "headless.npz")
+    with pytest.raises(UserError, match="A bundle is a whole model, and these weights lack"):
+        import_weights(tmp_path / "headless.safetensors", "tiny_resnet", tmp_path / "other")
+    assert not (tmp_path / "other").exists()

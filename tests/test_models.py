@@ -391,6 +391,13 @@ def test_parity_after_every_part(name, options):
     assert relative(x, GOLDENS[f"{case(name, **options)}/logits"]) < at_logits
 
 
+def test_every_model_has_a_golden():
+    """Here, or, of ViT's variants, in test_vit.py."""
+    variants = np.load(Path(__file__).parent / "goldens" / "vit.npz").files
+    recorded = {key.split("/")[0].split(" ")[0] for key in (*GOLDENS, *variants) if key.endswith("/parts")}
+    assert set(MODELS) <= recorded
+
+
 @pytest.mark.slow
 def test_a_deep_bit_is_off_by_the_rounding_of_its_sums_alone():
     """With its convolutions summed in float64, R152 is within 1e-4 of its goldens after every part."""

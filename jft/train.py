@@ -471,7 +471,9 @@ class Run:
         if self.leg != leg.number:
             self.begin(leg)
         self.display.stage(leg.number + 1, len(self.legs), leg.stage.name, self._describe(leg), leg.last)
-        self.log.rates = track.rates(leg.multipliers, {n: plan.part_of(n, self.model.parts) for n in leg.trainable})
+        self.log.rates = track.rates(
+            leg.multipliers, {n: plan.part_of(n, self.model.parts) for n in leg.trainable}, leg.train_parts
+        )
         dispatch, schedule = self.compile(leg)
 
         per_epoch = len(self.data["train"].labels) / self.config.batch

@@ -188,8 +188,9 @@ def test_mlflow_is_told_each_step_once(tmp_path, monkeypatch):
 
 
 def test_rates_are_told_by_the_parts_that_have_them():
-    parts = {"a/w": "a", "b/w": "b", "b/v": "b", "head/w": "head"}
-    assert track.rates({"a/w": 0.1, "b/w": 0.1, "b/v": 0.1, "head/w": 1.0}, parts) == {"a to b": 0.1, "head": 1.0}
+    parts = {"b/w": "b", "head/w": "head", "a/w": "a", "b/v": "b"}
+    by = {"a/w": 0.1, "b/w": 0.1, "b/v": 0.1, "head/w": 1.0}
+    assert track.rates(by, parts, ["a", "b", "head"]) == {"a to b": 0.1, "head": 1.0}
 
 
 def test_mistakes_are_the_surest_first():

@@ -99,19 +99,22 @@ class Mirror(MetricsLog):
         self.trackers.close(None)
 
 
-def rates(multipliers: Mapping[str, float], parts: Mapping[str, str]) -> dict[str, float]:
+def rates(multipliers: Mapping[str, float], parts: Mapping[str, str], order: Sequence[str]) -> dict[str, float]:
     """The multiples of a stage's rate, each by the parts that have it: `head`, `stage3/block0 to stage4/block1`.
 
-    `parts` are those of the parameters that train, by name, in depth order.
+    `parts` are those of the parameters that train, by name; `order` is theirs.
 
-    >>> rates({"a/w": 0.1, "b/w": 0.1, "head/w": 1.0}, {"a/w": "a", "b/w": "b", "head/w": "head"})
+    >>> rates({"a/w": 0.1, "b/w": 0.1, "head/w": 1.0}, {"a/w": "a", "b/w": "b", "head/w": "head"}, ["a", "b", "head"])
     {'a to b': 0.1, 'head': 1.0}
     """
-    by: dict[float, list[str]] = {}
+    by: dict[float, set[str]] = {}
     for name, part in parts.items():
-        if part not in by.setdefault(multipliers[name], []):
-            by[multipliers[name]].append(part)
-    return {p[0] if len(p) == 1 else f"{p[0]} to {p[-1]}": value for value, p in by.items()}
+        by.setdefault(multipliers[name], set()).add(part)
+    told = {}
+    for value, some in by.items():
+        ordered = [part for part in order if part in some]
+        told[ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"] = value
+    return told
 
 
 def open_trackers(

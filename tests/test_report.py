@@ -1,11 +1,14 @@
 """The metrics log, and the report of a run: complete, whole HTML, safe with whatever a class is called."""
 
 import csv
+import itertools
 import json
 import math
+import re
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -176,6 +179,8 @@ def test_report_holds_what_it_must(tmp_path):
                   "--preprocess.crop_pct 1.0", "0123456789abcdef" * 4]:  # fmt: skip
         assert words in page.text, words
     assert page.tags.count("svg") == 5 and page.tags.count("h1") == 1
+    levels = [int(t[1]) for t in page.tags if t in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and all(b <= a + 1 for a, b in itertools.pairwise(levels))
     alts = [value for tag, key, value in page.attributes if (tag, key) == ("svg", "aria-label")]
     assert len(alts) == 5 and all(alts)
     ids = [value for _, key, value in page.attributes if key == "id"]
@@ -257,6 +262,42 @@ def test_figures_of_several_labels_equal_scikit_learn_on_the_csv(tmp_path):
         area = sk.average_precision_score(y[:, c], p[:, c])
         told = [right, missed, wrongly, f"{100 * found[0][c]:.1f} % {100 * found[1][c]:.1f} % {found[2][c]:.3f}"]
         assert f"{name} {' '.join(map(str, told))} {100 * area:.1f} %" in page.text
+
+
+def colours(css):
+    """The custom properties of the light page and of the dark one, as red, green and blue."""
+    light, dark = css.split("prefers-color-scheme: dark", 1)
+    found = []
+    for part in (light, dark.split("* {")[0]):
+        words = dict(re.findall(r"--([\w-]+): (#\w{6}|\d+ \d+ \d+)", part))
+        as_numbers = {
+            n: [int(v[i : i + 2], 16) for i in (1, 3, 5)] if v[0] == "#" else [int(x) for x in v.split()]
+            for n, v in words.items()
+        }
+        found.append((found[0] if found else {}) | as_numbers)
+    return found
+
+
+def contrast(one, other):
+    """Of WCAG 2.2, from 1 to 21."""
+
+    def luminance(colour):
+        c = np.array(colour) / 255
+        return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_colours_can_be_told_apart(dark):
+    held = colours((resources.files("jft.report") / "style.css").read_text())[dark]
+    for text in ("ink", "muted", "blue-rgb", "orange-rgb"):
+        for below in ("page", "card"):
+            assert contrast(held[text], held[below]) >= 4.5, (text, below)
+    for tint in ("blue-rgb", "orange-rgb"):  # numbers of the confusion matrix, where it is strongest
+        mixed = 0.51 * np.array(held[tint]) + 0.49 * np.array(held["card"])
+        assert contrast(held["ink"], mixed) >= 4.5, tint
 
 
 def test_hostile_names_are_only_text(tmp_path):

@@ -230,11 +230,10 @@ def table(
 ) -> Markup:
     """A table whose first column names the rows; columns in `text` are set left, as the first is."""
     align = [{"class_": "text"} if i in text else {} for i in range(len(columns))]
-    return tag(
+    shown = tag(
         "div",
         tag(
             "table",
-            tag("caption", caption) if caption else None,
             tag("thead", tag("tr", [tag("th", c, scope="col", **a) for c, a in zip(columns, align, strict=True)])),
             tag(
                 "tbody",
@@ -248,6 +247,8 @@ def table(
         ),
         class_="scroll", tabindex="0",
     )  # fmt: skip
+    # Not a caption: that would be as wide as the table, and be cut where the table is scrolled.
+    return join([tag("p", caption, class_="small muted") if caption else None, shown])
 
 
 def _bar(share: Any) -> Markup:
@@ -281,7 +282,8 @@ def _result(run: Run) -> Any:
     if "accuracy" in scores and n:
         right = round(scores["accuracy"] * n)
         low, high = metrics.wilson(right, n)
-        told = f"{right:,} of {n:,} images right; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+        ends = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %".replace(" %", "\N{NO-BREAK SPACE}%")
+        told = f"{right:,} of {n:,} images right; {ends}"
         name = "Validation accuracy, all labels right" if run.several else "Validation accuracy"
         tiles.append(_tile(name, percent(scores["accuracy"]), told, class_="main"))
     test = run.result.get("test") or {}
@@ -289,7 +291,7 @@ def _result(run: Run) -> Any:
         told = f"of {test.get('count', 0):,} images"
         if test.get("count"):
             low, high = metrics.wilson(round(test["accuracy"] * test["count"]), test["count"])
-            told += f"; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+            told += f"; 95\N{NO-BREAK SPACE}% interval {100 * low:.1f} to {100 * high:.1f}\N{NO-BREAK SPACE}%"
         tiles.append(_tile("Test accuracy", percent(test["accuracy"]), told, class_="main"))
     if len(run.labels) and not run.several:
         often = np.bincount(run.labels, minlength=len(run.classes))
@@ -318,7 +320,8 @@ def _result(run: Run) -> Any:
         if key in scores:
             if key in ranges:
                 low, high = (100 * v for v in ranges[key]) if share else ranges[key]
-                note += f"; 95 % interval {low:.1f} to {high:.1f} %" if share else f"; 95 % {low:.3f} to {high:.3f}"
+                ends = f"{low:.1f} to {high:.1f} %" if share else f"{low:.3f} to {high:.3f}"
+                note += f"; 95 % interval {ends}".replace(" %", "\N{NO-BREAK SPACE}%")
             tiles.append(_tile(name, percent(scores[key]) if share else f"{scores[key]:.3f}", note))
     if total := (run.result.get("seconds") or {}).get("total"):
         tiles.append(_tile("Time", seconds(total), "from the command to the result"))
@@ -615,7 +618,7 @@ def _confusion_table(run: Run, counts: np.ndarray) -> Markup:
     for i, name in enumerate(run.classes):
         cells = [
             tag("td", f"{counts[i, j]:,}", class_="right" if i == j else "wrong",
-                style=f"--share: {0.55 * share[i, j] + (0.06 if counts[i, j] else 0):.3f}", title=percent(share[i, j]))
+                style=f"--share: {0.45 * share[i, j] + (0.06 if counts[i, j] else 0):.3f}", title=percent(share[i, j]))
             for j in range(len(counts))
         ]  # fmt: skip
         rows.append(tag("tr", tag("th", name, scope="row"), cells))
@@ -683,17 +686,19 @@ def _calibration(run: Run) -> Any:
     ]
 
 
-def _temperature(run: Run) -> str:
+def _temperature(run: Run) -> Any:
     """What dividing the logits by the temperature of least log loss does."""
     temperature = float(run.bundle["temperature"])
     then = metrics.tempered(run.probabilities, temperature, run.several)
     before, after = (metrics.summary(q, run.labels, run.classes) for q in (run.probabilities, then))
-    return (
+    told = (
         f"The temperature of least log loss here is {temperature:.3g}: logits divided by it bring the calibration "
         f"error from {percent(before['ece'])} to {percent(after['ece'])} "
         f"and the log loss from {before['log_loss']:.3f} to {after['log_loss']:.3f}, on the images that it was fitted "
-        "to. `jft predict --temperature fitted` applies it; no answer changes by it, only how sure it sounds."
+        "to. "
     )
+    return [told, tag("code", "jft predict --temperature fitted"),
+            " applies it; no answer changes by it, only how sure it sounds."]  # fmt: skip
 
 
 def _told(run: Run, i: int) -> list[Any]:

@@ -448,7 +448,12 @@ class LiveDisplay(ViewDisplay):
     def _view(self) -> Any:
         from rich.text import Text
 
-        return Text("\n".join(self.lines(self.console.width)), no_wrap=True)
+        text = Text("\n".join(self.lines(self.console.width)), no_wrap=True)
+        text.highlight_regex(r"━+", "cyan")
+        text.highlight_regex(r"[▁-█]{2,}", "green")
+        text.highlight_regex(r"(?m)^stage \d+ of \d+, [^:]*", "bold")
+        text.highlight_regex(r"(?m)^\d+ warnings?", "yellow")
+        return text
 
     def close(self) -> None:
         self.live.stop()

@@ -136,7 +136,9 @@ def _result(groups: Sequence[Group], target: Path) -> Any:
         "you choose. “To the first”: the difference in validation accuracy, image by image, with the interval of 1,000 "
         "resamples of the images; one that holds 0 is no difference yet."
     )
-    figure = html.figure(names[splits[0]].capitalize(), plots.ranges(f"{names[splits[0]]} with intervals", points))
+    figure = html.figure(
+        names[splits[0]].capitalize(), plots.ranges(f"{names[splits[0]]} with intervals", points), class_="square"
+    )
     return [figure, html.table(columns, rows, class_="wide"), tag("p", how, class_="small muted after")]
 
 

@@ -136,7 +136,7 @@ def test_live_shows_names_as_they_are_and_leaves_no_bar(now):
     assert "step 8/16" in out and "20 s left, run 40 s at this pace" in out
     assert "1,234 images/s" in out and "memory      process 1.4 GB" in out
     assert "loss 0.0625, accuracy 25.0%" in out and "█▄▃▂▂▁▁▁" in out
-    assert "accuracy 75.0%, best 75.0%" in out and "1 warning: left out" in out
+    assert "accuracy 75.0%, best 75.0%" in out and "1 warning" in out
     assert out.endswith("\x1b[?25h") or out.rstrip().endswith("\x1b[2K")  # the bar is gone, the cursor is back
     assert out.count("\x1b[?25l") == out.count("\x1b[?25h")
 

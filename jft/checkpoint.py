@@ -54,7 +54,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, warn: Callable[[str], Any] = print):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every save and failure; ours to tell
+        # Orbax tells of every save and failure, and asyncio of each read that was left after one failed: ours to tell.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder.absolute()
         self.warn = warn
         self.keep = Keep()

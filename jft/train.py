@@ -49,6 +49,7 @@ from jft.plan import Stage
 from jft.report import track
 from jft.report.card import model_card
 from jft.report.live import make_display
+from jft.report.log import plain
 from jft.run import Clock, Result, check_compiled, data_path, default_workdir, entered, fingerprint, running, versions
 from jft.step import State, make_eval_step, repeat
 from jft.use import evaluate_dataset, fit_temperature, probabilities, row
@@ -501,8 +502,7 @@ class Run:
                     since_log = []
             self.step = begin + len(new)
             self.display.step(self.step, self.legs[-1].last, new[-1], rate)
-            if self.step in validations:
-                self._validate(leg)
+            sound = self.step in validations and self._validate(leg)
             given_up = self.config.patience is not None and self.patience.stale >= self.config.patience
             seconds = self.leg_seconds + time.perf_counter() - begun
             ended, stop = self.step == leg.last or given_up, bool(shard.agree(asked_to_stop()))
@@ -513,7 +513,7 @@ class Run:
                 self.records.append(self._record(leg, seconds))
             due = bool(shard.agree(time.monotonic() - self.saved_at > self.config.checkpoint_every))
             # What a rollback would go back to.
-            anchor = self.config.on_nan == "rollback" and self.step in validations and not self.skipped
+            anchor = self.config.on_nan == "rollback" and sound and not self.skipped
             # Between two lines of the log nothing is saved: a resumed run could not write the second.
             if ended or (not since_log and (stop or due or anchor)):
                 self._save(leg, seconds, anchor)
@@ -788,8 +788,8 @@ class Run:
                 cut = {n: shard.put(batch[n], where) for n in ("image", "index")}
                 yield cut | of_view | {"mask": batch["mask"]}
 
-    def _validate(self, leg: Leg) -> None:
-        """Score the state on the validation set, and keep it if none was better."""
+    def _validate(self, leg: Leg) -> bool:
+        """Score the state on the validation set, and keep it if none was better; whether its loss is a number."""
         val, state = self.data["val"], self._evaluated()
         with self.clock("eval"):
             # Features of the raw weights are no use to averages of parts that trained before.
@@ -803,8 +803,9 @@ class Run:
             labels = jnp.asarray(val.labels)
             loss = float(np.mean(np.asarray(self.eval_loss(logits, {"label": labels}), np.float64)))
             accuracy = float(np.mean(np.asarray(losses.correct(jnp.asarray(logits), labels), np.float64)))
-            self.patience.see(accuracy, -loss)
-            better = self.best is None or (accuracy, -loss) > (self.best.accuracy, -self.best.loss)
+            fit, best = (-x if np.isfinite(x) else -np.inf for x in (loss, self.best.loss if self.best else loss))
+            self.patience.see(accuracy, fit)
+            better = self.best is None or (accuracy, fit) > (self.best.accuracy, best)
             if better:
                 names, stats = self._touched(leg.number)
                 # Copies: the next step is given the state's own buffers.
@@ -823,6 +824,7 @@ class Run:
         if self.watch:
             last = self.legs[-1]
             self.watch(row | {"done": self.step / last.last, "final": leg.number == last.number})
+        return bool(np.isfinite(loss))
 
     def _snapshot(self, state: State) -> None:
         """Write what of a validated state the whole plan changes, for soups (`jft.average.soup_of_run`)."""
@@ -870,7 +872,7 @@ class Run:
             "classes": classes,
             "seed": config.seed,
             "plan": config.plan if isinstance(config.plan, str) else [leg.stage.name for leg in self.legs],
-            "val": {**scores, "count": len(val.labels), "loss": self.best.loss, "best_step": self.best.step},
+            "val": {**scores, "count": len(val.labels), "loss": plain(self.best.loss), "best_step": self.best.step},
             "last": {"accuracy": self.accuracy, "step": self.step},
             "train": {"count": len(self.data["train"].labels)},
             "excluded": [{"path": name, "reason": reason} for name, reason in excluded],

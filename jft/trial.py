@@ -82,7 +82,7 @@ def overfit(config: Config) -> Trial:
     with _trial(config, lambda stage, share: replace(stage, epochs=max(1.0, STEPS * share), **steady)) as (made, _):
         run: Run = made()
         with contextlib.closing(run):
-            run.data["val"] = run.data["train"]
+            run.data = {**run.data, "val": run.data["train"]}
             run.advance(len(run.legs), lambda: False)
         found = _found(config, run)
     if not found.losses[-1] < LEARNED * found.losses[0]:

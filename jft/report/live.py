@@ -411,7 +411,11 @@ class ViewDisplay(PlainDisplay):
             if self.remaining:
                 stage, run = (duration(self.remaining[of]) for of in ("stage", "run"))
                 # A later stage that trains more takes longer a step.
-                left = f"  {run} left" if self.stage_end in (None, total) else f"  {stage} left, run {run} at this pace"
+                left = (
+                    f"  {run} left"
+                    if self.stage_end in (None, total)
+                    else f"  stage {stage} left, run {run} at this pace"
+                )
             lines.append(f"step {done:,}/{total:,}  {_bar(done / total, block, rest)}  {self.rate:,.0f} images/s{left}")
             lines.append(
                 f"train       {sparkline(list(self.losses), ascii=ascii):{SPARK_WIDTH}}  {figures(_shown(self.values))}"

@@ -172,7 +172,7 @@ def main() -> None:
                     if not enough and seconds(pid) > until and (saving or not in_save):
                         os.kill(pid, how)
                         sent = True
-                    time.sleep(0.002)
+                    time.sleep(0.02)
                 code = os.waitstatus_to_exitcode(status)
                 told["kills"] += sent
                 told["in_training"] += sent and (root / name / "metrics.jsonl").exists()

@@ -198,6 +198,8 @@ def test_predictions_keep_their_columns_in_order(capsys):
     assert capsys.readouterr().out.splitlines()[0] == (
         "path,true_label,class_index,label,probability,label_2,probability_2,label_10,probability_10,error"
     )
+    bundle.write_predictions(sys.stdout, [{"error": "", "path": "a", "p:b_2": 0.5, "p:a": 0.5}])
+    assert capsys.readouterr().out.splitlines()[0] == "path,class_index,label,probability,p:b_2,p:a,error"
     bundle.write_predictions(sys.stdout, [])
     assert capsys.readouterr().out == "path,class_index,label,probability,error\n"
 
@@ -237,9 +239,10 @@ def test_the_hub_reads_the_card():
     assert found.data.license == "apache-2.0"
     assert found.data.base_model == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     assert found.data.eval_results[0].dataset_name == "bees: and *ants*"
-    assert {r.metric_type: r.metric_value for r in found.data.eval_results} == {
-        "accuracy": 0.95, "f1": 0.94, "roc_auc": 0.99,
-    }  # fmt: skip
+    assert [(r.dataset_split, r.metric_type, r.metric_value) for r in found.data.eval_results] == [
+        ("test", "accuracy", 0.9), ("validation", "accuracy", 0.95), ("validation", "f1", 0.94),
+        ("validation", "roc_auc", 0.99),
+    ]  # fmt: skip
     assert "**95.0%** (83.5% to 98.6%)" in found.text and "**90.0%**" in found.text
     assert "Apache-2.0" in found.text and "1,234" in found.text and "jft.load(" in found.text
     assert "/home/someone" not in found.content
@@ -251,6 +254,7 @@ def test_the_card_claims_no_licence_that_it_does_not_know():
         assert found.data.license is None
         assert "Apache" not in found.content
         assert found.data.base_model == ("someone/else" if origin and origin.startswith("hf:") else None)
+    assert "state it here before you share" in found.text and "licence" not in hub_card(weights=None).text
     assert "random weights" in hub_card(weights=None).text
 
 

@@ -58,6 +58,12 @@ def model_card(about: Mapping[str, Any]) -> str:
         lines += ["## Training", _stages(stages)]
     if source or repo:
         lines += ["## Source weights and licence", _licence(repo, source)]
+    elif about.get("weights"):
+        unknown = (
+            f"The source weights are the file {_text(PurePath(str(about['weights'])).name)}; what licence they are "
+            "under, that file does not say. It binds these too: state it here before you share them."
+        )
+        lines += ["## Source weights and licence", unknown]
     return _front(about, name, data, repo, source, several) + "\n" + "\n\n".join(lines) + "\n"
 
 
@@ -73,24 +79,25 @@ def _front(
         else:
             lines += ["license: other", f"license_name: {_yaml(source.licence)}"]
     if repo:
-        lines.append(f"base_model: {_yaml(repo)}")
+        lines += [f"base_model: {_yaml(repo)}", "base_model_relation: finetune"]
     lines += ["tags:", "- jft", "- jax", "- image-classification", *(["- multi-label"] if several else [])]
-    found = [(hub, about["val"][key]) for key, hub, _ in _METRICS if key in about["val"]]
-    lines += ["metrics:", *(f"- {hub}" for hub, _ in found)]
+    lines += ["metrics:", *(f"- {hub}" for key, hub, _ in _METRICS if key in about["val"])]
     kind = "csv" if data.endswith(".csv") else "imagefolder"
-    lines += [
-        "model-index:",
-        f"- name: {_yaml(f'{name} on {data}')}",
-        "  results:",
-        "  - task:",
-        "      type: image-classification",
-        "    dataset:",
-        f"      name: {_yaml(data)}",
-        f"      type: {kind}",
-        "      split: validation",
-        "    metrics:",
-        *(line for hub, value in found for line in (f"    - type: {hub}", f"      value: {value:.6g}")),
-    ]
+    lines += ["model-index:", f"- name: {_yaml(f'{name} on {data}')}", "  results:"]
+    for split, scores in (("test", about.get("test") or {}), ("validation", about["val"])):
+        values = [(hub, told, scores[key]) for key, hub, told in _METRICS if key in scores]
+        if values:
+            lines += [
+                "  - task:",
+                "      type: image-classification",
+                "    dataset:",
+                f"      name: {_yaml(data)}",
+                f"      type: {kind}",
+                f"      split: {split}",
+                "    metrics:",
+            ]
+        for hub, told, value in values:
+            lines += [f"    - type: {hub}", f"      name: {_yaml(told)}", f"      value: {value:.6g}"]
     return "\n".join(["---", *lines, "---", ""])
 
 

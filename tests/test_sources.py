@@ -269,6 +269,14 @@ def test_csv(pictures):
     assert splits.train.read(1) == (pictures / "p/3.png").read_bytes()
 
 
+def test_decimal_numbers_are_refused_as_classes_and_whole_ones_are_not(pictures):
+    with pytest.raises(UserError, match=r"are decimal numbers: 0\.5, 1\.0, 2\.25"):
+        load(table(pictures, "path,label\np/0.png,0.5\np/1.png,1.0\np/2.png,2.25\np/3.png,0.5"))
+    assert load(table(pictures, "path,label\np/0.png,0\np/1.png,10\np/2.png,10\np/3.png,0")).classes == ("0", "10")
+    named = load(table(pictures, "path,label\np/0.png,v0.5\np/1.png,0.5\np/2.png,0.5\np/3.png,v0.5"))
+    assert named.classes == ("0.5", "v0.5")
+
+
 def test_csv_with_several_labels(pictures):
     rows = "".join(f"p/{i}.png,{label}\n" for i, label in enumerate(["a|b", "b", "", "a| c", "c|b", "a"]))
     splits = load(table(pictures, "path,label\n" + rows), val_fraction=0.3)

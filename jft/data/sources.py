@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import math
 import os
 import re
 import stat
@@ -491,6 +492,11 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
     if not any(split == "train" for _, split, _ in files.values()):
         raise UserError(f"{path} has no training images: no line's split is train.")
     classes = tuple(sorted(used["train"]))
+    if not several and _are_quantities(classes):
+        raise UserError(
+            f"The labels of {path} are decimal numbers: {_few(classes)}. A label names a class, and quantities are not "
+            "predicted yet: sort the images into classes, or give numbers that are names other names, as v0.5."
+        )
     if several and 4 * len(files) * len(classes) > MAX_MATRIX:
         raise UserError(
             f"{path} has {len(classes):,} labels for {len(files):,} images, too many for a table of both. Is `label` "
@@ -515,6 +521,15 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
             matrix = np.array([index[labels[0]] for _, labels, _ in chosen], np.int32)
         datasets[split] = _files_dataset([(shown(name), target) for name, _, target in chosen], matrix, classes)
     return datasets, excluded
+
+
+def _are_quantities(labels: Iterable[str]) -> bool:
+    """Whether all of these are numbers, and not all of them whole."""
+    try:
+        values = [float(label) for label in labels]
+    except ValueError:
+        return False
+    return all(map(math.isfinite, values)) and any(value % 1 for value in values)
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:

@@ -35,8 +35,6 @@ def test_a_notebook_is_what_its_source_says(source):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_a_notebook_runs_from_top_to_bottom(source, tmp_path):
-    if source.stem.startswith("2"):
-        pytest.importorskip("matplotlib")
     env = os.environ | {
         "JFT_TINY": "1", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "MPLBACKEND": "agg",
         "HF_HUB_OFFLINE": "1", "JFT_CACHE": os.environ["JFT_CACHE"],

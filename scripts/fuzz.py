@@ -171,11 +171,11 @@ def glob(name: str) -> bytes:
     return f"c{module}\n{attribute}\n".encode()
 
 
-def tensor(key: str, count: int, shape: tuple[int, ...], kind: str = "FloatStorage") -> bytes:
-    """A pickled tensor in C order."""
+def tensor(key: str, count: int, shape: tuple[int, ...], kind: str = "FloatStorage", expanded: bool = False) -> bytes:
+    """A pickled tensor in C order, or of one element repeated."""
     strides, step = [], 1
     for n in shape[::-1]:
-        strides.insert(0, step)
+        strides.insert(0, 0 if expanded else step)
         step *= n
     numbers = lambda values: b"(" + b"".join(b"\x8a\x09" + v.to_bytes(9, "little") for v in values) + b"t"  # noqa: E731
     storage = b"(" + text("storage") + glob(f"torch.{kind}") + text(key) + text("cpu") + b"J" + struct.pack("<i", count)
@@ -200,12 +200,10 @@ def packed(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes
     return file.getvalue()
 
 
-def pth(pickled: bytes) -> bytes:
+def pth(pickled: bytes, order: bytes = b"little", **more: bytes) -> bytes:
     """A PyTorch archive around a pickle."""
-    return packed(
-        {"archive/data.pkl": pickled, "archive/byteorder": b"little", "archive/data/0": bytes(96),
-         "archive/data/1": bytes(10), "archive/version": b"3\n"}
-    )  # fmt: skip
+    members = {"data.pkl": pickled, "byteorder": order, "data/0": bytes(96), "data/1": bytes(10), "version": b"3\n"}
+    return packed({f"archive/{name}": content for name, content in (members | more).items()})
 
 
 NAMES = (
@@ -472,8 +470,14 @@ def weights_by(write: Callable[[Path, dict], Any], name: str) -> Callable[[Path]
 
     def seeds(folder: Path) -> list[bytes]:
         arrays = {"a.weight": np.arange(24, dtype=np.float32).reshape(4, 6), "b": np.ones(5, ml_dtypes.bfloat16)}
+        scanned = {f"params/Transformer/encoderblock/{n}": np.zeros((2, 3), np.float32, "F") for n in ("k", "b")}
         made = []
-        for some in (arrays, {"s": np.float64(3.0) + np.zeros(())}, {f"module.{k}": v for k, v in arrays.items()}):
+        for some in (
+            arrays,
+            {"s": np.float64(3.0) + np.zeros(())},
+            {f"module.{k}": v for k, v in arrays.items()},
+            scanned,
+        ):
             write(folder / name, some)
             made.append((folder / name).read_bytes())
         return made
@@ -496,12 +500,43 @@ def index(rng: random.Random) -> bytes:
 
 
 SHARDS = [b'{"metadata": {"total_size": 106}, "weight_map": {"a.weight": "w.safetensors", "b": "w.safetensors"}}']
+ORDERED = glob("collections.OrderedDict") + b")R"
+FLOATS = text("w") + tensor("0", 24, (24,))
+RAW = b"(" + text("storage") + glob("torch.storage.UntypedStorage") + text("0") + text("cpu") + b"J\x60\0\0\0tQ"
+STATES = [
+    state_dict(),
+    b"\x80\x02}" + text("state_dict") + state_dict()[2:-1] + b"s.",
+    state_dict(text("epoch"), b"K\x05", text("args"), glob("argparse.Namespace") + b")\x81}b"),
+    state_dict(
+        text("p"), glob("torch._utils._rebuild_parameter") + b"(" + tensor("0", 24, (24,)) + b"\x88" + ORDERED + b"tR"
+    ),
+    state_dict(
+        text("v3"),
+        glob("torch._utils._rebuild_tensor_v3") + b"(" + RAW + b"K\0K\x18\x85K\x01\x85\x89" + ORDERED
+        + glob("torch.float32") + b"tR",
+    ),
+    b"\x80\x02" + ORDERED + b"(" + FLOATS + b"u}" + text("_metadata") + ORDERED + b"sb.",  # as torch.save writes one
+    b"\x80\x04\x95\0\0\0\0\0\0\0\0}\x94(" + FLOATS + text("l") + b"](K\x01K\x02e" + text("d") + b"(dd."[:2] + b"u.",
+    b"\x80\x02}(" + text("one") + b"}(" + FLOATS + b"u" + text("two") + b"}(" + FLOATS + b"uu.",
+    b"\x80\x02}(" + text("only") + b"}(" + FLOATS + b"u" + text("n") + b"K\x01u.",
+    b"\x80\x02" + (b"}" + text("model")) * 6 + b"}(" + FLOATS + b"u" + b"s" * 6 + b".",
+    b"\x80\x02}(" + FLOATS + text("n_averaged") + tensor("0", 24, ()) + b"u.",
+    b"\x80\x02}(" + text("x") + glob("collections.defaultdict") + glob("builtins.list") + b"\x85Ru.",
+    b"\x80\x02}q\0(" + text("model") + b"h\0u.",
+    state_dict(text("e"), tensor("0", 24, (1000, 1000), expanded=True)),
+    state_dict(text("e"), tensor("0", 10**6, (10**6,))),
+    state_dict(text("e"), tensor("7", 24, (24,))),
+]  # fmt: skip
 PTHS = [
-    pth(state_dict()),
-    pth(b"\x80\x02}" + text("state_dict") + state_dict()[2:-1] + b"s."),
-    pth(state_dict(text("epoch"), b"K\x05", text("args"), glob("argparse.Namespace") + b")\x81}b")),
-]
-PICKLES = [state_dict(), *(b"\x80\x02" + glob(name) + b")R." for name in NAMES)]
+    *map(pth, STATES), pth(state_dict(), b"big"), pth(state_dict(), b"middle"),
+    pth(state_dict(), **{"constants.pkl": b"."}), packed({"archive/data.pkl": state_dict()}, zipfile.ZIP_DEFLATED),
+]  # fmt: skip
+# What else lies about under the names of weights.
+OTHERS = [
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"<!DOCTYPE html><html>", b"\x89HDF\r\n\x1a\n",
+    b"\x93NUMPY\x01\0", bytes(257) + b"ustar" + bytes(300), b"\x80\x02" + state_dict(), b"PK\x05\x06" + bytes(18),
+]  # fmt: skip
+PICKLES = [*STATES, *(b"\x80\x02" + glob(name) + b")R." for name in NAMES)]
 LISTS = [b"# a list\np/0.png\twhy\n./p/1.png\n"]
 CSVS = [
     b"path,label\np/0.png,a\np/1.png,b\np/2.png,a\np/3.png,b\n",
@@ -522,6 +557,17 @@ TARGETS = {
         grammar_npz,
     ),
     "pth": Target(read_weights, "w.pth", lambda folder: PTHS, lambda rng: pth(grammar_pickle(rng))),
+    "weights": Target(
+        read_weights,
+        "w.weights",
+        lambda folder: [
+            *OTHERS,
+            *PTHS[:2],
+            *TARGETS["safetensors"].seeds(folder)[:1],
+            *TARGETS["npz"].seeds(folder)[:1],
+        ],
+        lambda rng: rng.choice((grammar_npz, grammar_safetensors, lambda r: pth(grammar_pickle(r)), index))(rng),
+    ),
     "pickle": Target(read_pickle, "data.pkl", lambda folder: PICKLES, grammar_pickle),
     "shards": Target(read_weights, "w.safetensors.index.json", lambda folder: SHARDS, index),
     "csv": Target(read_csv, "index.csv", lambda folder: CSVS, grammar_csv),

@@ -27,7 +27,7 @@ def test_every_reader_takes_a_file_or_refuses_it(tmp_path):
         str(SCRIPT), "--executions", "500", "--seed", os.environ.get("FUZZ_SEED", "0"), "--out", str(tmp_path)
     )
     lines = [line for line in told.splitlines() if " faults 0" in line]
-    assert len(lines) == 7 and told.endswith(" 0 faults\n") and not list(tmp_path.iterdir())
+    assert len(lines) == 8 and told.endswith(" 0 faults\n") and not list(tmp_path.iterdir())
     # Both ways out are taken: a fuzzer whose files are all refused at once would find nothing.
     for line in lines:
         assert "read 0," not in line and "refused 0 " not in line, line

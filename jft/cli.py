@@ -346,13 +346,20 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         _import,
         "Prints what is done with every tensor; writes nothing without --out.",
     )
-    taken.add_argument("source", metavar="SOURCE", help="a file, a folder, hf:ORG/REPO or https://…#sha256=…")
+    taken.add_argument(
+        "source", metavar="SOURCE", help="a file, a folder, hf:ORG/REPO, https://…#sha256=… or gs://BUCKET/FILE"
+    )
     taken.add_argument("--model", required=True, metavar="NAME", help="what they are weights of, see `jft models`")
     taken.add_argument("--out", metavar="PATH", help="a .safetensors or .npz under jft's names, else a model's folder")
     taken.add_argument("--format", metavar="FORMAT", help="whose names the weights have; default: those that fit")
     taken.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="names to leave out; repeatable")
     taken.add_argument(
         "--image-size", type=int, metavar="N", help="side of the pictures in pixels (default: the model's own)"
+    )
+    for word in dict.fromkeys(w.split("=")[0] for w in free):
+        taken.add_argument(word, dest=f"field:{word[2:]}", nargs=1, help=argparse.SUPPRESS)
+    taken.add_argument(
+        "--model_options.FIELD", metavar="VALUE", dest="_", help="of the architecture: --model_options.pool token_avg"
     )
     _receipt_options(taken)
 
@@ -721,6 +728,10 @@ def _export(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     from jft.convert import import_weights, write_receipt
 
+    config = Config()
+    for key, words in vars(options).items():
+        if key.startswith("field:") and words is not None:
+            config = override(config, key.removeprefix("field:"), words)
     read, written = import_weights(
         options.source,
         options.model,
@@ -728,6 +739,7 @@ def _import(options: argparse.Namespace) -> None:
         format=options.format,
         skip=options.skip,
         image_size=options.image_size,
+        model_options=config.model_options,
     )
     told = read.json() | {"written": written.json() if written else None}
     if options.receipt:

@@ -41,7 +41,9 @@ class Config:
     )
     model: str = _opt("resnet50", "architecture; `jft models` lists them")
     weights: Any = _opt(
-        None, "file (.safetensors .pth .npz), hf:ORG/REPO, none = from scratch; default: the model's own source"
+        None,
+        "file (.safetensors .pth .npz), folder, hf:ORG/REPO, https://…#sha256=…, gs://BUCKET/FILE, none = from "
+        "scratch; default: the model's own source",
     )
     keep_head: bool = _opt(
         False, "keep the weights' own head, where it has as many classes as the data, in their order"

@@ -1,7 +1,7 @@
 """Models out to other tools and weights in from them, without training: what `jft export` and `jft import` do."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -182,18 +182,20 @@ def import_weights(
     format: str | None = None,
     skip: Collection[str] = (),
     image_size: int | None = None,
+    model_options: Mapping[str, Any] | None = None,
 ) -> tuple[Receipt, Receipt | None]:
     """Read weights of any format into the model `name`, and write them as jft's; nothing is trained.
 
     `out` is a `.safetensors` or `.npz` of arrays under our names, or else a folder, a bundle that `jft predict` and
-    `jft export` take. Returns what was read and what was written. Without `out` nothing is: the receipt alone tells.
+    `jft export` take. `model_options` are those of `make_model`. Returns what was read and what was written. Without
+    `out` nothing is: the receipt alone tells.
 
     >>> read, written = import_weights("resnet50.pth", "resnet50", "resnet50.safetensors")
     """
     path = Path(out) if out is not None else None
     if path is not None:
         _vacant(path)
-    options: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
+    options = dict(model_options or {}) | ({} if image_size is None else {"image_size": image_size})
     classes = weights.head_size(make_model(name, **options), source, format=format, skip=skip)
     if classes is not None:
         options["num_classes"] = classes

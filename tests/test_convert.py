@@ -117,6 +117,16 @@ def test_import_without_training(tmp_path, capsys):
     assert made.model.num_classes == 2 and made.classes == ("0", "1")
     np.testing.assert_array_equal(made.params["stem/conv/kernel"], given.params["stem/conv/kernel"])
 
+    dino = save(tmp_path / "dino", "tiny_vit", weight, layer_scale=1e-5, pool="token_avg", depth=1)
+    export_model(dino, "hf")
+    options = ["--model_options.layer_scale", "1e-5", "--model_options.pool", "token_avg", "--model_options.depth=1"]
+    assert (
+        cli.main(["import", str(dino / "hf"), "--model", "tiny_vit", "--out", str(tmp_path / "dino.npz"), *options])
+        == 0
+    )
+    with weights.open_weights(tmp_path / "dino.npz") as file:
+        assert file.shape("head/kernel") == (64, 2)
+
     headless = {n: a for n, a in given.params.items() if not n.startswith("head")}
     write_safetensors(tmp_path / "headless.safetensors", {**headless, **given.batch_stats})
     import_weights(tmp_path / "headless.safetensors", "tiny_resnet", tmp_path / "headless.npz")

@@ -735,6 +735,11 @@ def _mistakes(run: Run) -> Any:
         what = "A label of these is near 50 %" if run.several else "The two likeliest classes lie closest here"
         parts += [tag("h3", "Most uncertain"), tag("p", f"{what}: pictures to label more of."),
                   _pictures(run, unsure, told)]  # fmt: skip
+    if not run.explained:
+        more = (
+            " adds where the model looked (Grad-CAM), the nearest training images and a linear probe to compare with."
+        )
+        parts.append(tag("p", tag("code", f"jft report {run.folder.name} --explain"), more, class_="small muted after"))
     return parts
 
 

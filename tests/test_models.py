@@ -325,6 +325,19 @@ def test_max_pool_is_the_window_maximum(shape):
     assert (max_pool(x) == jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *window)).all()
 
 
+@pytest.mark.parametrize("side", [7, 8])
+def test_gradient_of_max_pool_is_that_of_the_window_maximum_and_goes_to_the_first_of_equals(side):
+    window = ((1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    pools = (max_pool, lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *window))
+    rng = np.random.default_rng(side)
+    x = jnp.asarray(rng.standard_normal((2, side, side, 3)), jnp.float32)
+    slope = jnp.asarray(rng.standard_normal((2, 4, 4, 3)), jnp.float32)
+    ours, wanted = (jax.grad(lambda x, pool=pool: jnp.sum(pool(x) * slope))(x) for pool in pools)
+    assert jnp.abs(ours - wanted).max() < 1e-6
+    flat = jax.grad(lambda x: jnp.sum(max_pool(x)))(jnp.zeros((1, side, side, 1)))[0, :, :, 0]
+    assert flat.sum() == 16 and (flat[1::2, 1::2].sum(), flat[0, 0]) == (9, 1)
+
+
 def test_mean_pool_at_odd_edges_counts_what_is_there():
     x = jnp.arange(15.0).reshape(1, 3, 5, 1)
     assert mean_pool(x)[0, :, :, 0].tolist() == [[3, 5, 6.5], [10.5, 12.5, 14]]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jft.models.base import Model
-from jft.models.layers import BatchNorm, Conv, DropPath, Head, drop_path_rates
+from jft.models.layers import BatchNorm, Conv, DropPath, Head, drop_path_rates, greatest_of_three
 
 
 class Stem(nn.Module):
@@ -34,12 +34,9 @@ class Stem(nn.Module):
 
 def max_pool(x: Float[Array, "b h w c"], border: float = -np.inf) -> Float[Array, "b i j c"]:
     """3×3, stride 2, padded by 1 with `border`: −∞ as torch pads."""
-    # The maximum of shifted slices is 3 times as fast as reduce_window on a CPU, its gradient 4 times. Where values tie
-    # the gradient is shared, while torch gives it to the first; after a ReLU they tie at 0, whence none goes further.
+    # One axis after the other is 3 times as fast as reduce_window on a CPU, its gradient 6 times.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=border)
-    h, w = x.shape[1] - 2, x.shape[2] - 2
-    x = jnp.maximum(jnp.maximum(x[:, 0:h:2], x[:, 1 : h + 1 : 2]), x[:, 2 : h + 2 : 2])
-    return jnp.maximum(jnp.maximum(x[:, :, 0:w:2], x[:, :, 1 : w + 1 : 2]), x[:, :, 2 : w + 2 : 2])
+    return greatest_of_three(greatest_of_three(x, 1), 2)
 
 
 def mean_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:

@@ -1,0 +1,137 @@
+"""One training step of everything, float32, batch 32: jft's compiled step against torch's, taking turns in one run.
+
+    python benchmarks/step.py --torch-python TORCH/bin/python                ViT-Ti and ResNet-18: 3 minutes
+    python benchmarks/step.py --torch-python … --models vit_tiny_patch16_224 vit_small_patch16_224 resnet18 resnet50
+
+Both processes hold the model with Adam's state; one takes a step while the other waits for its turn, `--repeat` times
+(9) after two that are not counted. jft's step takes uint8 pictures and normalises them, torch's takes them normalised.
+`ratio` is that of the medians, jft's to torch's: below 1 jft is faster. `cpu` is processor time; on a machine that is
+busy with other work that of torch counts its threads' spinning too, which `--passive` leaves out.
+"""
+
+import argparse
+import os
+import sys
+from typing import Any
+
+import harness
+
+
+def jft_worker(name: str, batch: int, size: int | None) -> None:
+    """Answers requests for steps of jft's."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jft import optim
+    from jft.data.prepare import make_prepare
+    from jft.models import make_model
+    from jft.preprocess import Preprocess
+    from jft.step import State, make_train_step, supervised
+
+    model = make_model(name, num_classes=1000, image_size=size)
+    rng = np.random.default_rng(0)
+    shapes, stats = model.shapes()
+    params = {n: jnp.asarray(0.02 * rng.standard_normal(s.shape), jnp.float32) for n, s in shapes.items()}
+    names, parts = sorted(params), list(model.parts)
+    optimizer = optim.make_optimizer("adam", lambda step: 1e-3, dict.fromkeys(names, 1.0))
+    objective = supervised(model, train_parts=parts, update_stats=parts, trainable=names)
+    height, width, _ = model.input_shape
+    prepare = make_prepare(Preprocess(size=(height, width)), (), train=True)
+    step = jax.jit(make_train_step(objective, optimizer, trainable=names, prepare=prepare), donate_argnums=0)
+    state = State(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats={n: jnp.ones(s.shape, s.dtype) for n, s in stats.items()},
+        opt_state=jax.jit(optimizer.init)(params),
+        key=jax.random.key_data(jax.random.key(0)),
+    )
+    data = {
+        "image": jnp.asarray(rng.integers(0, 256, (batch, height, width, 3)), jnp.uint8),
+        "label": jnp.asarray(rng.integers(0, 1000, batch), jnp.int32),
+        "index": jnp.arange(batch, dtype=jnp.int32),
+    }
+
+    def answer() -> dict[str, Any]:
+        nonlocal state
+
+        def once() -> None:
+            nonlocal state
+            state, metrics = step(state, data)
+            jax.block_until_ready((state, metrics))
+
+        return harness.timed(once) | {"peak": harness.peak_memory()}
+
+    harness.serve(answer)
+
+
+def torch_worker(name: str, batch: int, size: int | None) -> None:
+    """Answers requests for steps of torch's: timm's ViTs, torchvision's ResNets."""
+    torch = harness.import_torch(harness.cores())
+    if name.startswith("vit"):
+        import timm
+
+        model = timm.create_model(name, pretrained=False, num_classes=1000, **({"img_size": size} if size else {}))
+    else:
+        import torchvision
+
+        model = torchvision.models.get_model(name, num_classes=1000)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    side = size or 224
+    x, y = torch.randn(batch, 3, side, side), torch.randint(0, 1000, (batch,))
+
+    def once() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    harness.serve(lambda: harness.timed(once) | {"peak": harness.peak_memory()})
+
+
+def main() -> None:
+    """Let the two take turns and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch-python", metavar="PYTHON", help="an interpreter with torch, torchvision and timm")
+    parser.add_argument("--models", nargs="+", default=["vit_tiny_patch16_224", "resnet18"])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, metavar="N", help="side of the pictures (default: 224)")
+    parser.add_argument("--repeat", type=int, default=9, metavar="N")
+    parser.add_argument("--passive", action="store_true", help="torch's threads sleep while they wait")
+    parser.add_argument("--json", metavar="FILE", help="write all that was measured")
+    parser.add_argument("--worker", choices=("jft", "torch"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker:
+        {"jft": jft_worker, "torch": torch_worker}[given.worker](given.models[0], given.batch, given.size)
+        return
+
+    if given.passive:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    pythons = {"jft": sys.executable} | ({"torch": given.torch_python} if given.torch_python else {})
+    rows, measured = [], {}
+    for name in given.models:
+        args = ["--models", name, "--batch", str(given.batch), *(["--size", str(given.size)] if given.size else [])]
+        workers = {who: harness.Worker(p, __file__, "--worker", who, *args) for who, p in pythons.items()}
+        told: dict[str, list[dict[str, float]]] = {who: [] for who in workers}
+        for turn in range(given.repeat + 2):
+            for who, worker in workers.items():
+                found = worker.ask()
+                if turn >= 2:  # the first compiles or allocates, the second warms up
+                    told[who].append(found)
+        for worker in workers.values():
+            worker.close()
+        measured[name] = told
+        mid = {(w, k): harness.median(f[k] for f in t) for w, t in told.items() for k in ("wall", "cpu", "peak")}
+        row = {"model": name}
+        for key, unit in (("wall", "s"), ("cpu", "cpu s")):
+            row |= {f"{who} {unit}": mid[who, key] for who in workers}
+            if "torch" in workers:
+                row["ratio" if key == "wall" else "by cpu"] = mid["jft", key] / mid["torch", key]
+        row |= {f"{who} MB": mid[who, "peak"] for who in workers}
+        rows.append(row)
+        print(harness.table([row]), file=sys.stderr, flush=True)
+    harness.report(rows, given.json, given.torch_python, measured=measured, settings=vars(given))
+
+
+if __name__ == "__main__":
+    main()

@@ -285,7 +285,7 @@ def _result(run: Run) -> Any:
         ends = f"95 % interval {100 * low:.1f} to {100 * high:.1f} %".replace(" %", "\N{NO-BREAK SPACE}%")
         told = f"{right:,} of {n:,} images right; {ends}"
         name = "Validation accuracy, all labels right" if run.several else "Validation accuracy"
-        tiles.append(_tile(name, percent(scores["accuracy"]), told, class_="main"))
+        tiles.append(_tile(name, percent(scores["accuracy"]), told, **({} if run.several else {"class_": "main"})))
     test = run.result.get("test") or {}
     if "accuracy" in test:
         told = f"of {test.get('count', 0):,} images"
@@ -322,7 +322,9 @@ def _result(run: Run) -> Any:
                 low, high = (100 * v for v in ranges[key]) if share else ranges[key]
                 ends = f"{low:.1f} to {high:.1f} %" if share else f"{low:.3f} to {high:.3f}"
                 note += f"; 95 % interval {ends}".replace(" %", "\N{NO-BREAK SPACE}%")
-            tiles.append(_tile(name, percent(scores[key]) if share else f"{scores[key]:.3f}", note))
+            main = {"class_": "main"} if key == "average_precision" and run.several else {}
+            tile = _tile(name, percent(scores[key]) if share else f"{scores[key]:.3f}", note, **main)
+            tiles.insert(0 if main else len(tiles), tile)
     if total := (run.result.get("seconds") or {}).get("total"):
         tiles.append(_tile("Time", seconds(total), "from the command to the result"))
     how = (
@@ -680,7 +682,10 @@ def _calibration(run: Run) -> Any:
         tag(
             "div",
             figure("Reliability: accuracy by confidence", plots.reliability(count, confidence, right)),
-            figure("How sure the model is", plots.confidences(sure[correct], sure[~correct])),
+            figure(
+                "How sure the model is",
+                plots.confidences(sure[correct], sure[~correct], "labels" if run.several else "images"),
+            ),
             class_="figures",
         ),
     ]

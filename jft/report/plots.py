@@ -108,7 +108,7 @@ def ranges(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
     edge = 16 + 6.5 * max(len(_short(name)) for name, *_ in rows)
     height = 26 * len(rows) + 44
     low, high = min(r[2] for r in rows), max(r[3] for r in rows)
-    frame = Frame(_range([low, high], (0.0, 1.0)), (len(rows), 0), 640, height, edge, 4, 18, 40)
+    frame = Frame(_range([low, high], (0.0, 1.0)), (len(rows), 0), 460, height, edge, 4, 18, 40)
     out = [_axes(frame, ticks(frame.x), [], _share, "", "", x_told=_share)]
     for i, (name, share, start, end) in enumerate(rows):
         y = frame.at_y(i + 0.5)
@@ -232,12 +232,12 @@ def reliability(
     return _svg(frame, "Reliability: accuracy against confidence", out)
 
 
-def confidences(right: Float[np.ndarray, " n"], wrong: Float[np.ndarray, " m"]) -> str:
+def confidences(right: Float[np.ndarray, " n"], wrong: Float[np.ndarray, " m"], of: str = "images") -> str:
     """How sure the model is where it is right, and where it is wrong."""
     edges = np.linspace(0, 1, 26)
     good, bad = np.histogram(right, edges)[0], np.histogram(wrong, edges)[0]
     frame = Frame((0, 1), (0, 1.05 * max(int((good + bad).max()), 1)), height=270, top=8)
-    out = [_axes(frame, _FIFTHS, ticks(frame.y, whole=True), _number, "confidence", "images", x_told=_share)]
+    out = [_axes(frame, _FIFTHS, ticks(frame.y, whole=True), _number, "confidence", of, x_told=_share)]
     for low, high, g, b in zip(edges[:-1].tolist(), edges[1:].tolist(), good.tolist(), bad.tolist(), strict=True):
         told = f"confidence {low:.0%} to {high:.0%}: {g:,} right, {b:,} wrong"
         if g:
@@ -322,6 +322,8 @@ def _range(values: Sequence[float], bounds: tuple[float, float]) -> tuple[float,
 
 
 def _number(value: float) -> str:
+    if abs(value) >= 10_000:
+        return f"{value / 1e6:.3g}M" if abs(value) >= 1e6 else f"{value / 1e3:.3g}k"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

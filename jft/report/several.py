@@ -124,7 +124,7 @@ def _result(groups: Sequence[Group], target: Path) -> Any:
         cells.append(
             f"{max((s.get('trainable_params', 0) for r in runs for s in r.result.get('stages', [])), default=0):,}"
         )
-        cells.append("none" if not runs[0].result.get("weights") else Path(str(runs[0].result["weights"])).name)
+        cells.append("from scratch" if not runs[0].result.get("weights") else Path(str(runs[0].result["weights"])).name)
         rows.append(([_link(name, runs, target)], len(runs), *cells))
     columns = ["run", "seeds"]
     for split in splits:

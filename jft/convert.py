@@ -96,7 +96,7 @@ def _write_hf(model: Bundle, path: Path, dtype: str, card: str) -> tuple[Receipt
         card=card,
         timm_options=_options_of_timm(model),
     )
-    return receipt, [*hf_code(path), "print(model.config.id2label[int(logits.argmax())])"]
+    return receipt, [*hf_code(path, receipt.format == "timm"), "print(model.config.id2label[int(logits.argmax())])"]
 
 
 def _write_file(model: Bundle, path: Path, dtype: str, format: str) -> tuple[Receipt, list[str]]:

@@ -35,7 +35,8 @@ def test_options_that_timm_and_torchvision_are_told(tmp_path):
     made = export_model(run, "timm").code[1]
     assert "create_model('vit_tiny_patch16_224', num_classes=2" in made
     assert "img_size=(32, 32), global_pool='avg'" in made
-    export_model(run, "hf")
+    assert "pip install timm" in export_model(run, "hf").code[0]
+    assert "pip install timm" in (run / "hf" / "README.md").read_text()
     config = json.loads((run / "hf" / "config.json").read_text())
     assert config["model_type"] == "timm_wrapper" and config["model_args"]["global_pool"] == "avg"
     assert config["label_names"] == ["ant", "bee"]

@@ -157,7 +157,7 @@ def export_hf(
         receipt = export(weights, model, wide, batch_stats, format=format, dtype=dtype, more=more)
         for name, content in files.items():
             (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
-        readme = _card(model.name, classes, preprocess, card)
+        readme = _card(model.name, classes, preprocess, card, hf_code("FOLDER_OR_REPOSITORY", format == "timm"))
         (beside / "README.md").write_text(readme, "utf-8", "backslashreplace")
     return Receipt(**{**vars(receipt), "source": str(folder), "notes": (*receipt.notes, *notes)})
 
@@ -171,9 +171,9 @@ def _processor_notes(preprocess: Preprocess) -> tuple[str, ...]:
     )
 
 
-def _card(model: str, classes: Sequence[str], preprocess: Preprocess, card: str) -> str:
+def _card(model: str, classes: Sequence[str], preprocess: Preprocess, card: str, lines: Sequence[str]) -> str:
     """The bundle's own model card with another library's name and use; without one, the little that is known."""
-    code = "\n".join(["from PIL import Image, ImageOps", *hf_code("FOLDER_OR_REPOSITORY")])
+    code = "\n".join(["from PIL import Image, ImageOps", *lines])
     use = f"""## Use
 ```python
 {code}
@@ -265,9 +265,10 @@ def transform_code(preprocess: Preprocess) -> list[str]:
     ]
 
 
-def hf_code(folder: str | Path) -> list[str]:
+def hf_code(folder: str | Path, through_timm: bool = False) -> list[str]:
     """Lines of Python that open the folder with transformers."""
     return [
+        *(["# transformers opens this model through timm: pip install timm"] if through_timm else []),
         "from transformers import AutoImageProcessor, AutoModelForImageClassification",
         f"processor = AutoImageProcessor.from_pretrained({str(folder)!r})",
         f"model = AutoModelForImageClassification.from_pretrained({str(folder)!r})",

@@ -9,8 +9,8 @@ import jft
 
 LAYERS = (
     {"errors", "preprocess", "__version__"},
-    {"table", "tree", "losses", "penalties", "metrics", "probes", "checkpoint", "lock", "data.cache"},
-    {"plan", "shard", "models", "data", "weights"},
+    {"table", "tree", "losses", "metrics", "probes", "checkpoint", "lock", "data.cache"},
+    {"plan", "shard", "models", "data", "weights", "penalties"},
     {"optim", "step", "features", "lora"},
     {"distil", "config", "report", "diagnose"},
     {"bundle", "run", "hyper"},

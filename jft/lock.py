@@ -41,7 +41,7 @@ def hold(folder: Path, note: Callable[[str], Any] = print) -> Iterator[Callable[
                 f"{folder} is in use: {_who(found)} has worked on it since {found.get('since', '?')}. Wait for it, "
                 f"stop it, or name another folder with --workdir. (If there is no such process, remove {file}.)"
             )
-        if _break(file, found):
+        if _read(file) == found and _break(file, found):
             note(f"{folder} was held by {_who(found)}, which is gone.")
     stop = threading.Event()
     beats = threading.Thread(target=_beat, args=(file, stop), name="jft-lock", daemon=True)

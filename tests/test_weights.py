@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jft import weights
+from jft import cli, weights
 from jft.errors import UserError
 from jft.models import MODELS, make_model
 from jft.preprocess import Preprocess
@@ -492,6 +492,16 @@ def test_hugging_face_preprocessing(config, expected):
     assert located.preprocess == expected
 
 
+def test_what_a_config_says_that_the_names_do_not(tmp_path):
+    """transformers' BiT can pad as TensorFlow does."""
+    model = make_model("tiny_bit", num_classes=7)
+    write_safetensors(tmp_path / "w.safetensors", theirs(model, "hf"))
+    for padding in (None, "SAME"):
+        (tmp_path / "config.json").write_text(json.dumps({"global_padding": padding}))
+        receipt = weights.load(model, tmp_path / "w.safetensors").receipt
+        assert receipt.format == "hf" and ("pads convolutions by 'SAME'" in str(receipt)) == bool(padding)
+
+
 def test_hugging_face_class_names():
     def classes(names):
         return hub.Located(Path("w"), "w", {"config.json": {"id2label": names}}).classes
@@ -645,6 +655,22 @@ def test_default_sources():
     assert weights.default_source("vit_base_patch16_224").preprocess.mean == (0.5, 0.5, 0.5)
     with pytest.raises(UserError, match="no default weights"):
         weights.default_source("tiny_vit")
+
+
+def test_the_table_of_models_as_json(capsys):
+    assert cli.main(["models", "--json", "vit_small_patch8_224"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row.pop("flops") / 2e9 == pytest.approx(22.4, abs=0.1)
+    assert row == {
+        "name": "vit_small_patch8_224",
+        "params": 22_055_272,
+        "input": [224, 224],
+        "parts": 16,
+        "weights": "hf:timm/vit_small_patch8_224.dino",
+        "licence": "Apache-2.0",
+        "trained_on": "ImageNet-1k, without labels",
+        "paper": "https://arxiv.org/abs/2104.14294",
+    }
 
 
 def test_default_sources_are_as_timm_describes_them():

@@ -1,0 +1,44 @@
+"""A comparison: every config with each of its seeds, a row each, and a page at the end."""
+
+import json
+
+from synthetic_run import make_run
+from test_report import Page
+
+from jft import compare
+from jft.config import Config
+from jft.report.several import mean_interval
+from jft.run import Result
+
+
+def test_a_comparison_ends_with_a_table_and_a_page(tmp_path, monkeypatch):
+    right = {"from scratch": (0.5, 0.6), "staged": (0.8, 0.84)}
+
+    def train(config, shared=None):
+        folder = make_run(tmp_path / config.workdir, ["a", "b"], 40)
+        result = json.loads((folder / "result.json").read_text())
+        name = "staged" if "staged" in config.workdir else "from scratch"
+        result["val"]["accuracy"], result["plan"] = right[name][config.seed], name
+        (folder / "result.json").write_text(json.dumps(result))
+        return Result(folder, result)
+
+    monkeypatch.setattr(compare, "train", train)
+    config = Config(data="x", seeds=2, workdir=str(tmp_path / "c"), display="quiet")
+    done = compare.compare({"staged": config, "from scratch": config})
+    assert [r["name"] for r in done.rows] == ["staged", "from scratch"]
+    assert done.rows[0]["values"] == [0.8, 0.84]
+    assert done.rows[0]["interval"] == list(mean_interval([0.8, 0.84]))
+    page = Page(tmp_path / "c" / "report.html").text
+    assert "staged (2 seeds) · from-scratch (2 seeds)" in page and "82.0 %" in page and "55.0 %" in page
+    monkeypatch.setattr(compare, "make_comparison", lambda *_: 1 / 0)
+    told = []
+    monkeypatch.setattr(compare, "train", lambda config, shared=None: Result(tmp_path, {**done_result(tmp_path)}))
+    display = compare.make_display("quiet")
+    monkeypatch.setattr(display, "warn", told.append, raising=False)
+    monkeypatch.setattr(compare, "make_display", lambda _: display)
+    compare.compare({"staged": config})
+    assert "ZeroDivisionError" in told[0]
+
+
+def done_result(folder):
+    return json.loads((folder / "c" / "staged" / "seed0" / "result.json").read_text())

@@ -273,7 +273,7 @@ class Run:
         labels = data["train"].labels
         self.order = order.Order(len(labels), config.seed, labels if config.balance else None)
         self.loss = choose_loss(config, labels)
-        self.eval_loss = jax.jit(self.loss)
+        self.eval_loss, self.eval_correct = jax.jit(self.loss), jax.jit(losses.correct)
         self.eval_steps: dict[Any, Any] = {}  # compiled, by the span they run
         self.features: dict[
             tuple[str, str], Any
@@ -476,6 +476,7 @@ class Run:
             leg.multipliers, {n: plan.part_of(n, self.model.parts) for n in leg.trainable}, leg.train_parts
         )
         dispatch, schedule = self.compile(leg)
+        schedule = jax.jit(schedule)  # one program to compile and to call, not one an operation
 
         per_epoch = len(self.data["train"].labels) / self.config.batch
         every = max(1.0, self.config.eval_every * per_epoch)
@@ -802,7 +803,7 @@ class Run:
                 logits = np.asarray(features.compute(step, state.params, state.batch_stats, self._placed(val)))
             labels = jnp.asarray(val.labels)
             loss = float(np.mean(np.asarray(self.eval_loss(logits, {"label": labels}), np.float64)))
-            accuracy = float(np.mean(np.asarray(losses.correct(jnp.asarray(logits), labels), np.float64)))
+            accuracy = float(np.mean(np.asarray(self.eval_correct(logits, labels), np.float64)))
             fit, best = (-x if np.isfinite(x) else -np.inf for x in (loss, self.best.loss if self.best else loss))
             self.patience.see(accuracy, fit)
             better = self.best is None or (accuracy, fit) > (self.best.accuracy, best)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ def _write_hf(model: Bundle, path: Path, dtype: str, card: str) -> tuple[Receipt
 
 
 def _write_file(model: Bundle, path: Path, dtype: str, format: str) -> tuple[Receipt, list[str]]:
+    model = as_timm(model) if format == "timm" else model
     made = model.model
     names = "jft" if format in ("safetensors", "npz") else format
     load = [] if names == "jft" else _opening(format, model, path)
@@ -128,6 +129,20 @@ def _opening(format: str, model: Bundle, path: Path) -> list[str]:
         f"--format safetensors, npz and stablehlo hold any model; in Python, jft.weights.export(…, format={format!r}) "
         f"writes the arrays under {format}'s names all the same."
     )
+
+
+def as_timm(model: Bundle) -> Bundle:
+    """DINOv2 with registers under its own name as timm has it: the class token's position is part of the token."""
+    made = model.model
+    size = {"s": "small", "b": "base", "l": "large", "g": "giant"}.get(made.name.removeprefix("dinov2_vit")[:1], "")
+    if not made.name.startswith("dinov2_vit") or not _is_default(made, {}):
+        return model
+    height, width, *_ = made.input_shape
+    like = make_model(f"vit_{size}_patch14_reg4_dinov2", num_classes=made.num_classes, image_size=(height, width))
+    positions = model.params["embed/pos_embed"]
+    token = model.params["embed/cls_token"] + positions[:, :1]
+    params = {**model.params, "embed/cls_token": token, "embed/pos_embed": positions[:, 1:]}
+    return replace(model, model=like, params=params)
 
 
 def _square(made: Model) -> bool:

@@ -2,12 +2,13 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from generated import weight
+from generated import picture, weight
 
 from jft import bundle, cli, weights
-from jft.convert import export_model, import_weights
+from jft.convert import as_timm, export_model, import_weights
 from jft.errors import UserError
 from jft.models import make_model
 from jft.preprocess import Preprocess
@@ -62,6 +63,25 @@ def test_tools_without_such_a_model_are_refused(tmp_path, name, options, formats
         with pytest.raises(UserError, match=r"no model called|no name for|none with these|no classifier of its own"):
             export_model(run, format)
     assert {p.name for p in run.iterdir()} == {"model", *formats}
+
+
+def test_dinov2_with_registers_becomes_timms():
+    """Whose class token holds its position."""
+    model = make_model("dinov2_vits14_reg", num_classes=2, image_size=28)
+    params = {n: weight(n, s.shape) for n, s in model.shapes()[0].items() if n.startswith("embed")}
+    given = bundle.Bundle(model, params, {}, ("ant", "bee"), Preprocess(size=(28, 28)))
+    made = as_timm(given)
+    assert made.model.name == "vit_small_patch14_reg4_dinov2" and made.model.input_shape == model.input_shape
+    assert {n: a.shape for n, a in made.params.items()} == {
+        n: s.shape for n, s in made.model.shapes()[0].items() if n.startswith("embed")
+    }
+    x = jnp.asarray(picture(2, 28, 28, 3))
+    before, after = (
+        m.model.apply({n: jnp.asarray(a) for n, a in m.params.items()}, {}, x, stop="block0")[0] for m in (given, made)
+    )
+    np.testing.assert_array_equal(before, after)
+    other = bundle.Bundle(make_model("tiny_vit"), {}, {}, (), Preprocess())
+    assert as_timm(other) is other
 
 
 @pytest.mark.parametrize("format", ["safetensors", "npz"])

@@ -7,9 +7,11 @@ import os
 import random
 import resource
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,7 @@ from jft.step import supervised
 from jft.weights import scratch
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 SHORT = (Stage("head", ("head",), epochs=2, augment=()), Stage("top", ("head", ("block2", 0.5)), epochs=2))
 
 # -- the lock ---------------------------------------------------------------------------------------------------------
@@ -483,3 +486,21 @@ def test_one_batch_is_learned_or_the_user_is_told(folder, tmp_path):
     with pytest.raises(UserError, match=r"One batch was not learned: its loss went from 1.099"):
         trial.overfit(one.replace(plan=(Stage("all", ("*",), epochs=1, lr=1e-7),)))
     assert list(tmp_path.iterdir()) == []
+
+
+# -- the scripts, in small ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks at processes as Linux shows them")
+@pytest.mark.parametrize(
+    "script", ["kill.py --kills 4", "kill.py --kills 4 --signal TERM", "flip.py --model tiny_vit --flips 60 --cuts 20"]
+)
+def test_what_the_scripts_hold_runs_to(folder, tmp_path, script):
+    name, *words = script.split()
+    words += ["--data", str(folder)] if name == "flip.py" else []
+    command = [sys.executable, str(SCRIPTS / name), *words, "--out", str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""}, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told.get("unequal", told.get("silent")) == []

@@ -11,6 +11,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,22 +36,19 @@ class Spent:
 def run(command: Sequence[str], **environment: str) -> Spent:
     """A process to its end. Raises SystemExit with what it said where it fails."""
     begun = time.perf_counter()
-    process = subprocess.Popen(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    )
-    output, errors = process.stdout, process.stderr
-    assert output is not None and errors is not None
-    # A full pipe would stop the process; what it says on the error stream is little.
-    told, failed = output.read(), errors.read()
-    _, status, used = os.wait4(process.pid, 0)
-    wall = time.perf_counter() - begun
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{failed[-3000:]}")
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | environment
+        )
+        assert process.stdout is not None
+        told = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            failed = errors.read()[-3000:]
+            raise SystemExit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{failed}")
     return Spent(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3, told)
 
 

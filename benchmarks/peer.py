@@ -33,7 +33,7 @@ RESNET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 256, "BILINEAR")
 STATES = ("cold", "warm", "again")
 
 
-def torch_job(assets: Path, name: str, epochs: int, seed: int, workers: int) -> dict[str, Any]:
+def torch_job(assets: Path, folder: Path, name: str, epochs: int, seed: int, workers: int) -> dict[str, Any]:
     """The peer's job, in a process of its own; returns its accuracy."""
     torch = harness.import_torch(harness.cores())
     import timm
@@ -50,7 +50,7 @@ def torch_job(assets: Path, name: str, epochs: int, seed: int, workers: int) -> 
             transforms.Normalize(mean, std),
         ]
     )
-    data = {s: torchvision.datasets.ImageFolder(assets / "data/hymenoptera_data" / s, crop) for s in ("train", "val")}
+    data = {s: torchvision.datasets.ImageFolder(folder / s, crop) for s in ("train", "val")}
     loaders = {
         s: torch.utils.data.DataLoader(
             d, batch_size=32, shuffle=s == "train", num_workers=workers, persistent_workers=workers > 0
@@ -92,10 +92,10 @@ def torch_job(assets: Path, name: str, epochs: int, seed: int, workers: int) -> 
     return {"accuracy": best, "count": len(data["val"])}
 
 
-def jft_job(assets: Path, name: str, epochs: int, seed: int, cache: Path, workdir: Path) -> harness.Spent:
+def jft_job(given: argparse.Namespace, name: str, seed: int, cache: Path, workdir: Path) -> harness.Spent:
     """Our job, in a process of its own."""
-    file, data = assets / "weights" / WEIGHTS[name], assets / "data/hymenoptera_data"
-    command = [sys.executable, "-m", "jft.cli", "finetune", "--data", data, "--model", name, "--weights", file]
+    file, epochs = given.assets / "weights" / WEIGHTS[name], given.epochs
+    command = [sys.executable, "-m", "jft.cli", "finetune", "--data", given.data, "--model", name, "--weights", file]
     command += ["--plan", "head", "--augment", "none", "--epochs", epochs, "--batch", 32, "--optimizer", "adam"]
     command += ["--lr", 1e-3, "--schedule", "constant", "--warmup", 0, "--seed", seed, "--display", "quiet"]
     return harness.run([*map(str, command), "--workdir", str(workdir)], JFT_CACHE=str(cache))
@@ -105,6 +105,7 @@ def main() -> None:
     """Run the jobs in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assets", type=Path, help="the folder with weights and data/hymenoptera_data")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="train/ and val/ (default: the ants and bees)")
     parser.add_argument("--torch-python", metavar="PYTHON", help="an interpreter with torch, torchvision and timm")
     parser.add_argument("--models", nargs="+", choices=WEIGHTS, default=["vit_tiny_patch16_224"])
     parser.add_argument("--epochs", type=int, default=10)
@@ -113,9 +114,10 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all that was measured")
     parser.add_argument("--job", nargs=2, metavar=("MODEL", "SEED"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    given.data = given.data or given.assets / "data/hymenoptera_data"
     if given.job:
         name, seed = given.job
-        print(json.dumps(torch_job(given.assets, name, given.epochs, int(seed), given.workers)))
+        print(json.dumps(torch_job(given.assets, given.data, name, given.epochs, int(seed), given.workers)))
         return
 
     measured: list[dict[str, Any]] = []
@@ -124,7 +126,16 @@ def main() -> None:
         for seed in range(given.repeat):
             for name in given.models:
                 if given.torch_python:
-                    args = [__file__, given.assets, "--epochs", given.epochs, "--workers", given.workers]
+                    args = [
+                        __file__,
+                        given.assets,
+                        "--data",
+                        given.data,
+                        "--epochs",
+                        given.epochs,
+                        "--workers",
+                        given.workers,
+                    ]
                     spent = harness.run([given.torch_python, *map(str, args), "--job", name, str(seed)])
                     found = spent.last()
                     measured.append(_row(name, "torch", seed, spent, found["accuracy"]))
@@ -132,14 +143,18 @@ def main() -> None:
                 for state in STATES:
                     if state == "warm":
                         shutil.rmtree(cache / "features")
-                    spent = jft_job(given.assets, name, given.epochs, seed, cache, workdir)
+                    spent = jft_job(given, name, seed, cache, workdir)
                     result = json.loads((workdir / "result.json").read_text())
                     shutil.rmtree(workdir)
                     row = _row(name, state, seed, spent, result["val"]["accuracy"])
                     measured.append(row | {"phases": result["seconds"]})
-    harness.report(summary(measured), given.json, given.torch_python, measured=measured, settings=vars(given) | {
-        "assets": str(given.assets)
-    })  # fmt: skip
+    harness.report(
+        summary(measured),
+        given.json,
+        given.torch_python,
+        measured=measured,
+        settings={k: str(v) for k, v in vars(given).items()},
+    )
 
 
 def _row(name: str, job: str, seed: int, spent: harness.Spent, accuracy: float) -> dict[str, Any]:

@@ -862,6 +862,8 @@ class Run:
         if isinstance(made, LoraModel):
             params, made = {n: np.asarray(v) for n, v in made.merged(params).items()}, made.plain()
         several = val.labels.ndim == 2
+        trained = np.asarray(self.data["train"].labels)
+        per_class = (trained > 0).sum(axis=0) if several else np.bincount(trained, minlength=len(classes))
         likely = probabilities(self.best.logits, several)
         scores = metrics.summary(likely, val.labels, classes)
         model = bundle.Bundle(made, params, batch_stats, splits.classes, self.preprocess, several)
@@ -875,7 +877,7 @@ class Run:
             "plan": config.plan if isinstance(config.plan, str) else [leg.stage.name for leg in self.legs],
             "val": {**scores, "count": len(val.labels), "loss": plain(self.best.loss), "best_step": self.best.step},
             "last": {"accuracy": self.accuracy, "step": self.step},
-            "train": {"count": len(self.data["train"].labels)},
+            "train": {"count": len(trained), "per_class": per_class.tolist()},
             "excluded": [{"path": name, "reason": reason} for name, reason in excluded],
             "stages": self.records,
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",

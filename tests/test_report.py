@@ -175,6 +175,7 @@ def test_report_holds_what_it_must(tmp_path):
     page = Page(make_report(folder))
     titles = ["Result", "What was trained when", "Curves", "Classes", "Calibration", "Mistakes", "Data", "Time"]
     for words in [*titles, "How to repeat it", "Most uncertain", "95 % interval", "Majority baseline", "1. head",
+                  "Images of each class",
                   "3. all", "train/x/broken.jpg", "frozen parts, once per image", "jft finetune",
                   "--preprocess.crop_pct 1.0", "0123456789abcdef" * 4]:  # fmt: skip
         assert words in page.text, words

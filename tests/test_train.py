@@ -1,5 +1,6 @@
 """The loop on a tiny model: what a run leaves behind, and law 5: stopped anywhere and resumed is never stopped."""
 
+import csv
 import json
 import os
 import signal
@@ -52,7 +53,11 @@ def test_a_run_leaves_what_the_contract_names(finished, folder):
     assert set(expected + ["report.html", "result.json"]) <= {p.name for p in w.iterdir()}
     assert json.loads((w / "result.json").read_text()) == r
     assert r["classes"] == ["blue", "grün & <b>", "red"]
-    assert (r["val"]["count"], r["train"]["count"]) == (6, 30)
+    assert (r["val"]["count"], r["train"]) == (6, {"count": 30, "per_class": [10, 10, 10]})
+    assert set(r["memory"]) <= set(r["seconds"]) and all(m["process"] > 10**7 for m in r["memory"].values())
+    with open(w / "predictions.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            assert sum(float(row[f"p:{c}"]) for c in r["classes"]) == pytest.approx(1, abs=1e-4)
     assert [(s["name"], s["steps"]) for s in r["stages"]] == [("head", 8), ("top", 8)]
     assert r["stages"][0]["trainable_params"] == 3 * 32 + 3
     assert set(r["seconds"]) == {"total", "import", "compile", "data", "features", "train", "eval"}

@@ -933,7 +933,13 @@ def _data(run: Run) -> Any:
         told = f"The validation set has {few:,} to {int(support.max()):,} images a class."
         if few < 20:
             told += " A class of fewer than 20 says little about itself: one image is 5 points or more."
-        parts.append(tag("p", told, class_="small muted", style="margin-top: 12px"))
+        parts.append(tag("p", told, class_="small muted after"))
+        trained = (run.result.get("train") or {}).get("per_class")
+        if trained and len(trained) == len(run.classes):
+            counts = zip(run.classes, trained, support.tolist(), strict=True)
+            cells = [(c, f"{a:,}", _bar(a / max(*trained, 1)), f"{b:,}") for c, a, b in counts]
+            each = table(("class", "training images", "", "validation images"), cells)
+            parts.append(tag("details", tag("summary", "Images of each class"), each))
     out = [(str(e.get("path", "")), str(e.get("reason", ""))) for e in run.result.get("excluded") or []]
     if out:
         more = f" The first {EXCLUDED} are shown." if len(out) > EXCLUDED else ""

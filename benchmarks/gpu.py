@@ -73,7 +73,7 @@ def jft_worker(name: str, size: int, batch: int) -> None:
             opt_state=jax.jit(optimizer.init)({n: params[n] for n in names}),
             key=jax.random.key_data(jax.random.key(0)),
         )
-        # As jft.train does it: in a loop on the device, but not on a CPU, where gradients of convolutions are slow in one.
+        # As jft.train does: looped on the device, but not on a CPU, where gradients of convolutions are slow in a loop.
         compiled = jax.jit(repeat(step, loop=not cpu), donate_argnums=0)
 
         def run() -> None:

@@ -217,7 +217,8 @@ def check(config: Config) -> None:
 
 # Fields that say where and how loudly a run happens, not what it is: two runs may differ in them and be the same.
 PLACE = (
-    "workdir", "display", "track", "checkpoint_every", "threads", "resident", "features", "distributed", "tensor", "seeds"
+    "workdir", "display", "track", "checkpoint_every", "threads", "resident", "features", "distributed",
+    "tensor", "seeds",
 )  # fmt: skip
 
 

@@ -247,7 +247,7 @@ def together(function: Callable[[], Any]) -> Any:
             text = json.dumps([None, str(error)]).encode()
     length = int(broadcast(np.asarray(len(text), np.int32)))
     told = broadcast(np.frombuffer(text.ljust(length, b" "), np.uint8))
-    value, error = json.loads(told.tobytes())
-    if error is not None:
-        raise UserError(error)
+    value, refused = json.loads(told.tobytes())
+    if refused is not None:
+        raise UserError(refused)
     return value

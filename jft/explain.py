@@ -87,7 +87,9 @@ def explain(
 
 def data_of(workdir: str | Path, data: Any) -> Splits:
     """Data given anew, divided as a run divided its own; `FILE.py:FUNCTION` is run. Raises UserError without any."""
-    config = read_json(Path(workdir) / "config.json")["config"]
+    config = read_json(Path(workdir) / "config.json").get("config", {})
+    if not {"seed", "val_fraction"} <= set(config):
+        raise UserError(f"{Path(workdir) / 'config.json'} does not say how the run divided its data.")
     code = isinstance(data, str) and ".py:" in data
     splits = load(load_object(data)() if code else data, seed=config["seed"], val_fraction=config["val_fraction"])
     if splits.val is None:

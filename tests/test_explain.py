@@ -100,7 +100,10 @@ def test_a_run_is_explained(folder, tmp_path):
     alts = [value for tag, key, value in page.attributes if (tag, key) == ("img", "alt")]
     assert sum(a.startswith("What of ") for a in alts) == 8 and all(alts)
     changed(run / "model", "config.json", lambda c: c.update(sha256="of another model"))
-    assert "Grad-CAM" not in Page(make_report(run)).text
+    assert "speaks for" not in Page(make_report(run)).text
+    np.savez(run / "explained.npz", sha256="of another model", shown=found["shown"])
+    with pytest.raises(UserError, match="lacks classes"):
+        make_report(run)
 
 
 def test_features_of_several_labels(folder):

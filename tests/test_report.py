@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -445,6 +446,36 @@ def test_single_runs_are_compared_beside_the_first(tmp_path):
         make_comparison(folders)
     with pytest.raises(UserError, match="nor one of a comparison"):
         make_comparison([tmp_path / "nothing"])
+
+
+def test_the_command_draws_one_or_compares_several(tmp_path, capsys):
+    from jft import cli
+
+    for name, seed in (("x", 0), ("y", 0), ("y", 1)):
+        make_run(tmp_path / "c" / name / f"seed{seed}", ["a", "b"], 20)
+    one, other = (str(tmp_path / "c" / name / "seed0") for name in ("x", "y"))
+    for words, written in [
+        ([one], f"{one}/report.html"),
+        ([one, other, "--out", str(tmp_path / "p.html")], tmp_path / "p.html"),
+        ([str(tmp_path / "c")], tmp_path / "c" / "report.html"),
+    ]:
+        assert cli.main(["report", *words]) == 0
+        assert capsys.readouterr().out.strip() == str(written) and "<h1>" in Path(written).read_text()
+    for words, told in [
+        ([one, other, "--explain"], "are of one run"),
+        ([one, "--out", "x.html"], "of several runs"),
+        ([one, "--explain", "--images", "0"], "at least 1"),
+        ([one, other, "--out", str(tmp_path / "no" / "p.html")], "cannot be written"),
+        ([str(tmp_path / "nothing")], "no run's folder"),
+        ([one, "--explain"], "Pass --data"),
+    ]:
+        try:
+            code = cli.main(["report", *words])
+        except SystemExit as stop:  # the parser's own
+            code = stop.code
+        assert code == 2, words
+        assert told in capsys.readouterr().err, words
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_mean_interval_is_students():

@@ -136,6 +136,13 @@ def read_run(folder: Path, images: Dataset | None = None) -> Run:
     return Run(folder, config, result, rows, classes, names, labels, probabilities, read, about, explained)
 
 
+_TOGETHER = (
+    ("shown", "classes", "maps", "neighbours", "neighbour_labels", "neighbour_pixels", "pixels", "similarity"),
+    ("suspect_names", "suspect_count", "suspect_label", "suspect_pixels", "suspect_probability", "suspect_said"),
+    ("probe_accuracy", "probe_count", "suspect_names"),
+)
+
+
 def read_explained(folder: Path) -> dict[str, np.ndarray]:
     """What `jft.explain` left in a run's folder; nothing where it has not been run, or of another model."""
     try:
@@ -146,7 +153,12 @@ def read_explained(folder: Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / EXPLAINED} is damaged: {error}. Remove it.") from None
     of = read_json(folder / "model" / "config.json").get("sha256")
-    return found if str(found.get("sha256")) == str(of) else {}
+    if str(found.get("sha256")) != str(of):
+        return {}
+    for first, *others in _TOGETHER:
+        if first in found and (lacking := [k for k in others if k not in found]):
+            raise UserError(f"{folder / EXPLAINED} is damaged: it lacks {', '.join(lacking)}. Remove it.")
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

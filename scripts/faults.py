@@ -43,7 +43,7 @@ def save(folder: Path, k: int, mode: str) -> tuple[str, int]:
     kept = Checkpoints(folder, lambda said: None)
     kept.save(1, tree(1), {})
     kept.wait()
-    faults.faults_arm(bytes(folder), k, MODES[mode])
+    faults.faults_arm(bytes(folder) + b"/", k, MODES[mode])
     became = "saved"
     try:
         kept.save(2, tree(2), {})
@@ -53,7 +53,7 @@ def save(folder: Path, k: int, mode: str) -> tuple[str, int]:
     except BaseException as error:
         became = f"NOT TOLD: {error!r}"
     count = faults.faults_count()
-    faults.faults_arm(bytes(folder), 0, 0)
+    faults.faults_arm(bytes(folder) + b"/", 0, 0)
     with contextlib.suppress(UserError):
         kept.close()
     kept = Checkpoints(folder, lambda said: None)
@@ -97,7 +97,7 @@ def arm(folder: Path, k: int, mode: str) -> None:
     """In this process and those forked from it."""
     faults = ctypes.CDLL(None)
     faults.faults_arm.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_int)
-    faults.faults_arm(bytes(folder), k, MODES.get(mode, 0))
+    faults.faults_arm(bytes(folder) + b"/", k, MODES.get(mode, 0))
 
 
 def main() -> None:

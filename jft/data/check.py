@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
-from scipy.fft import dctn
 
 from jft.data import decode
 from jft.data.pipeline import Progress, content_digest, default_threads, in_order
@@ -327,6 +326,8 @@ def perceptual_hash(grey: np.ndarray) -> int:
 
     A bit for each of the lowest 8×8 coefficients of the cosine transform: whether it is above their median.
     """
+    from scipy.fft import dctn  # slow to import, and runs import this file
+
     low = np.asarray(dctn(grey, norm="ortho"))[:8, :8].ravel()
     low[0] = 0  # the mean: brightness is no likeness
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")

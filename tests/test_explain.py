@@ -110,3 +110,21 @@ def test_features_of_several_labels(folder):
     data = sources.load(str(folder), seed=0, val_fraction=0.25).train
     several = replace(data, labels=np.eye(3, dtype=np.float32)[data.labels])
     assert explain._label(several, 0) == explain._label(data, 0)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_probe_doubts_the_labels_that_are_wrong(several):
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 3, 120)
+    x = (4 * np.eye(3)[true] + 0.5 * rng.normal(size=(120, 3))).astype(np.float32)
+    given = true.copy()
+    given[:3] = (given[:3] + 1) % 3
+    labels = np.eye(3, dtype=np.float32)[given] if several else given.astype(np.int32)
+    data = sources.Dataset(tuple(map(str, range(120))), labels, ("a", "b", "c"), lambda i: None)
+    seen = explain.Predicted(np.zeros((120, 3), np.float32), np.arange(120), [], x)
+    found = explain._probe(seen, data, seen, data)
+    assert found["probe_accuracy"] == pytest.approx(117 / 120) and found["probe_count"] == 120
+    assert set(found["suspect_names"][:3].tolist()) == {"0", "1", "2"}
+    if not several:
+        assert found["suspect_label"][:3].tolist() == [int(given[int(n)]) for n in found["suspect_names"][:3]]
+        assert found["suspect_said"][:3].tolist() == [int(true[int(n)]) for n in found["suspect_names"][:3]]

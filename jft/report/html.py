@@ -314,7 +314,8 @@ def _result(run: Run) -> Any:
         tiles.append(_tile("Chance baseline", chance, "mean average precision of answers at random"))
     if "probe_accuracy" in run.explained:
         told = f"logistic regression on {int(run.explained['probe_count']):,} images' features, pretrained weights"
-        tiles.append(_tile("Linear probe baseline", percent(float(run.explained["probe_accuracy"])), told))
+        name = "Linear probe, all labels right" if run.several else "Linear probe baseline"
+        tiles.append(_tile(name, percent(float(run.explained["probe_accuracy"])), told))
     if "accuracy" in (last := run.result.get("last") or {}):
         best = f"the model kept is of step {scores['best_step']:,}" if "best_step" in scores else "of the last step"
         tiles.append(_tile("Last state", percent(last["accuracy"]), best))
@@ -837,9 +838,10 @@ def _reasons(run: Run) -> Any:
         for near, label, like, pixels in zip(*nearest, strict=True):
             cells.append(_cell(_drawn(pixels), f"Training image {near}", [tag("b", str(label)), f", {like:.2f}"]))
         rows.append(tag("li", cells))
+    which = "the two labels that are most wrong" if run.several else "the class said and for the true one"
     told = (
-        "Each row: the image as the model saw it; where Grad-CAM (Selvaraju et al. 2017) finds what speaks for the "
-        "class said and for the true one, orange where it is strong; then the training images whose features lie "
+        "Each row: the image as the model saw it; where Grad-CAM (Selvaraju et al. 2017) finds what speaks for "
+        f"{which}, orange where it is strong; then the training images whose features lie "
         "nearest, with their labels and the cosine. Neighbours of the wrong class say that the classes look alike "
         "there or, if their labels are wrong, what to mend."
     )

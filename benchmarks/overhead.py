@@ -2,18 +2,21 @@
 
     python benchmarks/overhead.py [--model tiny_resnet] [--plan full] [--epochs 30] [--repeats 3] [--data … --weights …]
 
-Within one run: the time the training thread spends in the view, the log and the tracker, and the processor time of the
-two threads that draw the view and write the event files, over the time of training and validating. The median of
-several runs. Without --data, noise of 32×32 pixels: the smaller the steps the larger the share, so it is a bad case.
+Within one run, from its first validation to its last. Told: the processor time that the training thread spends in the
+view, the log and the tracker, with that of the thread that writes the event files, over the time that the rest of the
+process would take if it used every core; processor time, because other work on the machine does not change it, and as
+if on every core, because while the training thread is busy elsewhere all of them wait. Drawn: the share of one core
+that the view's own thread takes, four times a second however long a step is. The median of several runs. Without
+--data, noise of 32×32 pixels: the smaller the steps, the larger the share.
 """
 
 import argparse
 import io
+import os
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,42 +26,43 @@ import jft
 from jft import train
 from jft.report import live, track
 
-BACKGROUND = ("_RefreshThread", "_EventLoggerThread")  # of rich and of tensorboardX
+DRAWS, WRITES = "_RefreshThread", "_EventLoggerThread"  # threads of rich and of tensorboardX
+CORES = len(os.sched_getaffinity(0))
 
 
 class Meter:
-    """Seconds spent in calls of the training thread, and by the threads behind them."""
+    """Processor seconds spent in calls of the training thread, and looks at all the process has spent."""
 
     def __init__(self) -> None:
         self.calls, self.inside = 0.0, False
-        self.threads: dict[threading.Thread, float] = {}
+        self.looks: list[np.ndarray] = []  # calls and writing, drawing, everything; the last in seconds of the clock
 
-    def wrap(self, owner: Any, name: str) -> None:
-        """Time a method, where it is not called by another that is timed."""
+    def wrap(self, owner: Any, name: str, look: bool = False) -> None:
+        """Time a method, where it is not called by another that is timed; with `look`, look after each call."""
         function = getattr(owner, name)
 
         def timed(*args: Any, **options: Any) -> Any:
             if self.inside or threading.current_thread() is not threading.main_thread():
                 return function(*args, **options)
-            self.inside, begun = True, time.perf_counter()
+            self.inside, begun = True, time.thread_time()
             try:
                 return function(*args, **options)
             finally:
                 self.inside = False
-                self.calls += time.perf_counter() - begun
+                self.calls += time.thread_time() - begun
+                if look:
+                    self.look()
 
         setattr(owner, name, timed)
 
-    def look_behind(self, close: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, after the processor time of the threads that it ends has been read."""
-
-        def before(*args: Any) -> Any:
-            for thread in threading.enumerate():
-                if type(thread).__name__ in BACKGROUND and thread.ident is not None:
-                    self.threads[thread] = time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-            return close(*args)
-
-        return before
+    def look(self) -> None:
+        """Keep what has been spent up to now."""
+        spent = {DRAWS: 0.0, WRITES: 0.0}
+        for thread in threading.enumerate():
+            if (name := type(thread).__name__) in spent and thread.ident is not None:
+                spent[name] += time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        told = (self.calls + spent[WRITES], spent[DRAWS], time.process_time(), time.perf_counter())
+        self.looks.append(np.array(told))
 
 
 def main() -> None:
@@ -69,40 +73,38 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--weights", default="none")
     parser.add_argument("--epochs", type=float, default=30)
+    parser.add_argument("--image-size", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
 
     rng = np.random.default_rng(0)
-    noise = {
-        s: (rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 4) for s, n in (("train", 512), ("val", 128))
-    }
+    sizes = {"train": 512, "val": 128}
+    noise = {s: (rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 4) for s, n in sizes.items()}
     console = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False, soft_wrap=True)
     train.make_display = lambda mode: live.LiveDisplay(console)
     meter = Meter()
-    for name in ("stage", "step", "validation", "note", "warn"):
+    for name in ("stage", "step", "note", "warn"):
         meter.wrap(live.LiveDisplay, name)
+    meter.wrap(live.LiveDisplay, "validation", look=True)
     meter.wrap(track.Mirror, "write")
     meter.wrap(track.Trackers, "flush")
-    live.LiveDisplay.close = meter.look_behind(live.LiveDisplay.close)
-    track.TensorBoard.close = meter.look_behind(track.TensorBoard.close)
 
     shares = []
     for repeat in range(given.repeats):
-        meter.calls = 0.0
-        meter.threads.clear()
+        meter.looks.clear()
         with tempfile.TemporaryDirectory() as folder:
             options = {"preprocess": {"crop_pct": 1.0}} if given.data is None else {}
-            run = jft.finetune(
+            jft.finetune(
                 data=given.data or noise, model=given.model, plan=given.plan, weights=given.weights,
-                epochs=given.epochs, seed=repeat, workdir=f"{folder}/run", track=("tensorboard",), **options,
+                epochs=given.epochs, seed=repeat, workdir=f"{folder}/run", track=("tensorboard",),
+                image_size=given.image_size, **options,
             )  # fmt: skip
-            seconds, steps = run.result["seconds"], run.result["last"]["step"]
-        training = seconds["train"] + seconds["eval"]
-        behind = sum(meter.threads.values())
-        shares.append((meter.calls + behind) / training)
+        told, drawing, everything, clock = meter.looks[-1] - meter.looks[0]
+        training = (everything - told - drawing) / CORES
+        shares.append(told / training + drawing / clock)
         print(
-            f"{steps} steps, {training:.2f} s of training: {meter.calls:.3f} s in calls, {behind:.3f} s behind: "
-            f"{shares[-1]:.2%}", flush=True,
+            f"training {training:.2f} s on {CORES} cores; told {told:.3f} s, {told / training:.2%}; drawn "
+            f"{drawing / clock:.2%} of the time; together {shares[-1]:.2%}", flush=True,
         )  # fmt: skip
     print(f"median {statistics.median(shares):.2%}")
 

@@ -96,6 +96,9 @@ def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any]
         loaded = replace(loaded, missing=(*loaded.missing, *sorted(updates)))
     preprocess = replace(loaded.preprocess, **config.preprocess)
     resampling(preprocess)
+    if tuple(preprocess.size) != tuple(model.input_shape[:2]):
+        size, takes = (",".join(map(str, s)) for s in (preprocess.size, model.input_shape[:2]))
+        raise UserError(f"--preprocess.size is {size}, and the model takes {takes}. --image-size {size} changes both.")
     if preprocess.crop_pct <= 0 or min(preprocess.std) <= 0:
         raise UserError(f"--preprocess: crop_pct {preprocess.crop_pct} and std {preprocess.std} are above 0.")
     return model, dict(sorted(params.items())), dict(sorted(stats.items())), replace(loaded, preprocess=preprocess)

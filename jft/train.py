@@ -804,9 +804,9 @@ class Run:
             labels = jnp.asarray(val.labels)
             loss = float(np.mean(np.asarray(self.eval_loss(logits, {"label": labels}), np.float64)))
             accuracy = float(np.mean(np.asarray(self.eval_correct(logits, labels), np.float64)))
-            fit, best = (-x if np.isfinite(x) else -np.inf for x in (loss, self.best.loss if self.best else loss))
-            self.patience.see(accuracy, fit)
-            better = self.best is None or (accuracy, fit) > (self.best.accuracy, best)
+            score = self._score(accuracy, loss)
+            self.patience.see(*score)
+            better = self.best is None or score > self._score(self.best.accuracy, self.best.loss)
             if better:
                 names, stats = self._touched(leg.number)
                 # Copies: the next step is given the state's own buffers.
@@ -826,6 +826,14 @@ class Run:
             last = self.legs[-1]
             self.watch(row | {"done": self.step / last.last, "final": leg.number == last.number})
         return bool(np.isfinite(loss))
+
+    def _score(self, accuracy: float, loss: float) -> tuple[float, float]:
+        """By which one validation is better than another: accuracy, then the loss, which is not if it is no number.
+
+        Of several labels an image the loss alone: how often all of them are right says little.
+        """
+        fit = -loss if np.isfinite(loss) else -np.inf
+        return (accuracy, fit) if self.data["val"].labels.ndim == 1 else (fit, accuracy)
 
     def _snapshot(self, state: State) -> None:
         """Write what of a validated state the whole plan changes, for soups (`jft.average.soup_of_run`)."""

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import jft
 from jft import Stage, build, checkpoint, train
@@ -313,3 +314,29 @@ def test_a_stop_asked_for_at_the_very_end_is_not_forgotten(folder, tmp_path, mon
     with pytest.raises(train.Interrupted, match="is finished"):
         jft.finetune(config(folder, tmp_path / "runs", plan=PLAN[:1], epochs=1, seeds=2))
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 1
+
+
+def test_of_several_labels_the_best_state_is_that_of_the_least_loss(tmp_path):
+    """Not of most images with every label right, which rises and falls with a few of them."""
+    rng = np.random.default_rng(0)
+    data = {
+        s: [(Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)), "ab"[i % 2] + "|c" * (i % 3 == 0))
+            for i in range(12)]
+        for s in ("train", "val")
+    }  # fmt: skip
+    for split, rows in data.items():
+        for i, (image, _) in enumerate(rows):
+            image.save(tmp_path / f"{split}{i}.png")
+    lines = [f"{split}{i}.png,{labels},{split}" for split, rows in data.items() for i, (_, labels) in enumerate(rows)]
+    (tmp_path / "labels.csv").write_text("path,label,split\n" + "\n".join(lines) + "\n")
+    plan = (Stage("head", ("head",), epochs=6, lr=0.3, augment=()),)
+    run = train.train(config(tmp_path / "labels.csv", tmp_path / "run", plan=plan, batch=8))
+    rows = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    seen = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
+    assert run.result["val"]["best_step"] == min(seen, key=seen.get) and len(seen) > 3
+
+
+def test_an_image_size_that_the_model_does_not_take_is_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="--image-size 48,48 changes both"):
+        train.train(config(folder, tmp_path / "run", preprocess={"size": (48, 48)}))
+    assert not (tmp_path / "run").exists()

@@ -13,7 +13,20 @@ from jft import cli, config
 from jft.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
-COMMANDS = ("finetune", "plan", "rank", "lr", "sweep", "evaluate", "predict", "export", "import", "report", "data", "models")
+COMMANDS = (
+    "finetune",
+    "plan",
+    "rank",
+    "lr",
+    "sweep",
+    "evaluate",
+    "predict",
+    "export",
+    "import",
+    "report",
+    "data",
+    "models",
+)
 
 
 def test_help_needs_no_jax():

@@ -57,7 +57,7 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
     The range test of Smith 2017, "Cyclical learning rates for training neural networks", section 3.3, with rates that
     rise exponentially from 1e-6 to 10 over 60 steps, fewer where these were more than ten passes over the images.
     The stages before it are trained first, as the plan has them. Nothing is left behind: no run's folder, and no cache
-    but those of decoded images and compiled programs. Raises UserError for whatever a run would refuse.
+    but those of decoded images, features and compiled programs. Raises UserError for whatever a run would refuse.
 
     >>> found = jft.find_lr(Config(data="bees/", plan="full"))
     >>> jft.finetune(data="bees/", plan="full", lr=found.suggestion)

@@ -120,6 +120,8 @@ def train(
         }
         with shared_entry(workdir, what, display.note) as (finished, ours, workdir), running(workdir):
             if finished:
+                if not (workdir / "report.html").exists():  # the run was killed after its result, before this
+                    draw_report(workdir, splits.val, display)
                 display.note(f"{workdir} holds this run, finished. Nothing to do; remove the folder to run it again.")
                 return Result(workdir, finished)
             with clock("data"):
@@ -155,6 +157,18 @@ def shared_entry(
         if not shard.first():
             workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jft-")))
         yield finished, held[0] if held else lambda: None, workdir
+
+
+def draw_report(workdir: Path, val: sources.Dataset | None, display: Any) -> None:
+    """The report of a run that is finished: one that fails is told, and costs nothing else."""
+    from jft.report.html import make_report
+
+    if not shard.first():
+        return
+    try:
+        display.note(f"The report is in {make_report(workdir, val)}.")
+    except Exception as error:
+        display.warn(f"The report could not be made: {type(error).__name__}: {error}")
 
 
 def compile_cache() -> None:
@@ -301,6 +315,8 @@ class Run:
             self.checkpoints.close()
         finally:
             self.log.close()
+            # Every run compiles programs of its own, which jax would keep for as long as the process lives.
+            jax.clear_caches()
 
     # -- where the state comes from ---------------------------------------------------------------------------------
 
@@ -922,7 +938,7 @@ class Run:
         self._track(result, likely)
         self.display.note(f"Validation accuracy {scores['accuracy']:.2%} of {len(val.labels)} images.")
         self.display.note(f"The model is in {self.workdir / 'model'}.")
-        self._report()
+        draw_report(self.workdir, self.data["val"].dataset, self.display)
         return result
 
     def _track(self, result: Mapping[str, Any], likely: np.ndarray) -> None:
@@ -933,17 +949,6 @@ class Run:
             if (pixels := track.thumbnail(val.read(i))) is not None:
                 self.log.trackers.picture(self.step, f"mistakes/{rank:02} {told}", pixels)
         self.log.trackers.close(result)
-
-    def _report(self) -> None:
-        """Draw the report; the run is finished by now, so a report that fails is told and costs nothing else."""
-        from jft.report.html import make_report
-
-        if not shard.first():
-            return
-        try:
-            self.display.note(f"The report is in {make_report(self.workdir, self.data['val'].dataset)}.")
-        except Exception as error:
-            self.display.warn(f"The report could not be made: {type(error).__name__}: {error}")
 
     def _write_predictions(self, likely: np.ndarray) -> None:
         """predictions.csv, a row for each validation image, and all the probabilities beside it."""

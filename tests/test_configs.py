@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import jft
-from jft import optim, plan
-from jft.build import augmentation, model_of
+from jft import plan
+from jft.build import lay_out, make_leg_optimizer, model_of
 from jft.config import Config, check, describe, load_config
 from jft.data.prepare import check as check_augment
 
@@ -39,10 +39,9 @@ def test_a_recipe_fits_its_own_model(file):
         stages = plan.resolve(
             config.plan, names, parts, epochs=config.epochs, lr=config.lr, layer_decay=config.layer_decay
         )
-        for stage in stages:
-            check_augment(augmentation(config, stage))
-            schedule = optim.make_schedule(stage.schedule or config.schedule, stage.lr, 10, config.warmup)
-            optim.make_optimizer(config.optimizer, schedule, plan.multipliers(stage, names, parts))
+        for leg in lay_out(config, stages, model, 10 * config.batch):
+            check_augment(leg.augment)
+            make_leg_optimizer(config, leg)
         assert describe(config)
 
 

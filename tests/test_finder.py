@@ -99,7 +99,7 @@ def test_nothing_is_left_behind_and_the_state_is_as_it_was(folder, monkeypatch, 
     told = find_lr(config(folder, plan=plan), "on")
     ((step, first, folder_of_run),) = seen
     assert step == first == 4 and not folder_of_run.exists()
-    assert {p.name for p in tmp_path.iterdir()} <= {"decoded", "xla"}
+    assert {p.name for p in tmp_path.iterdir()} <= {"decoded", "features", "xla"}
     assert told.losses[0] < math.log(3)
     assert told.option == f"lr={told.suggestion:g} in the stage itself"
 

@@ -27,13 +27,14 @@ def config(folder, workdir, **changes):
 
 @pytest.mark.slow
 def test_runs_share_features_and_are_the_same_as_alone(folder, tmp_path, monkeypatch):
-    computed, compute = [], features.compute
-    monkeypatch.setattr(features, "compute", lambda *a, **k: computed.append(1) or compute(*a, **k))
+    computed, rows = [], features.rows
+    monkeypatch.setattr(features, "rows", lambda *a, **k: computed.append(1) or rows(*a, **k))
     shared: features.Shared = {}
     told = []
     for name in ("a", "b"):
         train.train(config(folder, tmp_path / name, epochs=1.0), shared=shared, watch=told.append)
     assert len(shared) == len(computed) == 2
+    monkeypatch.setenv("JFT_CACHE", str(tmp_path / "another cache"))
     train.train(config(folder, tmp_path / "c", epochs=1.0))
     logs = {(tmp_path / name / "metrics.jsonl").read_bytes() for name in "abc"}
     assert len(logs) == 1 and len(computed) == 4

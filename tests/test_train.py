@@ -340,3 +340,10 @@ def test_an_image_size_that_the_model_does_not_take_is_refused(folder, tmp_path)
     with pytest.raises(UserError, match="--image-size 48,48 changes both"):
         train.train(config(folder, tmp_path / "run", preprocess={"size": (48, 48)}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_before_its_report_gets_it(finished, folder):
+    report = finished.workdir / "report.html"
+    report.unlink()
+    again = train.train(config(folder, finished.workdir))
+    assert report.exists() and again.result == finished.result

@@ -115,7 +115,7 @@ def running(workdir: Path) -> Iterator[None]:
         told = (str(error) or "no more memory").strip().splitlines()[0][:200]
         raise UserError(
             f"Out of memory: {told}\nThe run's last good state is in {workdir}. --resident 0 or a machine with more "
-            "memory goes on from there. With a new --workdir: a smaller --batch, --remat, --dtype bfloat16, or a plan "
+            "memory goes on from there. With a new --workdir: a smaller --batch, --accumulate, --remat full, or a plan "
             "that trains less."
         ) from error
 

@@ -63,6 +63,14 @@ def hold(folder: Path, note: Callable[[str], Any] = print) -> Iterator[Callable[
             file.unlink(missing_ok=True)
 
 
+def clear(folder: Path) -> None:
+    """Take away the lock that a process of this host left in a folder when it was killed."""
+    file = folder / NAME
+    found = _read(file)
+    if found and _near(found) and not _alive(found):
+        _break(file, found)
+
+
 def _mine() -> dict[str, Any]:
     pid = os.getpid()
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import jft
-from jft import Stage, build, checkpoint, train
+from jft import Stage, build, checkpoint, lock, train
 from jft.bundle import load
 from jft.config import Config
 from jft.errors import UserError
@@ -342,8 +342,12 @@ def test_an_image_size_that_the_model_does_not_take_is_refused(folder, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_killed_before_its_report_gets_it(finished, folder):
-    report = finished.workdir / "report.html"
+def test_a_run_killed_at_its_very_end_is_tidied(finished, folder):
+    """After its result, before its report was drawn and its lock let go of."""
+    report, left = finished.workdir / "report.html", finished.workdir / lock.NAME
     report.unlink()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left.write_text(json.dumps({**lock._mine(), "pid": dead.pid}))
     again = train.train(config(folder, finished.workdir))
-    assert report.exists() and again.result == finished.result
+    assert report.exists() and again.result == finished.result and not left.exists()

@@ -855,7 +855,7 @@ class Run:
         """Write what of a validated state the whole plan changes, for soups (`jft.average.soup_of_run`)."""
         names, stats = self._touched(len(self.legs) - 1)
         kept = shard.fetch(tree.split(state.params, names)[0] | tree.split(state.batch_stats, stats)[0])
-        if jax.process_index() == 0:
+        if shard.first():
             folder = self.workdir / "snapshots"
             folder.mkdir(exist_ok=True)
             write_safetensors(folder / f"{self.step:08d}.safetensors", kept, {"format": "jft"})

@@ -178,7 +178,7 @@ def test_report_holds_what_it_must(tmp_path):
     for words in [*titles, "How to repeat it", "Most uncertain", "95 % interval", "Majority baseline", "1. head",
                   "Images of each class",
                   "3. all", "train/x/broken.jpg", "frozen parts, once per image", "jft finetune",
-                  "--preprocess.crop_pct 1.0", "0123456789abcdef" * 4]:  # fmt: skip
+                  "--preprocess.crop_pct 1", "0123456789abcdef" * 4]:  # fmt: skip
         assert words in page.text, words
     assert page.tags.count("svg") == 5 and page.tags.count("h1") == 1
     levels = [int(t[1]) for t in page.tags if t in ("h1", "h2", "h3", "h4")]

@@ -95,7 +95,7 @@ def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
         ("Classes", _classes(run)),
         ("Calibration", _calibration(run)),
         ("Mistakes", _mistakes(run)),
-        ("Reasons", _reasons(run)),
+        ("Explanations", _reasons(run)),
         ("Labels to check", _suspects(run)),
         ("Data", _data(run)),
         ("Time", _time(run)),
@@ -317,7 +317,8 @@ def _result(run: Run) -> Any:
         name = "Linear probe, all labels right" if run.several else "Linear probe baseline"
         tiles.append(_tile(name, percent(float(run.explained["probe_accuracy"])), told))
     if "accuracy" in (last := run.result.get("last") or {}):
-        best = f"the model kept is of step {scores['best_step']:,}" if "best_step" in scores else "of the last step"
+        kept = f"; the model kept is that of step {scores['best_step']:,}" if "best_step" in scores else ""
+        best = f"after the last step{kept}"
         tiles.append(_tile("Last state", percent(last["accuracy"]), best))
     shown = (
         ("average_precision", "Mean average precision", True, "mean over classes"),
@@ -327,7 +328,7 @@ def _result(run: Run) -> Any:
         ("f1_micro", "F1, micro", False, "over all labels") if run.several else ("", "", False, ""),
         ("auroc", "AUROC", False, "each class against the rest"),
         ("log_loss", "Log loss", False, "nats; 0 is perfect"),
-        ("ece", "Calibration error", True, "expected, 15 intervals"),
+        ("ece", "Calibration error", True, "expected (ECE), 15 bins; 0 is perfect"),
     )
     for key, name, share, note in shown:
         if key in scores:
@@ -340,11 +341,13 @@ def _result(run: Run) -> Any:
             tiles.insert(0 if main else len(tiles), tile)
     if total := (run.result.get("seconds") or {}).get("total"):
         tiles.append(_tile("Time", seconds(total), "from the command to the result"))
-    how = (
-        "Intervals: Wilson's for accuracies, else of 1,000 resamples of the images (bootstrap): how far a figure would "
-        "move with other images of the same kind. Another seed of the training moves it too: --seeds 5 says how far. "
-        "The model kept is the best on these images, so what they say leans to the high side; a test split does not."
-    )
+    how = [
+        "The intervals say how far a figure would move with other images of the same kind: Wilson's for accuracies, "
+        "else the bootstrap's of 1,000 resamples. Another training seed moves it too; ",
+        tag("code", "--seeds 5"),
+        " measures that. The model kept is the one that did best on these images, so their figures are a little too "
+        "good; those of a test split are not.",
+    ]
     return [tag("dl", tiles, class_="tiles"), tag("p", how, class_="small muted after") if ranges else None]
 
 
@@ -738,8 +741,8 @@ def _mistakes(run: Run) -> Any:
     if order := wrong[:MISTAKES]:
         shown = "all of them" if len(order) == len(wrong) else f"the {len(order)} most confident"
         images = "image" if len(wrong) == 1 else "images"
-        look = "Look here for wrong labels and for what classes share."
-        why = f"{len(wrong):,} {images} wrong; {shown}, surest first. {look}"
+        look = "Look for wrong labels, and for what the classes have in common."
+        why = f"{len(wrong):,} {images} wrong; {shown}, the surest first. {look}"
         parts += [
             tag("h3", "Most confident mistakes"),
             tag("p", why),
@@ -750,8 +753,8 @@ def _mistakes(run: Run) -> Any:
     if p.shape[1] > 1 or run.several:
         unsure = metrics.uncertain(p, run.several)[:UNSURE].tolist()
         told = [_unsure(run, i) for i in unsure]
-        what = "A label of these is near 50 %" if run.several else "The two likeliest classes lie closest here"
-        parts += [tag("h3", "Most uncertain"), tag("p", f"{what}: pictures to label more of."),
+        what = "A label of these is near 50 %" if run.several else "The two likeliest classes are nearly equal here"
+        parts += [tag("h3", "Most uncertain"), tag("p", f"{what}: label more pictures like these."),
                   _pictures(run, unsure, told)]  # fmt: skip
     if not run.explained:
         more = (
@@ -782,14 +785,13 @@ def _suspects(run: Run) -> Any:
         return None
     found = metrics.suspects(run.probabilities, run.labels).tolist()
     how = (
-        "Confident learning (Northcutt et al. 2021): images whose probability of another class is at least what images "
-        "labelled so usually have. The surest first; look before you change a label, since some are only hard."
+        "Images whose label may be wrong, by confident learning (Northcutt et al. 2021): the model gives another class "
+        "at least the probability that images of that class usually get. The surest first. Look before you change a "
+        "label: some of these images are only hard."
     )
-    parts: list[Any] = [tag("p", how, class_="small muted"), tag("h3", f"Validation images: {len(found):,}")]
+    parts: list[Any] = [tag("p", how, class_="small muted"), tag("h3", f"Validation images: {_count(len(found))}")]
     if shown := found[:SUSPECTS]:
         parts.append(_pictures(run, shown, [_told(run, i) if run.several else _labelled(run, i) for i in shown]))
-    else:
-        parts.append(tag("p", "None."))
     if "suspect_names" not in run.explained:
         return parts
     names = [str(n) for n in run.explained["suspect_names"]]
@@ -805,10 +807,14 @@ def _suspects(run: Run) -> Any:
         "each image judged by probes fitted without it."
     )
     count = int(run.explained["suspect_count"])
-    parts += [tag("h3", f"Training images: {count:,}"), tag("p", told, class_="small muted")]
+    parts += [tag("h3", f"Training images: {_count(count)}"), tag("p", told, class_="small muted")]
     pixels = run.explained["suspect_pixels"]
-    parts.append(_pictures(run, names, said, pixels) if names else tag("p", "None."))
+    parts.append(_pictures(run, names, said, pixels) if names else None)
     return parts
+
+
+def _count(n: int) -> str:
+    return f"{n:,}" if n else "none"
 
 
 def _labelled(run: Run, i: int) -> list[Any]:
@@ -842,8 +848,8 @@ def _reasons(run: Run) -> Any:
     told = (
         "Each row: the image as the model saw it; where Grad-CAM (Selvaraju et al. 2017) finds what speaks for "
         f"{which}, orange where it is strong; then the training images whose features lie "
-        "nearest, with their labels and the cosine. Neighbours of the wrong class say that the classes look alike "
-        "there or, if their labels are wrong, what to mend."
+        "nearest, with their labels and cosine similarities. Neighbours of the wrong class: the classes look alike "
+        "there, or the neighbours' labels are wrong."
     )
     return [tag("p", told), tag("ul", rows, class_="reasons")]
 
@@ -963,7 +969,7 @@ def _data(run: Run) -> Any:
             table(("file", "reason"), out[:EXCLUDED], text=(1,)),
         ]
     elif run.result:
-        parts.append(tag("p", "Nothing was left out."))
+        parts.append(tag("p", "No image was left out.", class_="after"))
     return parts
 
 
@@ -989,7 +995,9 @@ def _time(run: Run) -> Any:
         share = min(value / total, 1)
         rows.append((names.get(phase, phase), seconds(value), percent(value / total), _bar(share), *memory))
     most = [_bytes(max(of.get(kind, 0) for of in peaks.values())) for kind in kinds]
-    caption = "Memory: the most whenever the phase had ended; of the device, its peak until then." if kinds else ""
+    caption = (
+        "Memory: the most that was in use when the phase ended; of a device, its peak until then." if kinds else ""
+    )
     columns = ("phase", "time", "share", "", *kinds.values())
     return table(columns, [*rows, ("all", seconds(total), "", "", *most)], caption, class_="wide")
 
@@ -1036,13 +1044,16 @@ def _command(settings: Mapping[str, Any]) -> tuple[str, list[str]]:
             if isinstance(v, dict) or (isinstance(v, list) and any(isinstance(x, dict | list) for x in v)):
                 left.append(name)
             else:
-                words.append(f"{option} {shlex.quote(_word(v))}")
+                words.append(f"{option} {shlex.quote(word(v))}")
     return " \\\n  ".join(words), left
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
+    """A value as the command line takes it: `none`, `3`, `crop,flip`."""
     if value is None or value == []:
         return "none"
     if isinstance(value, list):
         return ",".join(map(str, value))
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -395,13 +395,11 @@ def _bar(frame: Frame, low: float, high: float, bottom: float, top: float, kind:
 
 def _legend(frame: Frame, entries: Sequence[tuple[str, str]]) -> str:
     """Below the axes at the right, where no curve can run through it."""
-    out, x, y = "", frame.width - frame.right, frame.height - 7
-    for kind, name in reversed(entries):
-        out += f'<text class="end" x="{x}" y="{y}">{name}</text>'
-        x -= LETTER * len(name) + 5
-        out += f'<path class="dots {kind}" d="M{x} {y - 4}h0"/>'
-        x -= 12
-    return out
+    # One text, so that the spaces in it are right in every font.
+    told = "\N{NO-BREAK SPACE}\N{NO-BREAK SPACE} ".join(
+        f'<tspan class="{kind}">●</tspan>\N{NO-BREAK SPACE}{name}' for kind, name in entries
+    )
+    return f'<text class="end" x="{frame.width - frame.right}" y="{frame.height - 7}">{told}</text>'
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:

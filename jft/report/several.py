@@ -129,12 +129,12 @@ def _result(groups: Sequence[Group], target: Path) -> Any:
     columns = ["run", "seeds"]
     for split in splits:
         columns += [names[split], "95 % interval"]
-    columns += ["to the first, same images", "log loss", "calibration error", "trained at most", "weights"]
+    columns += ["difference to the first", "log loss", "calibration error", "trained at most", "weights"]
     how = (
-        "Of several seeds the mean, and the interval of the mean over seeds (Student's t): what another training would "
-        "do. Of one run Wilson's interval: what other images would do; where these overlap, train more seeds before "
-        "you choose. “To the first”: the difference in validation accuracy, image by image, with the interval of 1,000 "
-        "resamples of the images; one that holds 0 is no difference yet."
+        "Several seeds: their mean, with the interval of the mean over seeds (Student's t), which says what another "
+        "training would reach. One run: Wilson's interval, which says what other images would give; where these "
+        "overlap, train more seeds before you choose. Difference to the first: of the validation accuracy, in points, "
+        "on the same images, with the interval of 1,000 resamples of them; one that holds 0 shows no difference yet."
     )
     figure = html.figure(
         names[splits[0]].capitalize(), plots.ranges(f"{names[splits[0]]} with intervals", points), class_="square"
@@ -193,7 +193,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
         return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}{key}.").items()}
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):  # stages
         return {k: v for i, inner in enumerate(value, 1) for k, v in _flat(inner, f"{prefix}{i}.").items()}
-    return {prefix.rstrip("."): ", ".join(map(str, value)) if isinstance(value, list) else str(value)}
+    return {prefix.rstrip("."): "default" if value is None else html.word(value)}
 
 
 def _curves(groups: Sequence[Group]) -> Any:

@@ -19,11 +19,13 @@ from jft.errors import UserError, near, printable
 EXAMPLES = {
     "": """
   jft finetune --data bees/ --model resnet18                    a folder of class folders to a model
+  jft finetune --data bees/ --predict photos/ --out preds.csv   and other pictures labelled by it
   jft finetune --data bees/ --weights vit.safetensors --model vit_tiny_patch16_224 --plan gradual
   jft finetune configs/digits.py                                a recipe
   jft predict runs/bees-resnet18-head photos/ --out preds.csv""",
     "finetune": """
   jft finetune --data bees/                                     linear probe of a ResNet-50, about a minute on a CPU
+  jft finetune --data bees/ --predict photos/ --out preds.csv   train, then predict other pictures
   jft finetune --data bees/ --plan lp-ft --epochs 20 --seeds 5  five runs, mean and spread
   jft finetune --data labels.csv --model vit_small_patch16_224  a CSV, the model's default weights
   jft finetune configs/digits.py --epochs 3                     a recipe with one field changed""",
@@ -175,7 +177,18 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     finetune.add_argument(
         "--overfit", action="store_true", help="train on one batch alone, to see that it can be learned; leaves nothing"
     )
-    finetune.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else on stdout")
+    finetune.add_argument(
+        "--predict", nargs="+", metavar="IMAGES",
+        help="when the run is finished, predict these images with its model, as `jft predict` does: files, folders, "
+        "globs or a CSV; of one run, not of a comparison (default: none)",
+    )  # fmt: skip
+    finetune.add_argument(
+        "--out", metavar="FILE", help="with --predict: the .csv, .jsonl or .parquet (default: W/predicted.csv)"
+    )
+    finetune.add_argument(
+        "--json", action="store_true",
+        help="print the result as JSON, with --predict its file as `predicted`, and nothing else on stdout",
+    )  # fmt: skip
 
     plan = command("plan", "Print what would train when, and what it costs; trains nothing", _plan)
     _config_options(plan, free)
@@ -479,16 +492,53 @@ def configs_of(options: argparse.Namespace, suffix: str = "") -> dict[str, Confi
 def _finetune(options: argparse.Namespace) -> None:
     from jft.api import finetune
     from jft.compare import Comparison
+    from jft.report.live import make_display
+    from jft.use import open_model, write_predictions
 
     configs = configs_of(options)
+    if options.predict or options.out:
+        _check_predict(configs, options)
     if options.dry_run or options.overfit:
         _try_out(configs, options)
         return
     if options.json:
         configs = {name: c.replace(display="quiet") for name, c in configs.items()}
     done = finetune(configs)
+    told: Any = done.rows if isinstance(done, Comparison) else done.result
+    if options.predict:
+        (config,) = configs.values()
+        out = options.out or str(done.workdir / "predicted.csv")
+        with contextlib.closing(make_display(config.display)) as display:
+            count, bad = write_predictions([(out, None)], open_model(done.workdir), options.predict, display=display)
+        told = {**told, "predicted": {"file": out, "rows": count, "unreadable": bad}}
+        _tell_rows(count, bad, out)
     if options.json:
-        print(json.dumps(done.rows if isinstance(done, Comparison) else done.result, indent=1, ensure_ascii=False))
+        print(json.dumps(told, indent=1, ensure_ascii=False))
+
+
+def _check_predict(configs: dict[str, Config], options: argparse.Namespace) -> None:
+    """Raises UserError for images that are not there and a file that cannot be written, before a run is made."""
+    from jft import table
+    from jft.use import pictures
+
+    if not options.predict:
+        options.parser.error("--out is the file of --predict")
+    config, runs = next(iter(configs.values())), sum(c.seeds for c in configs.values())
+    if runs > 1 or config.distributed or options.dry_run or options.overfit:
+        what = f"this makes {runs}" if runs > 1 else "not of --distributed, --dry-run or --overfit"
+        raise UserError(
+            f"--predict is of one run, {what}. Use `jft predict W IMAGES…` with the folder of a finished run."
+        )
+    for word in options.predict:
+        if word == "-":
+            raise UserError("--predict takes no - for standard input; give a CSV with a column path.")
+        if word.endswith(".py"):
+            raise UserError(f"--predict was given {word}, which is no image. A config file stands before the options.")
+    found, _ = pictures(options.predict)
+    if not len(found):
+        raise UserError(f"There is no image in {', '.join(options.predict)} to predict.")
+    if options.out and not (config.workdir and Path(options.out).parent == Path(config.workdir)):
+        table.check(Path(options.out))  # the run's own folder is made by the run
 
 
 def _try_out(configs: dict[str, Config], options: argparse.Namespace) -> None:
@@ -612,8 +662,8 @@ def _at_least_one(options: argparse.Namespace, name: str) -> int:
 
 def _predict(options: argparse.Namespace) -> None:
     from jft.report.live import make_display
-    from jft.table import features_to, rows_to
-    from jft.use import columns, open_model, predict_rows, pretrained
+    from jft.table import features_to
+    from jft.use import open_model, pretrained, write_predictions
 
     if options.unknown is not None and not 0 <= options.unknown <= 1:
         raise UserError(f"--unknown is {options.unknown}; a probability from 0 to 1 is expected.")
@@ -624,16 +674,13 @@ def _predict(options: argparse.Namespace) -> None:
         model, images = open_model(options.paths[0]), options.paths[1:]
     if not images:
         raise UserError("No images given. Name files, folders, globs, a CSV or - after the run's folder.")
-    told = columns(model.classes, top_k, options.probabilities)
-    count = bad = 0
+    kind = "jsonl" if options.json else "csv"
+    printed = [(sys.stdout, kind)] if options.json or not options.out else []
     with contextlib.ExitStack() as stack:
         # What is printed has standard output to itself.
-        quiet = options.json or options.out is None
-        display = stack.enter_context(contextlib.closing(make_display("quiet" if quiet else "auto")))
-        writes = [stack.enter_context(rows_to(options.out, told))] if options.out else []
-        if options.json or not options.out:
-            writes.append(stack.enter_context(rows_to(sys.stdout, told, "jsonl" if options.json else "csv")))
-        rows = predict_rows(
+        display = stack.enter_context(contextlib.closing(make_display("quiet" if printed else "auto")))
+        count, bad = write_predictions(
+            [*([(options.out, None)] if options.out else []), *printed],
             model,
             images,
             top_k=top_k,
@@ -645,13 +692,13 @@ def _predict(options: argparse.Namespace) -> None:
             display=display,
             tta=options.tta,
         )
-        for row in rows:
-            for write in writes:
-                write([row])
-            count, bad = count + 1, bad + bool(row["error"])
     if options.out:
-        few = f", {bad} of them of images that cannot be read" if bad else ""
-        print(f"{count} rows in {options.out}{few}", file=sys.stderr)
+        _tell_rows(count, bad, options.out)
+
+
+def _tell_rows(count: int, bad: int, out: Any) -> None:
+    few = f", {bad} of them of images that cannot be read" if bad else ""
+    print(f"{count} rows in {out}{few}", file=sys.stderr)
 
 
 def _report(options: argparse.Namespace) -> None:

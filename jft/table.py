@@ -32,13 +32,20 @@ class Writable(Protocol):
         """Take this text."""
 
 
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A file to write to that takes the place of `path` once all of it is written. Raises UserError."""
+def check(path: Path) -> None:
+    """Raises UserError where no table can be written to this path, before the work of making one."""
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}.")
     if path.is_dir():
         raise UserError(f"{path} cannot be written: it is a folder.")
+    if KINDS.get(path.suffix.lower()) == "parquet":
+        _pyarrow()
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A file to write to that takes the place of `path` once all of it is written. Raises UserError."""
+    check(path)
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield part

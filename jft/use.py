@@ -1,5 +1,6 @@
 """Using a model: evaluate it on labelled images, predict on others; a finished run's model, or a pretrained one."""
 
+import contextlib
 import csv
 import glob
 import os
@@ -25,7 +26,7 @@ from jft.models import make_model
 from jft.report.live import make_display
 from jft.run import read_json
 from jft.step import FEATURES, make_eval_step
-from jft.table import Row
+from jft.table import Row, Writable, rows_to
 
 CHUNK = 512  # images decoded at a time; two such chunks are in memory, the one that is run and the next
 UNKNOWN = "unknown"  # the label below the threshold of that name; its class_index is -1
@@ -343,6 +344,32 @@ def predict_rows(
 
 def _unread(name: str, reason: str) -> dict[str, Any]:
     return {"path": name, "class_index": "", "label": "", "probability": "", "error": reason}
+
+
+def write_predictions(
+    outs: Sequence[tuple[str | Path | Writable, str | None]],
+    model: Bundle,
+    images: Sequence[Any],
+    *,
+    top_k: int = 1,
+    probability_of_each: bool = False,
+    **options: Any,
+) -> tuple[int, int]:
+    """Write the rows of `predict_rows`, whose options it takes, as they are done: to files and to open streams.
+
+    Each of `outs` is a place with its kind, see `jft.table.rows_to`. Returns the number of rows, and of those whose
+    image cannot be read.
+    """
+    told = columns(model.classes, top_k, probability_of_each)
+    count = bad = 0
+    with contextlib.ExitStack() as stack:
+        writes = [stack.enter_context(rows_to(out, told, kind)) for out, kind in outs]
+        rows = predict_rows(model, images, top_k=top_k, probability_of_each=probability_of_each, **options)
+        for one in rows:
+            for write in writes:
+                write([one])
+            count, bad = count + 1, bad + bool(one["error"])
+    return count, bad
 
 
 def predict(where: str | Path | Bundle, images: Sequence[Any], **options: Any) -> list[dict[str, Any]]:

@@ -50,14 +50,18 @@ def test_every_field_of_a_config_is_an_option_with_a_sentence():
         assert len(field.metadata["help"]) > 10, field.name
 
 
+def command(folder, workdir):
+    words = f"finetune --data {folder} --model tiny_vit --weights none --epochs 2 --batch 8 --workdir {workdir}"
+    return [*words.split(), "--display", "plain", "--preprocess.crop_pct", "1.0"]
+
+
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
     import jax
 
     workdir = tmp_path_factory.mktemp("cli") / "run"
-    words = f"finetune --data {folder} --model tiny_vit --weights none --epochs 2 --batch 8 --workdir {workdir}"
     with jax.numpy_dtype_promotion("standard"):
-        assert cli.main([*words.split(), "--display", "plain", "--preprocess.crop_pct", "1.0"]) == 0
+        assert cli.main([*command(folder, workdir), "--predict", str(folder / "red")]) == 0
     return workdir
 
 
@@ -101,6 +105,20 @@ def test_predict_of_the_validation_images_is_what_the_run_wrote(run, folder, tmp
         (same,) = [r for name, r in mine.items() if row["path"].endswith(name)]
         assert row["label"] == same["label"]
         assert float(row["probability"]) == pytest.approx(float(same["probability"]), rel=1e-4)
+
+
+def test_finetune_predicts_what_predict_does_and_again_on_a_finished_run(run, folder, tmp_path, capsys):
+    one, two = tmp_path / "one.csv", tmp_path / "two.jsonl"
+    assert cli.main(["predict", str(run), str(folder / "red"), "--out", str(one)]) == 0
+    assert (run / "predicted.csv").read_bytes() == one.read_bytes()
+    before = (run / "config.json").read_text()
+    capsys.readouterr()
+    words = ["--predict", str(folder / "blue"), str(folder / "red"), "--out", str(two), "--json"]
+    assert cli.main([*command(folder, run), *words]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["predicted"] == {"file": str(two), "rows": 24, "unreadable": 0}
+    assert told["classes"] == ["blue", "grün & <b>", "red"] and len(two.read_text().splitlines()) == 24
+    assert (run / "config.json").read_text() == before and "predict" not in before
 
 
 def test_plan_trains_nothing_and_tells_all(folder, tmp_path, capsys):
@@ -177,6 +195,14 @@ def wrong_inputs(folder, tmp_path):
         "bad number": (["finetune", *good, "--lr", "fast"], "--lr was given 'fast'; float is expected"),
         "unknown augmentation": (["finetune", *good, "--augment", "flop"], "Did you mean flip"),
         "unknown optimizer": (["finetune", *good, "--optimizer", "adamm"], "Did you mean adam"),
+        "no such image": (["finetune", *good, "--predict", "no/such.jpg"], "no/such.jpg"),
+        "no image": (["finetune", *good, "--predict", str(empty)], "no image"),
+        "predict of several": (["finetune", *good, "--seeds", "2", "--predict", str(folder)], "of one run"),
+        "nowhere to write": (
+            ["finetune", *good, "--predict", str(folder), "--out", str(tmp_path / "none" / "p.csv")],
+            "no folder",
+        ),
+        "out of nothing": (["finetune", *good, "--out", "p.csv"], "--predict"),
         "unknown nested field": (["finetune", *good, "--preprocess.crop", "1"], "crop"),
         "no such config": (["finetune", "nothing.py"], "nothing.py"),
         "no run": (["evaluate", str(empty)], "no model"),

@@ -12,6 +12,10 @@ from jft.errors import UserError, near
 # Parts behind the last block. In layer-wise decay they share the head's depth, as in MAE's and BEiT's code.
 TOP = ("norm", "pool", "projection", "head")
 
+# Of a new head's rate, for pretrained parts. Adam moves every weight by about its rate a step, whatever the gradient: at a
+# fifth of the head's usual 1e-3, eight steps of a ResNet-18's last stage cost 8 points on ants and bees.
+PRETRAINED_RATE = 0.02
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -157,17 +161,17 @@ def lp_ft(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
 def gradual(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
     """The head, then group after group of parts from the top, each lower group at 1/2.6 of the rate above it.
 
-    Gradual unfreezing and discriminative rates as in ULMFiT (Howard and Ruder 2018, sections 3.2 and 3.3).
+    Gradual unfreezing and discriminative rates as in ULMFiT (Howard and Ruder 2018, sections 3.2 and 3.3). The highest
+    group has `PRETRAINED_RATE` of the head's rate.
     """
-    lr = lr or 1e-3
     top_down = groups(parts)[::-1]
     last = [p for p in parts if p in TOP and p != "head"]
     stages = [replace(head(parts, lr)[0], share=4.0)]
     for n in range(1, len(top_down) + 1):
-        train = [("head", 1.0)] + [(p, 1.0) for p in last]
+        train = [("head", 1.0)] + [(p, PRETRAINED_RATE) for p in last]
         for depth, group in enumerate(top_down[:n]):
-            train += [(prefix, 2.6**-depth) for prefix in group]
-        stages.append(Stage(f"{top_down[n - 1][0]} and up", tuple(train), share=1.0, lr=lr / 5))
+            train += [(prefix, PRETRAINED_RATE * 2.6**-depth) for prefix in group]
+        stages.append(Stage(f"{top_down[n - 1][0]} and up", tuple(train), share=1.0, lr=lr or 1e-3))
     return tuple(stages)
 
 

@@ -48,9 +48,10 @@ def test_gradual_unfreezes_from_the_top_and_ends_with_everything():
 def test_gradual_rates_fall_by_2_6_a_group():
     last = plan.resolve("gradual", *VIT, epochs=10, lr=1e-3)[-1]
     rates = plan.multipliers(last, *VIT)
-    assert rates["block11/attn/qkv/kernel"] == 1.0
-    assert rates["block8/attn/qkv/kernel"] == pytest.approx(1 / 2.6)
-    assert rates["embed/pos_embed"] == rates["block0/norm1/bias"] == pytest.approx(1 / 2.6**3)
+    assert (last.lr, rates["head/kernel"]) == (1e-3, 1.0)
+    assert rates["block11/attn/qkv/kernel"] == rates["norm/scale"] == pytest.approx(0.02)
+    assert rates["block8/attn/qkv/kernel"] == pytest.approx(0.02 / 2.6)
+    assert rates["embed/pos_embed"] == rates["block0/norm1/bias"] == pytest.approx(0.02 / 2.6**3)
 
 
 def test_layer_decay_counts_as_mae_does():

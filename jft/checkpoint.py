@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self.keep,
             enable_async_checkpointing=True,
+            # Threads that write would wait minutes for a folder that another could not make.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             **({"multiprocessing_options": alone, "create": False} if jax.process_count() > 1 else {}),
         )
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -176,6 +179,7 @@ class Checkpoints:
                 self.manager.wait_until_finished()
             with contextlib.suppress(Exception):
                 self.manager.close()
+            _join_writers()
             self._open()
             steps = self.manager.all_steps()
             last = f"The last whole one is of step {max(steps)}." if steps else "There is none before it."
@@ -195,6 +199,14 @@ class Checkpoints:
             self.wait()
         finally:
             self.manager.close()
+            self._sweep()  # TensorStore may end a write of a failed save, which nothing can wait for, after the sweep
+
+
+def _join_writers() -> None:
+    """Wait for the threads of a failed save: Orbax leaves them at the first that fails, and they make files on."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            threading.Thread.join(thread)  # Orbax's own join raises what the thread died of
 
 
 def _sum(text: str) -> str:

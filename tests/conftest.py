@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook  # (the flags above must be set before
 
 install_import_hook("jft", "typecheck.check")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -18,6 +19,12 @@ from PIL import Image  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# The same examples every time, however slow the machine is; `pytest --hypothesis-profile=search` looks for new ones.
+SLOW = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("search", deadline=None, suppress_health_check=SLOW)
+hypothesis.settings.register_profile("same", deadline=None, suppress_health_check=SLOW, derandomize=True)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ def start_two(folder, tmp_path, workdir, *options):
 
 
 def end(*processes):
-    told = [p.communicate(timeout=300)[0] for p in processes]
+    told = [p.communicate(timeout=900)[0] for p in processes]
     assert [p.returncode for p in processes] == [0] * len(processes), "\n".join(told)
     return told
 
@@ -91,5 +91,5 @@ def test_the_first_process_speaks_for_all(folder, tmp_path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w/notes.txt").write_text("mine")
     processes = start_two(folder, tmp_path, tmp_path / "w")
-    told = [p.communicate(timeout=120)[0] for p in processes]
+    told = [p.communicate(timeout=900)[0] for p in processes]
     assert [p.returncode for p in processes] == [2, 2] and all("holds no run" in t for t in told), told

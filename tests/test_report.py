@@ -491,6 +491,6 @@ def test_a_large_run_stays_small_and_quick(tmp_path):
     folder = make_run(tmp_path / "run", [f"species {i}" for i in range(200)], 10_000)
     begun = time.process_time()  # not by the clock, which tells of the machine's other work too
     path = make_report(folder)
-    assert time.process_time() - begun < 20
+    assert time.process_time() - begun < 60
     assert path.stat().st_size < 5e6
     assert "Most often confused" in Page(path).text

@@ -133,7 +133,7 @@ sys.exit(main(sys.argv[3:]))
 def start(saves, how, *arguments):
     env = os.environ | {"XLA_FLAGS": "", "JFT_CACHE": os.environ["JFT_CACHE"], "PYTHONWARNINGS": "error"}
     command = [sys.executable, "-c", KILLER, str(saves), how, "finetune", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
 
 
 @pytest.mark.slow

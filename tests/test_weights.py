@@ -5,7 +5,6 @@ import io
 import json
 import re
 import sys
-import time
 import tracemalloc
 import urllib.request
 from pathlib import Path
@@ -537,14 +536,16 @@ def test_hugging_face_cache_first(hf_cache, vit, monkeypatch):
 
 
 def test_hugging_face_without_network(hf_cache, vit, monkeypatch):
-    def unreachable(*_, **__):
+    asked = []
+
+    def unreachable(*arguments, **_):
+        asked.append(arguments)
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
-    start = time.perf_counter()
     with pytest.raises(UserError) as caught:
         weights.load(vit, "hf:org/tiny")
-    assert time.perf_counter() - start < 5
+    assert len(asked) == 1
     for part in ("org/tiny", "model.safetensors", str(hf_cache), "--weights FOLDER/", "Name or service not known"):
         assert part in str(caught.value)
     with pytest.raises(UserError, match=r"timm/resnet50\.tv_in1k"):

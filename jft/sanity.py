@@ -66,14 +66,15 @@ def kept_head(loaded: Loaded, classes: Sequence[str]) -> list[str]:
 
 
 def guessing(classes: int, several: bool) -> float:
-    """The cross-entropy of a model that holds all classes equally likely: ln K, or ln 2 of several labels an image."""
-    return math.log(2 if several else classes)
+    """The loss of a model that holds all classes equally likely: ln K, or K ln 2 of several labels an image."""
+    return classes * math.log(2) if several else math.log(classes)
 
 
 def first_loss(loss: float, classes: int, several: bool, fresh: bool) -> tuple[str, bool]:
     """A sentence about the first loss against that of guessing, and whether it is odd for a head that is `fresh`."""
     guess = guessing(classes, several)
-    told = f"The loss at the start is {loss:.3f}; guessing gives ln {2 if several else classes} = {guess:.3f}."
+    formula = f"{classes} ln 2" if several else f"ln {classes}"
+    told = f"The loss at the start is {loss:.3f}; guessing gives {formula} = {guess:.3f}."
     odd = fresh and not loss < FAR * guess
     if odd:
         told += " A new head should be near it: look at the labels, the preprocessing and the loss."

@@ -497,7 +497,10 @@ def test_the_first_loss_is_held_against_guessing():
     )
     assert sanity.first_loss(9.0, 3, False, True)[1] and not sanity.first_loss(9.0, 3, False, False)[1]
     assert sanity.first_loss(float("nan"), 3, False, True)[1]
-    assert "ln 2" in sanity.first_loss(0.7, 80, True, True)[0]
+    assert sanity.first_loss(2.8, 4, True, True) == (
+        "The loss at the start is 2.800; guessing gives 4 ln 2 = 2.773.",
+        False,
+    )
 
 
 def test_a_dry_run_goes_through_everything_and_leaves_nothing(folder, tmp_path):

@@ -560,10 +560,10 @@ def _classes(counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
         for bound, what in ((0, "no images"), (1, "one image")):
             few = [c for c, n in classes.items() if n == bound]
             if few and (split == "train" or bound == 0):
-                shown = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+                shown = ", ".join(map(repr, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
                 found.append(f"{split} has {what} of {shown}.")
         few = [c for c, n in classes.items() if 1 < n < FEW]
         if few and split == "train":
-            shown = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+            shown = ", ".join(map(repr, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
             found.append(f"train has fewer than {FEW} images of {shown}.")
     return [Finding("class", (), detail) for detail in found]

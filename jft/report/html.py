@@ -613,7 +613,7 @@ def _labels(run: Run) -> Any:
                 "–" if area is None else percent(area),
             )
         )
-    caption = "The worst F1 first. A label is said where its probability is at least 0.5; average precision needs no threshold."
+    caption = "The worst F1 first. A label is said where its probability is at least 0.5; average precision needs none."
     columns = ("class", "found", "missed", "wrongly said", "precision", "recall", "", "F1", "average precision")
     return [tag("h3", "Class by class"), *_long_table(columns, rows, caption)]
 

@@ -56,6 +56,7 @@ EXAMPLES = {
     "export": """
   jft export runs/bees-resnet50-head --format timm
   jft export runs/bees-resnet50-head --format hf --out bees-hf/ --receipt receipt.json
+  jft export runs/bees-resnet50-head --format hf --processor timm
   jft export runs/bees-resnet50-head --format stablehlo --preprocess-inside --dtype bfloat16""",
     "import": """
   jft import resnet50.pth --model resnet50                      what would be used of it, and how
@@ -350,6 +351,13 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     out.add_argument("--dtype", default="float32", metavar="T", help="type of the numbers: float32, float16, bfloat16")
     out.add_argument(
         "--preprocess-inside", action="store_true", help="stablehlo: take uint8 pictures, normalise inside"
+    )
+    out.add_argument(
+        "--processor",
+        metavar="WHOSE",
+        help="hf: the folder's image processor. transformers (default): needs nothing besides, but cuts one pixel "
+        "further up or left than jft where the crop leaves 3, 7, 11 … over. timm: jft's very pixels, where timm is "
+        "installed",
     )
     _receipt_options(out)
 
@@ -697,7 +705,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _tell_rows(count: int, bad: int, out: Any) -> None:
-    few = f", {bad} of them of images that cannot be read" if bad else ""
+    few = f", {bad} of them without a label: see the column error" if bad else ""
     print(f"{count} rows in {out}{few}", file=sys.stderr)
 
 
@@ -761,6 +769,7 @@ def _export(options: argparse.Namespace) -> None:
         options.out,
         preprocess_inside=options.preprocess_inside,
         dtype=options.dtype,
+        processor=options.processor,
     )
     if options.receipt:
         write_receipt(options.receipt, done.receipt.json())

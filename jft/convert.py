@@ -53,11 +53,13 @@ def export_model(
     *,
     preprocess_inside: bool = False,
     dtype: str = "float32",
+    processor: str | None = None,
 ) -> Exported:
     """Write the model of a run's folder, or of a bundle, as another tool reads it; by default into `where`.
 
     `format` is one of `EXPORTS`. `dtype` is that of the weights; `preprocess_inside` makes a StableHLO program take
-    uint8 pictures. Raises UserError where there is something already, or nothing of the tool's could load it.
+    uint8 pictures. `processor` says whose image processor an `hf` folder names: `transformers`, as where nothing is
+    said, or `timm`. Raises UserError where there is something already, or nothing of the tool's could load it.
 
     >>> print("\\n".join(export_model("runs/bees", "timm").code))
     """
@@ -65,6 +67,8 @@ def export_model(
         raise UserError(f"There is no format {format!r}.{near(format, EXPORTS)} Known: {', '.join(EXPORTS)}.")
     if preprocess_inside and format != "stablehlo":
         raise UserError(f"--preprocess-inside is for stablehlo, which is a program; {format} holds weights alone.")
+    if processor is not None and format != "hf":
+        raise UserError(f"--processor is for hf, whose folder names an image processor; {format} has none.")
     model = open_model(where)
     path = Path(out) if out is not None else Path(where) / EXPORTS[format]
     ending = Path(EXPORTS[format]).suffix
@@ -74,7 +78,7 @@ def export_model(
         )
     _vacant(path)
     if format == "hf":
-        receipt, code = _write_hf(model, path, dtype, _card(Path(where)))
+        receipt, code = _write_hf(model, path, dtype, _card(Path(where)), processor or "transformers")
     elif format == "stablehlo":
         receipt = export_stablehlo(path, model, preprocess_inside=preprocess_inside, dtype=dtype)
         code = stablehlo_code(path, preprocess_inside)
@@ -83,7 +87,7 @@ def export_model(
     return Exported(path, receipt, tuple(code))
 
 
-def _write_hf(model: Bundle, path: Path, dtype: str, card: str) -> tuple[Receipt, list[str]]:
+def _write_hf(model: Bundle, path: Path, dtype: str, card: str, processor: str) -> tuple[Receipt, list[str]]:
     receipt = export_hf(
         path,
         model.model,
@@ -95,8 +99,10 @@ def _write_hf(model: Bundle, path: Path, dtype: str, card: str) -> tuple[Receipt
         dtype=dtype,
         card=card,
         timm_options=_options_of_timm(model),
+        processor=processor,
     )
-    return receipt, [*hf_code(path, receipt.format == "timm"), "print(model.config.id2label[int(logits.argmax())])"]
+    lines = hf_code(path, receipt.format == "timm", processor == "timm")
+    return receipt, [*lines, "print(model.config.id2label[int(logits.argmax())])"]
 
 
 def _write_file(model: Bundle, path: Path, dtype: str, format: str) -> tuple[Receipt, list[str]]:

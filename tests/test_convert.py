@@ -45,6 +45,33 @@ def test_options_that_timm_and_torchvision_are_told(tmp_path):
         export_model(run, "torchvision")
 
 
+def test_a_folder_for_transformers_names_its_own_image_processor_or_timms(tmp_path):
+    """Its own without more; timm's where it is asked for, or where the model is timm's and the pictures are square."""
+    run = save(tmp_path, "tiny_vit", depth=1)
+    own = export_model(run, "hf", tmp_path / "own")
+    timm = export_model(run, "hf", tmp_path / "timm", processor="timm")
+    told = json.loads((own.path / "preprocessor_config.json").read_text())
+    config = json.loads((own.path / "config.json").read_text())
+    assert told["image_processor_type"] == "BitImageProcessor" and "pretrained_cfg" not in config
+    assert "--processor timm gives jft's pixels" in str(own.receipt) and "pip install" not in own.code[0]
+    assert {p.name for p in own.path.iterdir()} - {p.name for p in timm.path.iterdir()} == {"preprocessor_config.json"}
+    told = json.loads((timm.path / "config.json").read_text())
+    assert told.items() > config.items() and told["image_processor_type"] == "TimmWrapperImageProcessor"
+    assert not timm.receipt.notes and "image processor through timm: pip install timm" in timm.code[0]
+    assert timm.code[0] in (timm.path / "README.md").read_text()
+    model = bundle.load(run / "model")
+    read, exact = (weights.load(model.model, done.path).preprocess for done in (own, timm))
+    assert exact == model.preprocess and (read.size, read.resize) == (exact.size, exact.resize)
+
+    wide = save(tmp_path / "wide", "vit_tiny_patch16_224", pool="avg", image_size=(32, 64))
+    done = export_model(wide, "hf")
+    config = json.loads((done.path / "config.json").read_text())
+    assert config["model_type"] == "timm_wrapper" and config["image_processor_type"] == "BitImageProcessor"
+    assert "--processor" not in str(done.receipt)
+    with pytest.raises(UserError, match="no square"):
+        export_model(wide, "hf", tmp_path / "other", processor="timm")
+
+
 @pytest.mark.parametrize(
     ("name", "options", "formats"),
     [
@@ -107,6 +134,8 @@ def test_mistakes_of_an_export(tmp_path):
         (("hf", tmp_path / "w.npz"), {}, "writes a folder"),
         (("npz", tmp_path / "no" / "w.npz"), {}, "there is no folder"),
         (("npz",), {"dtype": "int8"}, "float32, float16"),
+        (("timm",), {"processor": "timm"}, "--processor is for hf"),
+        (("hf",), {"processor": "tim"}, "Did you mean timm"),
     ):
         with pytest.raises(UserError, match=reason):
             export_model(run, *arguments, **options)

@@ -22,6 +22,7 @@ from jft.weights.rules import Rule, to_theirs
 from jft.weights.writers import write_npz, write_safetensors
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
+PROCESSORS = ("transformers", "timm")  # whose image processor a Hugging Face folder names
 PICTURE = "ImageOps.exif_transpose(Image.open('x.jpg')).convert('RGB')"  # as jft reads it: upright, in colours
 
 
@@ -123,13 +124,16 @@ def export_hf(
     dtype: str = "float32",
     card: str = "",
     timm_options: Mapping[str, Any] | None = None,
+    processor: str = "transformers",
 ) -> Receipt:
     """Write a folder that transformers' Auto classes open: the model, its classes and its image processor.
 
     The model is one of the library's own where it has it; otherwise, where `timm_options` are given, the options of
     `timm.create_model` beside the name and the number of classes, it is timm's, which the library wraps. `card` is the
-    bundle's own model card, which becomes the folder's. Raises UserError where neither is.
+    bundle's own model card, which becomes the folder's. `processor` is one of `PROCESSORS`. Raises UserError where the
+    library has neither model, or timm's transform is not ours.
     """
+    by_timm = timm_prepares(processor, preprocess)
     folder = Path(folder)
     files: dict[str, Mapping[str, Any]] = {}
     notes: list[str] = []
@@ -148,26 +152,52 @@ def export_hf(
         files["config.json"] = transformers.timm_config(model, timm_options, classes, preprocess, multi_label)
         format, wide, more = "timm", dict(params), {}
         notes.append("transformers has this model through timm, which must be installed beside it")
-    # What wraps timm prepares pictures by timm's own transform, which is ours for squares.
-    if format == "hf" or preprocess.size[0] != preprocess.size[1]:
-        files["preprocessor_config.json"] = transformers.processor(preprocess)
+    if by_timm:
+        files["config.json"] = {**files["config.json"], **transformers.timm_processor(preprocess)}
+    elif format == "hf" or not _timm_has(preprocess):
+        made = transformers.processor(preprocess)
+        files["preprocessor_config.json"] = made
+        if format == "timm":  # or else the library takes timm's transform for a model that is timm's
+            files["config.json"] = {**files["config.json"], "image_processor_type": made["image_processor_type"]}
         notes += _processor_notes(preprocess)
     with new_folder(folder) as beside:
         weights = beside / "model.safetensors"
         receipt = export(weights, model, wide, batch_stats, format=format, dtype=dtype, more=more)
         for name, content in files.items():
             (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="ascii")
-        readme = _card(model.name, classes, preprocess, card, hf_code("FOLDER_OR_REPOSITORY", format == "timm"))
+        lines = hf_code("FOLDER_OR_REPOSITORY", format == "timm", by_timm)
+        readme = _card(model.name, classes, preprocess, card, lines)
         (beside / "README.md").write_text(readme, "utf-8", "backslashreplace")
     return Receipt(**{**vars(receipt), "source": str(folder), "notes": (*receipt.notes, *notes)})
 
 
+def timm_prepares(processor: str, preprocess: Preprocess) -> bool:
+    """Whether the image processor asked for is timm's. Raises UserError for an unknown one, or other pixels."""
+    if processor not in PROCESSORS:
+        raise UserError(
+            f"There is no image processor {processor!r}.{near(processor, PROCESSORS)} Known: {', '.join(PROCESSORS)}."
+        )
+    if processor == "timm" and not _timm_has(preprocess):
+        height, width = preprocess.size
+        raise UserError(
+            f"The transform that timm makes for {height}×{width} pixels, which is no square, gives other pixels than "
+            "jft does. Export without --processor timm."
+        )
+    return processor == "timm"
+
+
+def _timm_has(preprocess: Preprocess) -> bool:
+    """Whether timm's own transform gives the pixels of `preprocess`."""
+    return preprocess.squash or preprocess.size[0] == preprocess.size[1]
+
+
 def _processor_notes(preprocess: Preprocess) -> tuple[str, ...]:
     if preprocess.squash:
-        return ()
+        return ("the image processor gives jft's pixels with backend='pil'; torchvision's backend rounds otherwise",)
+    exact = "; --processor timm gives jft's pixels, and wants timm installed where the folder is opened"
     return (
-        "the image processor gives jft's pixels with backend='pil', but for pictures whose resized side leaves 3, 7, "
-        "11 … pixels over the crop: there transformers cuts one pixel further up or left",
+        "the image processor is transformers' own: where the crop leaves 3, 7, 11 … pixels over, it cuts one pixel "
+        "further up or left than jft" + (exact if _timm_has(preprocess) else ""),
     )
 
 
@@ -265,10 +295,11 @@ def transform_code(preprocess: Preprocess) -> list[str]:
     ]
 
 
-def hf_code(folder: str | Path, through_timm: bool = False) -> list[str]:
-    """Lines of Python that open the folder with transformers."""
+def hf_code(folder: str | Path, through_timm: bool = False, by_timm: bool = False) -> list[str]:
+    """Lines of Python that open the folder with transformers; its model may be timm's, or its image processor alone."""
+    what = "this model" if through_timm else "this image processor"
     return [
-        *(["# transformers opens this model through timm: pip install timm"] if through_timm else []),
+        *([f"# transformers opens {what} through timm: pip install timm"] if through_timm or by_timm else []),
         "from transformers import AutoImageProcessor, AutoModelForImageClassification",
         f"processor = AutoImageProcessor.from_pretrained({str(folder)!r})",
         f"model = AutoModelForImageClassification.from_pretrained({str(folder)!r})",

@@ -290,7 +290,6 @@ def timm_config(
     model: Any, options: Mapping[str, Any], classes: Sequence[str], preprocess: Preprocess, multi_label: bool = False
 ) -> dict[str, Any]:
     """What `config.json` says of a model that the library has through timm alone; `options` are `create_model`'s."""
-    height, width = preprocess.size
     return {
         "architectures": ["TimmWrapperForImageClassification"],
         "model_type": "timm_wrapper",
@@ -299,14 +298,24 @@ def timm_config(
         "num_classes": len(classes),
         "label_names": list(classes),
         "problem_type": _problem(multi_label),
-        "pretrained_cfg": {
-            "input_size": [3, height, width],
-            "crop_pct": preprocess.crop_pct,
-            "crop_mode": "squash" if preprocess.squash else "center",
-            "interpolation": preprocess.interpolation,
-            "mean": list(preprocess.mean),
-            "std": list(preprocess.std),
-        },
+        "pretrained_cfg": _pretrained_cfg(preprocess),
+    }
+
+
+def timm_processor(preprocess: Preprocess) -> dict[str, Any]:
+    """What `config.json` says beside the model, so that the library prepares pictures by timm's own transform."""
+    return {"image_processor_type": "TimmWrapperImageProcessor", "pretrained_cfg": _pretrained_cfg(preprocess)}
+
+
+def _pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
+    height, width = preprocess.size
+    return {
+        "input_size": [3, height, width],
+        "crop_pct": 1.0 if preprocess.squash else preprocess.crop_pct,  # timm cuts what it has squashed
+        "crop_mode": "squash" if preprocess.squash else "center",
+        "interpolation": preprocess.interpolation,
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
     }
 
 
@@ -517,7 +526,9 @@ def processor(preprocess: Preprocess) -> dict[str, Any]:
 
     BitImageProcessor is the plain one that resizes the shorter side to any number of pixels and cuts the centre out;
     ViTImageProcessor only squashes. Where an odd number of pixels is left over by the crop, the library rounds down and
-    torchvision, and so jft, to the even number: the crop then lies one pixel apart in a quarter of all sizes.
+    torchvision, and so jft, to the even number: the crop then lies one pixel apart in a quarter of all sizes. None of
+    the library's processors rounds as torchvision does in versions 4 and 5 both, but the one that calls timm: that is
+    what `timm_processor` names.
     """
     height, width = preprocess.size
     window = {"height": height, "width": width}

@@ -12,8 +12,8 @@ from jft.errors import UserError, near
 # Parts behind the last block. In layer-wise decay they share the head's depth, as in MAE's and BEiT's code.
 TOP = ("norm", "pool", "projection", "head")
 
-# Of a new head's rate, for pretrained parts. Adam moves every weight by about its rate a step, whatever the gradient: at a
-# fifth of the head's usual 1e-3, eight steps of a ResNet-18's last stage cost 8 points on ants and bees.
+# Of a new head's rate, for pretrained parts. Adam moves every weight by about its rate a step, whatever the gradient:
+# at a fifth of the head's usual 1e-3, eight steps of a ResNet-18's last stage cost 8 points on ants and bees.
 PRETRAINED_RATE = 0.02
 
 

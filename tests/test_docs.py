@@ -1,5 +1,10 @@
-"""What the pages of docs/ show works: every command parses, those that use a run are executed on one, Python runs."""
+"""What the pages of docs/ show works: every command parses, those that use a run are executed on one, Python runs.
 
+And they hang together: links, the site's list of pages, the reference's names, recipes, tests that are named, and both
+READMEs.
+"""
+
+import importlib
 import io
 import re
 import shlex
@@ -13,10 +18,15 @@ from PIL import Image
 import jft
 from jft import cli, config
 
-PAGES = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
-READMES = [Path(__file__).parent.parent / name for name in ("README.md", "README.zh.md")]
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+READMES = [ROOT / name for name in ("README.md", "README.zh.md")]
+WRITTEN = [*PAGES, *READMES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md"]
 RUN = "runs/bees-resnet18-head"
 READS = ("evaluate", "predict", "export", "models", "report")  # what is executed as it stands
+# Options of a run that its plan is made without.
+NOT_PLANS = r"--(names|fast|overfit|dry-run|(predict|out) \S+)( |$)"
 
 
 def blocks(languages, pages=PAGES):
@@ -42,7 +52,7 @@ def place(folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("docs")
     for name in ("bees", "more-bees"):
         (root / name).symlink_to(folder)
-    (root / "configs").symlink_to(Path(__file__).parent.parent / "configs")
+    (root / "configs").symlink_to(ROOT / "configs")
     (root / "photos").mkdir()
     picture = Image.fromarray(np.full((40, 40, 3), 90, np.uint8))
     picture.save(root / "photos" / "1.jpg")
@@ -80,7 +90,7 @@ def test_every_command_does_what_it_says(place, monkeypatch, capsys):
     done = 0
     for page, piped, words in commands():
         remote = any(w.startswith("hf:") for w in words) or words[0] == "push"
-        pretrained = any(w.endswith(".pth") for w in words)
+        pretrained = any(w.endswith((".pth", ".safetensors")) for w in words) and words[0] != "export"
         foreign = words[0] == "export" and "timm" in words  # of a tiny_resnet there is no timm model
         if remote or pretrained or foreign:
             continue
@@ -89,7 +99,7 @@ def test_every_command_does_what_it_says(place, monkeypatch, capsys):
                 monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"photos/1.jpg\n")))
             code = cli.main(words)
         elif words[0] in ("finetune", "plan"):
-            kept = [w for w in words[1:] if w not in ("--names", "--fast")]
+            kept = re.sub(NOT_PLANS, "", " ".join(words[1:])).split()
             if "--weights" not in kept and not kept[0].endswith(".py"):
                 kept = [*kept, "--model", "tiny_resnet", "--weights", "none", "--batch", "8"]
             code = cli.main(["plan", "--fast", *kept])
@@ -123,3 +133,85 @@ class Done:
 
     def predict(self, *images):
         return []
+
+
+def text(page):
+    return page.read_text(encoding="utf-8")
+
+
+def anchors(page):
+    """Of a page's headings, as GitHub and mkdocs make them."""
+    plain = [re.sub(r"[`*]|\[\^\w+\]", "", h) for h in re.findall(r"^#+ (.+)$", text(page), re.M)]
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", h.lower()).strip()) for h in plain}
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.S | re.M)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match(r"https?:", link):
+            continue
+        where, _, anchor = link.partition("#")
+        target = (page.parent / where).resolve() if where else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}: {sorted(anchors(target))}"
+
+
+def test_every_page_is_on_the_site():
+    nav = text(ROOT / "mkdocs.yml").partition("\nnav:\n")[2]
+    assert sorted(re.findall(r"- (?:\w+: )?(\S+\.md)$", nav, re.M)) == [str(p.relative_to(DOCS)) for p in PAGES]
+
+
+def test_every_name_of_the_reference_is_there_and_told():
+    named = re.findall(r"^::: (\S+)$", "\n".join(text(p) for p in PAGES), re.M)
+    assert len(named) > 20
+    for name in named:
+        try:
+            found = importlib.import_module(name)
+        except ModuleNotFoundError:
+            module, _, attribute = name.rpartition(".")
+            found = getattr(importlib.import_module(module), attribute)
+        assert found.__doc__, name
+
+
+def test_the_reference_has_all_that_the_package_gives():
+    """Under the name it is imported by: `jft.Config` is where the reader looks for it."""
+    shown = re.findall(r"^      heading: (\S+)$", text(DOCS / "api" / "jft.md"), re.M)
+    assert sorted(shown) == [f"jft.{name}" for name in jft.__all__]
+
+
+def test_every_recipe_is_in_the_table_with_its_command():
+    page = text(DOCS / "recipes.md")
+    for file in sorted((ROOT / "configs").glob("*.py")):
+        command = re.search(r"^Command +(.+)$", text(file), re.M)[1]
+        assert f"(../configs/{file.name})" in page and f"| `{command}` |" in page, file.name
+
+
+def test_every_test_and_script_that_a_page_names_exists():
+    for page in [*PAGES, *READMES]:
+        for file, name in re.findall(r"`tests/(\w+\.py)(?:::(\w+))?`", text(page)):
+            assert (ROOT / "tests" / file).exists(), (page.name, file)
+            assert not name or f"\ndef {name}(" in text(ROOT / "tests" / file), (page.name, file, name)
+        for script in re.findall(r"python ((?:scripts|benchmarks)/\w+\.py)", text(page)):
+            assert (ROOT / script).exists(), (page.name, script)
+
+
+def test_the_readmes_are_the_same_in_both_languages():
+    """Headings, tables, commands, code, links and names of options; the words between are for people to compare."""
+
+    def outline(page):
+        prose = re.sub(r"^```.*?^```$", "", text(page), flags=re.S | re.M)
+        rows = re.findall(r"^\|.*\|$", prose, re.M)
+        return {
+            "headings": [len(h) for h in re.findall(r"^(#+) ", prose, re.M)],
+            "rows": [row.count("|") for row in rows],
+            "figures": [re.findall(r"\d[\d.]*", row) for row in rows],
+            "commands": [" ".join(words) for _, _, words in commands([page])],
+            "code": [block for _, block in blocks(("python",), [page])],
+            "links": sorted(set(re.findall(r"\]\(([^)]+)\)", prose)) - {p.name for p in READMES}),
+            "named": sorted({" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)}),
+        }
+
+    english, chinese = (outline(page) for page in READMES)
+    for what, found in english.items():
+        assert chinese[what] == found, what

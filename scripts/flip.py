@@ -2,9 +2,9 @@
 
     python scripts/flip.py --model vit_tiny_patch16_224 --weights W.safetensors --data hymenoptera_data/train
 
-A small run is made first. Files of its newest checkpoint, of the cache (decoded images, compiled programs) and of the
-model's folder are damaged in turn, half of the time a file chosen from all alike, half of the time a bit from all bits.
-What is loaded must be what was there, or be refused, or, of a checkpoint, be the one before it.
+A small run is made first. Files of its newest checkpoint, of the cache (decoded images, features, compiled programs)
+and of the model's folder are damaged in turn, half of the time a file chosen from all alike, half of the time a bit
+from all bits. What is loaded must be what was there, or be refused, or, of a checkpoint, be the one before it.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class CheckpointTarget:
         item = kept.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
         return {name: np.asarray(leaf) for name, leaf in item["state"].items()}
 
-    def load(self) -> str:
+    def load(self, file: Path) -> str:
         """What became of it: identical, the one before, refused, or SILENT."""
         said: list[str] = []
         kept = self.make(self.folder, said.append)
@@ -101,7 +101,7 @@ class BundleTarget:
         self.original = bundle.load(folder)
         self.files = [f for f in folder.rglob("*") if f.is_file()]
 
-    def load(self) -> str:
+    def load(self, file: Path) -> str:
         from jft.errors import UserError
 
         try:
@@ -136,12 +136,34 @@ class DecodedTarget:
 
         return decode_all(*self.arguments)[0]
 
-    def load(self) -> str:
+    def load(self, file: Path) -> str:
         self.logged.clear()
         found = self._decode()
         if found.tobytes() != self.images.tobytes():
             return "SILENT"
         return "decoded again" if self.logged else "identical"
+
+
+class FeaturesTarget:
+    """The cache of features: those of some images before the model's last block, or none."""
+
+    def __init__(self, model: Any):
+        from jft import features
+        from jft.plan import TOP
+
+        body = [part for part in model.parts if part not in TOP]
+        self.shape, self._load = features.shape(model, body[-1], 24), features.load
+        self.saved = np.random.default_rng(0).standard_normal(self.shape, np.float32)
+        features.save("some", [self.saved[:10], self.saved[10:]])
+        self.files = [features._file("some")]
+        logging.getLogger("jft.features").propagate = False
+        logging.getLogger("jft.features").addHandler(logging.NullHandler())
+
+    def load(self, file: Path) -> str:
+        found = self._load("some", self.shape)
+        if found is None:
+            return "computed again"
+        return "identical" if found.tobytes() == self.saved.tobytes() else "SILENT"
 
 
 class CompiledTarget:
@@ -154,14 +176,11 @@ class CompiledTarget:
         self.files = [f for f in folder.glob("*-cache") if f.stat().st_size]
         self.originals = {f: self.expand(f.read_bytes()) for f in self.files}
 
-    def load(self) -> str:
-        for file, original in self.originals.items():
-            try:
-                if self.expand(file.read_bytes()) != original:
-                    return "SILENT"
-            except Exception:  # JAX takes any for an entry that is not there
-                return "refused"
-        return "identical"
+    def load(self, file: Path) -> str:
+        try:
+            return "identical" if self.expand(file.read_bytes()) == self.originals[file] else "SILENT"
+        except Exception:  # JAX takes any for an entry that is not there
+            return "refused"
 
 
 def main() -> None:
@@ -194,6 +213,7 @@ def main() -> None:
         targets = {
             "checkpoint": CheckpointTarget(run.workdir / "checkpoints"),
             "model": bundle,
+            "features": FeaturesTarget(bundle.original.model),
             "decoded images": DecodedTarget(root / "cache", some, bundle.original.preprocess),
             "compiled programs": CompiledTarget(root / "cache" / "xla"),
         }
@@ -206,7 +226,7 @@ def main() -> None:
         silent = []
         hows = ["flip"] * options.flips + ["cut"] * options.cuts
         rng.shuffle(hows)
-        names = ["checkpoint"] * 3 + ["model"] * 2 + ["decoded images", "compiled programs"]
+        names = ["checkpoint"] * 3 + ["model"] * 2 + ["decoded images", "features", "compiled programs"]
         for how in hows:
             if time.monotonic() - begun > options.seconds:
                 break
@@ -215,7 +235,7 @@ def main() -> None:
             file = choose(target.files, rng)
             whole = damage(file, rng, how)
             with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
-                became = target.load()
+                became = target.load(file)
             counts[f"{name}, {how}"][became] += 1
             if became == "SILENT":
                 silent.append(f"{name}: {file.relative_to(root)} ({how})")

@@ -180,11 +180,14 @@ def test_the_reference_has_all_that_the_package_gives():
     assert sorted(shown) == [f"jft.{name}" for name in jft.__all__]
 
 
-def test_every_recipe_is_in_the_table_with_its_command():
-    page = text(DOCS / "recipes.md")
+def test_every_recipe_is_in_the_table_with_its_command_and_figures():
+    rows = [row for row in text(DOCS / "recipes.md").splitlines() if row.startswith("| [")]
     for file in sorted((ROOT / "configs").glob("*.py")):
-        command = re.search(r"^Command +(.+)$", text(file), re.M)[1]
-        assert f"(../configs/{file.name})" in page and f"| `{command}` |" in page, file.name
+        header = text(file).split('"""')[1]
+        command = re.search(r"^Command +(.+)$", header, re.M)[1]
+        row = next(row for row in rows if f"(../configs/{file.name})" in row)
+        assert f"| `{command}` |" in row, row
+        assert set(re.findall(r"\d+\.\d+", row.replace(command, ""))) <= set(re.findall(r"\d+\.\d+", header)), row
 
 
 def test_every_test_and_script_that_a_page_names_exists():

@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import json
 import os
 import sys
+import textwrap
 import traceback
 import typing
 from collections.abc import Sequence
@@ -86,9 +88,33 @@ TTA = "test-time augmentation, the mean over views: flip, corners (default: none
 LINES = "\n\t"  # that a message may have
 FEW = 5  # models of which `jft models` tells more than fits a line
 FREE = ("--model_options.", "--model-options.")
-PLACEHOLDER = {
-    "data": "PATH", "model": "NAME", "weights": "FILE", "plan": "PLAN", "workdir": "W", "preprocess": "VALUE",
-}  # fmt: skip
+PLACEHOLDER = {"data": "PATH", "weights": "FILE", "plan": "PLAN", "workdir": "W", "image_size": "N"}
+# Headings of the fields of a config in a help, by the first field below each.
+SECTIONS = {
+    "data": "what is trained on what",
+    "optimizer": "optimisation",
+    "augment": "augmentation and loss",
+    "balance": "examples, seeds, validation, checkpoints",
+    "layer_decay": "more ways to train",
+    "lora": "the model and its input",
+    "dtype": "devices and memory",
+    "display": "what is shown, and the rest",
+}
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps what is no list of examples, and shows one spelling of an option."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        raw = text.startswith("examples:")
+        return super()._fill_text(text, width, indent) if raw else textwrap.fill(text, width)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        shown.option_strings = [
+            o for o in action.option_strings if "_" not in o or o.replace("_", "-") not in action.option_strings
+        ]
+        return super()._format_action_invocation(shown)
 
 
 class Parser(argparse.ArgumentParser):
@@ -146,7 +172,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         prog="jft",
         description="Fine-tune pretrained vision models in JAX: import weights, decide what trains when, train, look.",
         epilog=_examples(""),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
     )
     parser.add_argument("--version", action="version", version=f"jft {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
@@ -157,7 +183,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
             help=help,
             description=f"{help}. {description}".strip(),
             epilog=_examples(name),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Formatter,
             allow_abbrev=False,
         )
         sub.set_defaults(run=function, parser=sub)
@@ -208,7 +234,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     rate.add_argument(
         "--stage", metavar="NAME", help="a stage of the plan; those before it are trained first (default: the first)"
     )
-    rate.add_argument("--plot", metavar="FILE.svg", help="draw the losses over the rates")
+    rate.add_argument("--plot", metavar="FILE.svg", help="draw the losses over the rates as an SVG")
     rate.add_argument("--json", action="store_true", help="print as JSON")
 
     ranked = command(
@@ -227,7 +253,9 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--metric", default="linear", metavar="M",
         help="order by linear (its accuracy), knn, logme, leep or mean-rank (default: linear)",
     )  # fmt: skip
-    ranked.add_argument("--shots", type=int, metavar="N", help="fit to so many images a class, drawn by seed")
+    ranked.add_argument(
+        "--shots", type=int, metavar="N", help="fit to so many images a class, drawn by seed (default: all)"
+    )
     ranked.add_argument(
         "--image-size", type=int, metavar="N", help="side of the pictures in pixels (default: each model's own)"
     )
@@ -240,7 +268,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="passes over the images of which the costs are told (default: 10)",
     )
     ranked.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="number that folds and shots are drawn by (default: 0)"
+        "--seed", type=int, default=0, metavar="N", help="random number seed of folds and shots (default: 0)"
     )
     ranked.add_argument("--json", action="store_true", help="print as JSON")
 
@@ -263,7 +291,10 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     swept.add_argument("--no-prune", action="store_true", help="run every trial to its end")
     swept.add_argument("--json", action="store_true", help="print the trials as JSON")
 
-    evaluate = command("evaluate", "Score a run's model", _evaluate)
+    evaluate = command(
+        "evaluate", "Score a run's model", _evaluate,
+        "On its own validation images, or on any labelled images; every image counts exactly once.",
+    )  # fmt: skip
     evaluate.add_argument("workdir", nargs="?", metavar="W", help="a run's or model's folder, or hf:ORG/REPO")
     evaluate.add_argument("--data", metavar="PATH", help="other labelled images (default: the run's validation set)")
     _model_options(evaluate)
@@ -279,9 +310,10 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     predict.add_argument(
         "paths",
         nargs="+",
-        metavar="W IMAGES…",
+        metavar="W, IMAGES…",
         help="a run's or model's folder or hf:ORG/REPO (not with --model or --weights), then images",
     )
+    predict.usage = "jft predict W IMAGES… [options]\n       jft predict --model NAME --weights FILE IMAGES… [options]"
     predict.add_argument(
         "--out", metavar="FILE", help="write a .csv, .jsonl or .parquet, whole or not at all (default: print a CSV)"
     )
@@ -295,7 +327,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     )  # fmt: skip
     predict.add_argument(
         "--temperature", metavar="T",
-        help="divide logits by a number above 0, or by the one fitted on the run's validation images (default: 1)",
+        help="divide logits by a number above 0, or with `fitted` by that of the run's validation images (default: 1)",
     )  # fmt: skip
     predict.add_argument(
         "--features", metavar="FILE", help="write what the head takes, float32, as .npz or .parquet (default: no)"
@@ -345,7 +377,10 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     out = command("export", "Write a run's model as another tool reads it", _export)
     out.add_argument("workdir", metavar="W", help="a run's folder, or a model's")
     out.add_argument(
-        "--format", required=True, metavar="FORMAT", help="timm, torchvision, hf, safetensors, npz, stablehlo"
+        "--format",
+        required=True,
+        metavar="FORMAT",
+        help="whose: timm, torchvision, hf (transformers), safetensors or npz (our names), stablehlo (a program)",
     )
     out.add_argument("--out", metavar="PATH", help="file or, for hf and stablehlo, folder (default: in W)")
     out.add_argument("--dtype", default="float32", metavar="T", help="type of the numbers: float32, float16, bfloat16")
@@ -421,6 +456,7 @@ def _tell_defaults(parser: argparse.ArgumentParser) -> None:
     """The default of every option that its help does not tell itself."""
     for action in parser._actions:
         told = action.help in (None, argparse.SUPPRESS) or "default" in (action.help or "") or action.required
+        told = told or action.default == argparse.SUPPRESS  # --help
         if action.option_strings and not told:
             value = "no" if action.const is True else "none" if action.default in (None, []) else action.default
             action.help = f"{action.help} (default: {value})"
@@ -446,23 +482,29 @@ def _examples(name: str) -> str:
 
 
 def _config_options(parser: argparse.ArgumentParser, free: Sequence[str]) -> None:
-    parser.add_argument("config", nargs="?", metavar="CONFIG.py", help="a file whose config() returns a jft.Config")
-    group = parser.add_argument_group("options of the run")
+    parser.usage = f"{parser.prog} [CONFIG.py] [options]"
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG.py",
+        help="a Python file whose config() returns a jft.Config, or several by name; options set fields over it",
+    )  # fmt: skip
+    group: Any = parser
     for word in dict.fromkeys(w.split("=")[0] for w in free):
         group.add_argument(word, dest=f"field:{word[2:]}", nargs=1, help=argparse.SUPPRESS)
     for field in dataclasses.fields(Config):
+        if field.name in SECTIONS:
+            group = parser.add_argument_group(SECTIONS[field.name])
         default = field.default
         hint = field.metadata["help"]
         if "default" not in hint and default is not dataclasses.MISSING and default is not None:
             shown = "no" if default is False else "yes" if default is True else "none" if default == () else default
-            hint += f" (default: {shown})"
+            hint += f" (default: {f'{shown:g}' if isinstance(shown, float) else shown})"
         flags = list(dict.fromkeys([f"--{field.name.replace('_', '-')}", f"--{field.name}"]))
         inside = field.metadata.get("fields")
         for inner in dataclasses.fields(inside) if inside else ():
             _option(
                 group, [f"--{field.name}.{inner.name}"], f"{field.name}.{inner.name}", inner.type, argparse.SUPPRESS
             )
-        if inside:
+        if "fields" in field.metadata:
             group.add_argument(f"--{field.name}.FIELD", metavar="VALUE", dest="_", help=hint)
             continue
         _option(group, flags, field.name, field.type, hint.replace("%", "%%"))
@@ -474,7 +516,8 @@ def _option(group: Any, flags: list[str], name: str, kind: Any, help: str) -> No
         words = {"nargs": "+"}
     elif kind in (bool, "bool"):
         words = {"nargs": "?", "const": "yes"}
-    metavar = PLACEHOLDER.get(name, "yes|no" if kind is bool else "X")
+    usual = "yes|no" if kind is bool else "X" if "float" in str(kind) else "N" if "int" in str(kind) else "NAME"
+    metavar = PLACEHOLDER.get(name, usual)
     group.add_argument(*flags, dest=f"field:{name}", metavar=metavar, help=help, **words)
 
 

@@ -37,13 +37,15 @@ class Config:
         return config
 
     data: Any = _opt(
-        None, "folder of class folders (or of train/ val/ [test/]), CSV with path,label[,split], tfds:NAME; or arrays"
+        None,
+        "labelled images: a folder of class folders (or of train/ val/ [test/] with class folders), a CSV with "
+        "path,label[,split], tfds:NAME; in Python also arrays",
     )
-    model: str = _opt("resnet50", "architecture; `jft models` lists them")
+    model: str = _opt("resnet50", "the pretrained model, by name; `jft models` lists them")
     weights: Any = _opt(
         None,
-        "file (.safetensors .pth .npz), folder, hf:ORG/REPO, https://…#sha256=…, gs://BUCKET/FILE, none = from "
-        "scratch; default: the model's own source",
+        "where its weights come from: a file (.safetensors .pth .npz), a folder, hf:ORG/REPO, https://…#sha256=…, "
+        "gs://BUCKET/FILE; none = from scratch; default: the model's own source",
     )
     keep_head: bool = _opt(
         False, "keep the weights' own head, where it has as many classes as the data, in their order"
@@ -61,12 +63,12 @@ class Config:
     lr: float | None = _opt(
         None, "peak learning rate of the fastest group; default: the plan's (head 1e-3, full 1e-4)", above=0
     )
-    seed: int = _opt(0, "number that the split, the head's first values, order and augmentation are drawn by")
-    workdir: str | None = _opt(None, "the run's folder; default: runs/DATA-MODEL-PLAN")
+    seed: int = _opt(0, "random number seed of the split, the new head, the order of the images and their augmentation")
+    workdir: str | None = _opt(None, "the run's folder, W; default: runs/DATA-MODEL-PLAN")
     optimizer: Any = _opt(
         "adamw",
-        "adamw, adam, sgd (momentum 0.9), lion, lamb, muon, schedule-free, schedule-free-sgd; or a function "
-        "(weight_decay, mask)",
+        "what takes the steps: adamw, adam, sgd (momentum 0.9), lion, lamb, muon, schedule-free, schedule-free-sgd; or "
+        "a function (weight_decay, mask)",
     )
     weight_decay: float = _opt(
         1e-4,
@@ -75,25 +77,32 @@ class Config:
     )
     schedule: str | Callable | None = _opt(
         None,
-        "of the learning rate in a stage: cosine, linear, constant, step, one-cycle; or a function (peak, steps); "
-        "default: cosine, and constant for schedule-free",
+        "course of the learning rate in a stage: cosine, linear, constant, step, one-cycle; or a function (peak, "
+        "steps); default: cosine, and constant for schedule-free",
     )
     warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak", least=0, below=1)
     clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping", above=0)
     augment: tuple[str, ...] | None = _opt(
         None,
-        "crop, rrc, pad, flip, rotate, randaugment, trivial, jitter, grey, blur, erase, mixup, cutmix; strengths as "
-        "mixup:0.2, randaugment:m=9:n=2; none = nothing; default: crop flip, and nothing for a linear probe",
+        "random changes of the training images: crop, rrc, pad, flip, rotate, randaugment, trivial, jitter, grey, "
+        "blur, erase, mixup, cutmix; strengths as mixup:0.2, randaugment:m=9:n=2; none = nothing; default: crop "
+        "flip, and nothing for a linear probe",
     )
     label_smoothing: float = _opt(0.0, "share of the label spread over all classes", least=0, below=1)
     class_weights: str | None = _opt(
-        None, "weigh classes in the loss: inverse to their images, or to their effective number (Cui et al. 2019)"
+        None,
+        "weights of the classes in the loss: inverse, to the number of their images, or effective, to the effective "
+        "number (Cui et al. 2019)",
     )
     loss: Callable | None = _opt(
-        None, "function (logits, batch) -> [b]; default: cross-entropy, binary for many labels"
+        None,
+        "jft.losses:NAME, or a function (logits, batch) -> [b]; default: cross-entropy, binary where images have "
+        "several labels",
     )
-    penalty: Callable | None = _opt(None, "R(f, f_s), a function (params, source) -> scalar, e.g. jft.penalties:l2_sp")
-    penalty_weight: float = _opt(0.0, "λ in L + λR", least=0)
+    penalty: Callable | None = _opt(
+        None, "R(f, f_s) in L + λR, a function (params, source) -> scalar: jft.penalties:l2_sp"
+    )
+    penalty_weight: float = _opt(0.0, "λ in L + λR, the factor of --penalty", least=0)
     penalty_decoupled: bool = _opt(
         False, "the penalty's gradient joins the step past the optimizer, as AdamW's weight decay does, not in the loss"
     )
@@ -111,7 +120,7 @@ class Config:
     )
     carry: bool = _opt(False, "carry the optimizer's state from stage to stage; what begins to train begins anew")
     ema: float | None = _opt(
-        None, "decay of a moving average of the weights, which is then what is validated and kept", above=0, below=1
+        None, "decay of a moving average of the weights, e.g. 0.999, which is then validated and kept", above=0, below=1
     )
     sam: float = _opt(0.0, "radius ρ of sharpness-aware minimisation, e.g. 0.05; twice the time", least=0)
     patience: int | None = _opt(
@@ -123,15 +132,22 @@ class Config:
         choices=("stop", "rollback"),
     )
     lora: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "low-rank updates, of the plan lora: --lora.rank 8", "fields": Lora}
+        default_factory=dict,
+        metadata={"help": "settings of the plan lora, low-rank updates: --lora.rank 8", "fields": Lora},
     )
     model_options: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "of the architecture: --model_options.pool avg", "fields": None}
+        default_factory=dict,
+        metadata={"help": "settings of the architecture: --model_options.pool avg", "fields": None},
     )
-    image_size: int | tuple[int, int] | None = _opt(None, "height and width in pixels; default: the weights'", least=1)
+    image_size: int | tuple[int, int] | None = _opt(
+        None, "side of the images in pixels, or height and width; default: the weights'", least=1
+    )
     preprocess: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "what differs from the weights' own: --preprocess.crop_pct 1.0", "fields": Preprocess},
+        metadata={
+            "help": "what differs from the weights' own preprocessing: --preprocess.crop_pct 1.0",
+            "fields": Preprocess,
+        },
     )
     dropout: float = _opt(
         0.0,
@@ -142,7 +158,8 @@ class Config:
     drop_path: float = _opt(0.0, "stochastic depth's rate at the last block, in parts that train", least=0, below=1)
     dtype: str = _opt(
         "auto",
-        "of the computation; parameters stay float32; auto: bfloat16 on a GPU or TPU, float32 on a CPU",
+        "number type of the computation: float32, bfloat16, float16; parameters stay float32; auto: bfloat16 on a GPU "
+        "or TPU, float32 on a CPU",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     remat: str = _opt(
@@ -154,7 +171,9 @@ class Config:
     accumulate: int | None = _opt(
         None, "pieces a batch is taken in, their gradients averaged; default: as few as memory allows", least=1
     )
-    sharding: str = _opt("replicate", "over the devices: replicate, fsdp, pmap", choices=("replicate", "fsdp", "pmap"))
+    sharding: str = _opt(
+        "replicate", "how the state lies on the devices: replicate, fsdp, pmap", choices=("replicate", "fsdp", "pmap")
+    )
     tensor: int = _opt(
         1, "devices that share each layer of a ViT (tensor parallelism); the others share batches", least=1
     )
@@ -165,24 +184,30 @@ class Config:
         "disk (where memory does not hold it), none",
         choices=("memory", "disk", "none"),
     )
-    features_dtype: str = _opt("float32", "that features are kept in", choices=("float32", "bfloat16", "float16"))
+    features_dtype: str = _opt(
+        "float32",
+        "number type that features are kept in: float32, bfloat16, float16",
+        choices=("float32", "bfloat16", "float16"),
+    )
     views: int | None = _opt(
         None, "keep features of so many augmented views an image, taken in turn, instead of augmenting anew", least=1
     )
     resident: float = _opt(
         0.5, "keep images or features in memory if they fit this share of what is free; 0 = stream", least=0, most=1
     )
-    threads: int | None = _opt(None, "threads that decode; default: the processor's cores", least=1)
+    threads: int | None = _opt(None, "threads that decode images; default: the processor's cores", least=1)
     display: str = _opt(
         "auto",
         "what is shown: auto (a view on a terminal, else lines), plain, quiet, json",
         choices=("auto", "plain", "quiet", "json"),
     )
     track: tuple[Any, ...] = _opt(
-        (), "also tell of the run to tensorboard, mlflow, or module:name, a function (workdir, about, step) -> Tracker"
+        (), "also log to tensorboard, mlflow, or module:name, a function (workdir, about, step) -> Tracker"
     )
     deterministic: bool = _opt(False, "bit-equal repetition on a GPU too, some tenths slower (on a CPU it always is)")
-    objective: Callable | None = _opt(None, "what is minimised; default: jft.step:supervised, L(f, D) + λ R(f, f_s)")
+    objective: Callable | None = _opt(
+        None, "module:name of what is minimised; default: jft.step:supervised, L(f, D) + λ R(f, f_s)"
+    )
 
     def replace(self, **changes: Any) -> "Config":
         """A copy with these fields changed."""

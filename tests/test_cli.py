@@ -41,6 +41,7 @@ def test_help_teaches(command, capsys):
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "examples:" in shown and f"jft {command}" in shown
+    assert "SUPPRESS" not in shown and "--keep_head" not in shown  # argparse's own words; a second spelling
 
 
 def test_every_field_of_a_config_is_an_option_with_a_sentence():

@@ -103,14 +103,21 @@ def settle(config: Config, splits: Splits, note: Callable[[str], Any] = lambda t
 
 
 def follow_weights(config: Config) -> Config:
-    """The config with the model its weights are of, where jft saved them (a run, a bundle, `hf:`) and it names none."""
-    if "model" in config.given or not isinstance(config.weights, str | Path) or config.weights == "none":
+    """The config with its weights' own file and model, where jft saved them (a run, a bundle, `hf:`).
+
+    A model that the config names stays.
+    """
+    if not isinstance(config.weights, str | Path) or config.weights == "none":
         return config
     where = Path(config.weights) / "model"
-    weights = str(where) if (where / "config.json").is_file() else str(config.weights)
+    named, run = "model" in config.given, (where / "config.json").is_file()
+    if named and not run:
+        return config
+    weights = str(where if run else config.weights)
     if found := native.described(locate(weights).configs):
         model, options = found
-        return config.replace(weights=weights, model=model, model_options={**options, **config.model_options})
+        also = {} if named else {"model": model, "model_options": {**options, **config.model_options}}
+        return config.replace(weights=weights, **also)
     return config
 
 

@@ -248,7 +248,8 @@ def test_a_bundle_needs_no_name_beside_it(model, photos, tmp_path):
     assert predict(found, [photos / "0.png"]) == predict(model, [photos / "0.png"])
     named = Config(weights=str(tmp_path / "run"))
     assert follow_weights(named).model == "tiny_vit" and follow_weights(named).weights.endswith("model")
-    assert follow_weights(named.replace(model="resnet18")).model == "resnet18"
+    other = follow_weights(named.replace(model="resnet18"))
+    assert other.model == "resnet18" and other.weights.endswith("model")  # and not another file of the run's folder
     assert follow_weights(Config(weights="none")) == Config(weights="none")
     np.savez(tmp_path / "other.npz", x=np.zeros(1))
     with pytest.raises(UserError, match="--model must say"):

@@ -95,7 +95,7 @@ def test_a_run_is_explained(folder, tmp_path):
         assert [n.split("/")[0] for n in names] == labels.tolist()
     assert 0 <= found["probe_accuracy"] <= 1 and found["probe_count"] == 24
     page = Page(make_report(run))
-    for words in ("Grad-CAM", "Linear probe baseline", "Training images:", "the cosine"):
+    for words in ("Grad-CAM", "Linear probe baseline", "Training images:", "cosine similarities"):
         assert words in page.text, words
     alts = [value for tag, key, value in page.attributes if (tag, key) == ("img", "alt")]
     assert sum(a.startswith("What of ") for a in alts) == 8 and all(alts)

@@ -1,13 +1,14 @@
 """What watching a run costs: the live view, metrics.jsonl and TensorBoard, as a share of the time that training takes.
 
-    python benchmarks/overhead.py [--model tiny_resnet] [--plan full] [--epochs 30] [--repeats 3] [--data … --weights …]
+    python benchmarks/overhead.py [--model tiny_resnet] [--plan full] [--epochs 30] [--repeats 3] [--images 512]
+    python benchmarks/overhead.py --data PATH --model NAME --weights FILE …
 
 Within one run, from its first validation to its last. Told: the processor time that the training thread spends in the
-view, the log and the tracker, with that of the thread that writes the event files, over the time that the rest of the
-process would take if it used every core; processor time, because other work on the machine does not change it, and as
-if on every core, because while the training thread is busy elsewhere all of them wait. Drawn: the share of one core
-that the view's own thread takes, four times a second however long a step is. The median of several runs. Without
---data, noise of 32×32 pixels: the smaller the steps, the larger the share.
+view, the log and the tracker, over the time that the rest of the process would take if it used every core; processor
+time, because other work on the machine does not change it, and as if on every core, because while the training thread
+is busy elsewhere all of them wait. Drawn: the share of one core that the view's own thread takes, four times a second
+however long a step is. The median of several runs. Without --data, so many images of noise of 32×32 pixels, and a
+quarter as many to validate on: the smaller the steps, the larger the share.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import jft
 from jft import train
 from jft.report import live, track
 
-DRAWS, WRITES = "_RefreshThread", "_EventLoggerThread"  # threads of rich and of tensorboardX
+DRAWS = "_RefreshThread"  # rich's
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -35,7 +36,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.calls, self.inside = 0.0, False
-        self.looks: list[np.ndarray] = []  # calls and writing, drawing, everything; the last in seconds of the clock
+        self.looks: list[np.ndarray] = []  # calls, drawing, everything; the last in seconds of the clock
 
     def wrap(self, owner: Any, name: str, look: bool = False) -> None:
         """Time a method, where it is not called by another that is timed; with `look`, look after each call."""
@@ -57,12 +58,11 @@ class Meter:
 
     def look(self) -> None:
         """Keep what has been spent up to now."""
-        spent = {DRAWS: 0.0, WRITES: 0.0}
+        drawing = 0.0
         for thread in threading.enumerate():
-            if (name := type(thread).__name__) in spent and thread.ident is not None:
-                spent[name] += time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-        told = (self.calls + spent[WRITES], spent[DRAWS], time.process_time(), time.perf_counter())
-        self.looks.append(np.array(told))
+            if type(thread).__name__ == DRAWS and thread.ident is not None:
+                drawing += time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        self.looks.append(np.array((self.calls, drawing, time.process_time(), time.perf_counter())))
 
 
 def main() -> None:
@@ -73,12 +73,13 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--weights", default="none")
     parser.add_argument("--epochs", type=float, default=30)
+    parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
 
     rng = np.random.default_rng(0)
-    sizes = {"train": 512, "val": 128}
+    sizes = {"train": given.images, "val": given.images // 4}
     noise = {s: (rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 4) for s, n in sizes.items()}
     console = Console(file=io.StringIO(), force_terminal=True, width=120, highlight=False, soft_wrap=True)
     train.make_display = lambda mode: live.LiveDisplay(console)

@@ -223,17 +223,23 @@ def distances(
     params: Mapping[str, Any], source: Mapping[str, Any], names: Sequence[str], model: Model
 ) -> dict[str, float]:
     """How far the weights of each part have come from the source: ‖w − w_s‖ over its parameters of these names."""
-    squares = _squares({n: params[n] for n in names}, {n: source[n] for n in names})
+    squares = np.asarray(_squares([params[n] for n in names], [source[n] for n in names])).tolist()
     total: dict[str, float] = {}
-    for name in names:
+    for name, square in zip(names, squares, strict=True):
         part = plan.part_of(name, model.parts)
-        total[part] = total.get(part, 0.0) + float(squares[name])
+        total[part] = total.get(part, 0.0) + square
     return {part: total[part] ** 0.5 for part in model.parts if part in total}
 
 
 @jax.jit
-def _squares(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    return {n: jnp.sum(jnp.square(a[n] - b[n])) for n in a}
+def _squares(a: list[Any], b: list[Any]) -> Any:
+    # One array: a transfer for each parameter would cost more than the sums.
+    return jnp.stack([jnp.sum(jnp.square(x - y)) for x, y in zip(a, b, strict=True)])
+
+
+@jax.jit
+def _copy(arrays: Any) -> Any:
+    return jax.tree.map(jnp.copy, arrays)
 
 
 @dataclass
@@ -492,7 +498,8 @@ class Run:
             leg.multipliers, {n: plan.part_of(n, self.model.parts) for n in leg.trainable}, leg.train_parts
         )
         dispatch, schedule = self.compile(leg)
-        schedule = jax.jit(schedule)  # one program to compile and to call, not one an operation
+        # All at once: a call of a compiled function takes longer than the rest of a row of the log.
+        lr_at = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(leg.last - leg.first)))
 
         per_epoch = len(self.data["train"].labels) / self.config.batch
         every = max(1.0, self.config.eval_every * per_epoch)
@@ -513,8 +520,8 @@ class Run:
                     return
                 since_log.append(values)
                 if (step - leg.first) % log_every == 0 or step in validations:
-                    mean = {name: float(np.mean([m[name] for m in since_log])) for name in values}
-                    lr = float(schedule(step - 1 - leg.first))
+                    mean = {name: sum(m[name] for m in since_log) / len(since_log) for name in values}
+                    lr = float(lr_at[step - 1 - leg.first])
                     self.log.write({"step": step, "stage": leg.stage.name, "epoch": step / per_epoch, "lr": lr, **mean})
                     since_log = []
             self.step = begin + len(new)
@@ -826,8 +833,9 @@ class Run:
             if better:
                 names, stats = self._touched(leg.number)
                 # Copies: the next step is given the state's own buffers.
-                params = jax.tree.map(jnp.copy, tree.split(state.params, names)[0])
-                batch_stats = jax.tree.map(jnp.copy, tree.split(state.batch_stats, stats)[0])
+                params, batch_stats = _copy(
+                    (tree.split(state.params, names)[0], tree.split(state.batch_stats, stats)[0])
+                )
                 self.best = Best(self.step, leg.number, accuracy, loss, params, batch_stats, logits)
         if self.config.snapshots:
             self._snapshot(state)
@@ -943,6 +951,7 @@ class Run:
 
     def _track(self, result: Mapping[str, Any], likely: np.ndarray) -> None:
         """Hand the trackers the most confident mistakes and the result."""
+        self.log.flush()
         val = self.data["val"].dataset
         wrong = track.mistakes(likely, val.labels, result["classes"]) if self.log.trackers.opened else []
         for rank, (i, told) in enumerate(wrong, 1):

@@ -1,5 +1,6 @@
 """Trackers: each step once, resumed or not; what a fork writes; one that fails ends no run."""
 
+import math
 import sys
 import types
 
@@ -10,6 +11,7 @@ from PIL import Image
 from jft.config import load_object
 from jft.errors import UserError
 from jft.report import track
+from jft.report.log import read
 
 ABOUT = {
     "config": {"model": "tiny_vit", "lr": 0.1, "keep_head": False, "augment": ["crop", "flip"], "clip": None},
@@ -42,6 +44,8 @@ def test_a_row_goes_to_the_trackers_with_the_rate_of_each_group(tmp_path):
     log.write({"step": 3, "stage": "head", "lr": 0.5, "loss": np.float32(2.0)})
     log.write({"step": 3, "stage": "head", "val_accuracy": 0.25, "distance": {"head": 1.5, "stem": 0}})
     log.write({"step": 4, "stage": "head", "skipped": ["a.jpg"]})
+    log.rates = {}  # of the next stage
+    log.flush()
     assert one.rows == two.rows == [
         (3, {"lr": 0.5, "loss": 2.0, "lr/head": 0.5, "lr/stage4": 0.05}),
         (3, {"val_accuracy": 0.25, "distance/head": 1.5, "distance/stem": 0.0}),
@@ -49,6 +53,28 @@ def test_a_row_goes_to_the_trackers_with_the_rate_of_each_group(tmp_path):
     log.trackers.close(RESULT)
     log.close()
     assert one.said == [("open", 0), ("close", RESULT)]  # and not once more as a run that was stopped
+
+
+def test_rows_that_come_quickly_are_written_together_and_none_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(track, "HELD_SECONDS", math.inf)
+
+    def steps():
+        return [row["step"] for row in read(tmp_path / "metrics.jsonl")]
+
+    log = track.Mirror(tmp_path / "metrics.jsonl")
+    log.trackers = track.open_trackers((Kept,), tmp_path, {}, 0, load_object, pytest.fail)
+    (told,) = log.trackers.opened
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": math.nan if step == 2 else 1.0})
+    assert steps() == [1] and len(told.rows) == 1
+    log.truncate(2)
+    assert steps() == [1, 2] and [step for step, _ in told.rows] == [1, 2, 3]  # and the trackers go back themselves
+    log.write({"step": 3, "loss": 1.0})
+    log.flush()
+    log.write({"step": 4, "loss": 1.0})
+    assert steps() == [1, 2, 3]
+    log.close()
+    assert steps() == [1, 2, 3, 4] and [step for step, _ in told.rows] == [1, 2, 3, 3, 4]
 
 
 def test_one_that_fails_is_told_of_once_and_left(tmp_path):
@@ -211,7 +237,6 @@ def test_a_thumbnail_is_small_and_of_a_bad_file_there_is_none():
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_run_tells_its_trackers_all(tmp_path):
     import jft
-    from jft.report.log import read
 
     made = []
 

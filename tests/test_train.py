@@ -18,7 +18,7 @@ from jft.bundle import load
 from jft.config import Config
 from jft.errors import UserError
 from jft.lora import read_adapter
-from jft.report.log import MetricsLog
+from jft.report.track import Mirror
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 PLAN = (Stage("head", ("head",), epochs=2, augment=()), Stage("top", ("head", ("block2", 0.5)), epochs=2))
@@ -98,7 +98,7 @@ class Crash(Exception):
 @pytest.mark.parametrize("at", [1, 5, 8, 9, 12, 16])
 def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, monkeypatch, at):
     """Crash when the line of this step is written: in stage 1, at the boundary, in stage 2, before the very end."""
-    write = MetricsLog.write
+    write = Mirror.write
 
     def crash(self, row):
         if row["step"] == at and "val_loss" not in row:
@@ -106,7 +106,7 @@ def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, 
         write(self, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(MetricsLog, "write", crash)
+        patched.setattr(Mirror, "write", crash)
         with pytest.raises(Crash):
             train.train(config(folder, tmp_path / "run"))
     train.train(config(folder, tmp_path / "run"))
@@ -165,7 +165,7 @@ def test_killed_by_the_system_and_begun_again_ends_bit_equal(folder, tmp_path):
 # A read that fails leaves Orbax's other reads to end in an event loop that is closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(finished, folder, tmp_path, monkeypatch):
-    write = MetricsLog.write
+    write = Mirror.write
 
     def crash(self, row):
         if row["step"] == 12:
@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(finished, fol
         write(self, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(MetricsLog, "write", crash)
+        patched.setattr(Mirror, "write", crash)
         with pytest.raises(Crash):
             train.train(config(folder, tmp_path / "run"))
     newest = max((tmp_path / "run/checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
@@ -254,7 +254,7 @@ def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, 
     whole = train.train(config(folder, tmp_path / "whole", **EVERYTHING))
     steps = [s["steps"] for s in whole.result["stages"]]
     assert min(steps) < 8, "patience ended no stage: this test tests nothing"
-    write = MetricsLog.write
+    write = Mirror.write
 
     def crash(self, row):
         if row["step"] == 10 and "val_loss" not in row:
@@ -262,7 +262,7 @@ def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, 
         write(self, row)
 
     with monkeypatch.context() as patched:
-        patched.setattr(MetricsLog, "write", crash)
+        patched.setattr(Mirror, "write", crash)
         with pytest.raises(Crash):
             train.train(config(folder, tmp_path / "run", **EVERYTHING))
     assert [s["steps"] for s in train.train(config(folder, tmp_path / "run", **EVERYTHING)).result["stages"]] == steps

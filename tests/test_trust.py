@@ -28,6 +28,7 @@ from jft.models import make_model
 from jft.plan import Stage
 from jft.preprocess import Preprocess
 from jft.report.log import MetricsLog
+from jft.report.track import Mirror
 from jft.run import running
 from jft.step import supervised
 from jft.weights import scratch
@@ -342,7 +343,7 @@ def test_a_run_that_filled_disk_and_memory_ends_as_one_that_did_not(folder, tmp_
     no_memory = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
     for owner, name, error in (
         (train.Run, "begin", no_memory),
-        (MetricsLog, "write", full),
+        (MetricsLog, "write_all", full),
         (train.Checkpoints, "save", full),
         (train.Run, "_validate", no_memory),
         (train.bundle, "save", full),
@@ -392,7 +393,7 @@ def test_a_run_that_diverges_goes_back_with_a_lower_rate_and_resumes_bit_equal(f
     assert "Back to step" in shown.out + shown.err and "in the loss" in shown.out + shown.err
     rows = [json.loads(line) for line in (whole.workdir / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 15
-    write, count = MetricsLog.write, itertools.count()
+    write, count = Mirror.write, itertools.count()
     for at in (3, 11, 20):
 
         def crash(self, row, at=at, count=count):
@@ -402,9 +403,7 @@ def test_a_run_that_diverges_goes_back_with_a_lower_rate_and_resumes_bit_equal(f
 
         count = itertools.count()
         with monkeypatch.context() as patched:
-            patched.setattr(
-                MetricsLog, "write", lambda self, row, crash=crash, count=count: crash(self, row, count=count)
-            )
+            patched.setattr(Mirror, "write", lambda self, row, crash=crash, count=count: crash(self, row, count=count))
             with pytest.raises(Crash):
                 train.train(config(folder, tmp_path / "run", **options))
     resumed = train.train(config(folder, tmp_path / "run", **options))

@@ -263,7 +263,12 @@ class PlainDisplay(Display):
 
     def _print(self, text: str, style: str | None = None) -> None:
         # Names and reasons come from files: nothing in them is markup, or moves the cursor.
-        self.console.print(printable(text, keep="\n\t"), style=style, markup=False, emoji=False)
+        text = printable(text, keep="\n\t")
+        if self.console.color_system is None:  # rich would take ten times as long to write the same
+            self.console.file.write(f"{text}\n")
+            self.console.file.flush()
+        else:
+            self.console.print(text, style=style, markup=False, emoji=False)
 
     def _due(self) -> bool:
         now = time.monotonic()
@@ -275,6 +280,7 @@ class PlainDisplay(Display):
     @contextmanager
     def task(self, label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         begun, done = time.monotonic(), 0
+        self.told = begun
 
         def advance(n: int) -> None:
             nonlocal done
@@ -291,6 +297,7 @@ class PlainDisplay(Display):
 
     def stage(self, number: int, count: int, name: str, detail: str, last: int | None = None) -> None:
         super().stage(number, count, name, detail, last)
+        self.told = time.monotonic()
         self._print(f"Stage {number} of {count}, {name}: {detail}", "bold")
 
     def step(self, done: int, total: int, values: Mapping[str, float], rate: float) -> None:
@@ -438,16 +445,43 @@ def _bar(share: float, block: str, rest: str, width: int = 24) -> str:
 
 
 class LiveDisplay(ViewDisplay):
-    """A terminal's view, drawn four times a second; it goes when the run ends, and the lines above it stay."""
+    """A terminal's view, drawn four times a second; it goes when the run ends, and the lines above it stay.
+
+    Lines wait for the next drawing: to print one alone draws the view anew, which takes longer than a small step.
+    """
 
     def __init__(self, console: Any) -> None:
         super().__init__(console)
         from rich.live import Live
+        from rich.text import Text
 
-        self.live = Live(
+        self.waiting: deque[tuple[str, str]] = deque()
+        waiting = self.waiting
+
+        class View(Live):
+            def refresh(self) -> None:
+                with self._lock:
+                    lines = [waiting.popleft() for _ in range(len(waiting))]
+                if lines:  # and the view below them
+                    texts = (Text(printable(text, keep="\n\t"), style) for text, style in lines)
+                    self.console.print(Text("\n").join(texts))
+                else:
+                    super().refresh()
+
+        self.live = View(
             console=console, transient=True, refresh_per_second=4, get_renderable=self._view, vertical_overflow="crop"
         )
         self.live.start()
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        if self.live.is_started:
+            self.waiting.append((text, style or ""))
+        else:
+            super()._print(text, style)
+
+    def table(self, rows: Sequence[Sequence[Any]], columns: Sequence[str], title: str = "") -> None:
+        self.live.refresh()
+        super().table(rows, columns, title)
 
     def _view(self) -> Any:
         from rich.text import Text

@@ -1,5 +1,7 @@
 """Where else a run is watched: TensorBoard, MLflow, or whatever a config names, behind one small interface."""
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from jft.errors import UserError, near
 from jft.report.log import MetricsLog, plain
 
 PICTURE = 160  # pixels, the longer side of a picture that is kept
+HELD_SECONDS = 1.0  # that rows of the log wait for others
+SHOWN_SECONDS = 30.0  # between two writings to the disk, as often as TensorBoard looks
 
 
 class Tracker:
@@ -73,30 +77,50 @@ class Trackers(Tracker):
 
 
 class Mirror(MetricsLog):
-    """The metrics log of a run, whose figures go to its trackers as well, with the learning rate of each group."""
+    """The metrics log of a run, whose figures go to its trackers as well, with the learning rate of each group.
+
+    Rows that come quickly wait for a second to be written together: one at a time, between two steps, each takes
+    several times as long. A killed run loses those; they lie after its last checkpoint, so it writes them again.
+    """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.trackers = Trackers([], print)
         self.rates: dict[str, float] = {}  # multiples of the rate, by what has them
+        self.waiting: list[tuple[Mapping[str, Any], dict[str, float]]] = []  # rows with the rates of their time
+        self.written = -math.inf
 
     def write(self, row: Mapping[str, Any]) -> None:
-        super().write(row)
-        if self.trackers.opened and (values := flat(row)):
-            groups = {f"lr/{name}": row["lr"] * by for name, by in self.rates.items()} if "lr" in row else {}
-            self.trackers.scalars(int(row["step"]), values | groups)
+        self.waiting.append((row, self.rates))
+        if time.monotonic() - self.written >= HELD_SECONDS:
+            self.hand_on()
+
+    def hand_on(self) -> None:
+        """Write the rows that wait, and tell the trackers of them."""
+        rows, self.waiting = self.waiting, []
+        self.write_all(row for row, _ in rows)
+        for row, rates in rows if self.trackers.opened else ():
+            if values := flat(row):
+                groups = {f"lr/{name}": row["lr"] * by for name, by in rates.items()} if "lr" in row else {}
+                self.trackers.scalars(int(row["step"]), values | groups)
+        self.written = time.monotonic()
 
     def truncate(self, step: int) -> None:
+        self.hand_on()
         super().truncate(step)
         self.trackers.rewind(step)
 
     def flush(self) -> None:
+        self.hand_on()
         super().flush()
         self.trackers.flush()
 
     def close(self) -> None:
-        super().close()
-        self.trackers.close(None)
+        try:
+            self.hand_on()
+        finally:
+            super().close()
+            self.trackers.close(None)
 
 
 def rates(multipliers: Mapping[str, float], parts: Mapping[str, str], order: Sequence[str]) -> dict[str, float]:
@@ -200,45 +224,59 @@ class TensorBoard(Tracker):
     """Event files in the run's folder: `tensorboard --logdir runs`. Through tensorboardX, which needs no TensorFlow."""
 
     def __init__(self, workdir: Path, about: Mapping[str, Any], step: int) -> None:
-        from tensorboardX import SummaryWriter
+        # Not its SummaryWriter, whose two threads take five times as long to hand an event on as it takes to write it.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.summary import text
 
         folder = workdir / "tensorboard"
-        # TensorBoard leaves out what earlier sessions wrote from this step on, which this one writes again.
-        again = (step + 1 if step else 0) if folder.exists() else None
+        again = folder.exists()
+        folder.mkdir(exist_ok=True)
         # Files are named by the second they are begun in; the suffix keeps a quick resume from writing over its past.
-        self.writer = SummaryWriter(str(folder), purge_step=again, filename_suffix=f".{step:09}")
-        self.about, self.step = about, step
+        self.writer = EventsWriter(str(folder / "events"), f".{step:09}")
+        self.about, self.step, self.flushed = about, step, -math.inf
+        if again:
+            self.rewind(step if step else -1)
         if not step:
-            self.writer.add_text("plan", plan_text(about), 0)
+            self._add(text("plan", plan_text(about)), 0)
+
+    def _add(self, summary: Any, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self.writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         from tensorboardX.proto.summary_pb2 import Summary
 
         self.step = step
         # One event a row: each has a checksum, which tensorboardX computes in Python.
-        told = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
-        self.writer.file_writer.add_summary(told, step)
+        self._add(Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()]), step)
+        if time.monotonic() - self.flushed >= SHOWN_SECONDS:
+            self.flush()
 
     def rewind(self, step: int) -> None:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+        # TensorBoard leaves out what was written before this from the next step on, which is written again.
         start = SessionLog(status=SessionLog.START)
-        self.writer.file_writer.add_event(Event(step=step + 1, session_log=start))
+        self.writer.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        self.writer.add_image(name, pixels, step, dataformats="HWC")
+        from tensorboardX.summary import image
+
+        self._add(image(name, pixels, dataformats="HWC"), step)
 
     def flush(self) -> None:
         self.writer.flush()
+        self.flushed = time.monotonic()
 
     def close(self, result: Mapping[str, Any] | None) -> None:
         if result is not None:
             from tensorboardX.summary import hparams
 
-            # add_hparams would open a folder, and so a run, of its own beside this one.
+            # SummaryWriter.add_hparams would open a folder, and so a run, of its own beside this one.
             told = {f"hparam/{name}": value for name, value in scores(result).items()}
             for summary in hparams(settings(self.about), told):
-                self.writer.file_writer.add_summary(summary)
+                self._add(summary, 0)
             self.scalars(self.step, told)
         self.writer.close()
 
@@ -268,8 +306,6 @@ class MLflow(Tracker):
         self.client.log_text(self.run, plan_text(about), "plan.md")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        import time
-
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)

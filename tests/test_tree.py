@@ -48,6 +48,14 @@ def test_first_match_wins():
     assert values == {n: 1.0 for n in NAMES} | {"head/bias": 0.0, "head/kernel": 2.0}
 
 
+def test_what_no_pattern_matches_has_the_default():
+    assert tree.first_match([("head", 2.0)], NAMES, 9.0) == {n: 2.0 if "head" in n else 9.0 for n in NAMES}
+
+
+def test_the_leaves_below_a_prefix_lose_it():
+    assert tree.under({"a/b/c": 1, "a/b": 2, "ab/c": 3, "a": 4}, "a") == {"b/c": 1, "b": 2}
+
+
 def test_a_pattern_that_matches_nothing_is_an_error_with_near_names():
     with pytest.raises(UserError, match=r"'heat' matches no parameter\. Did you mean head"):
         tree.first_match([("heat", 1.0)], NAMES, 0.0)

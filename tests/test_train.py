@@ -249,6 +249,7 @@ def test_in_python_as_short_as_promised(folder, tmp_path):
 EVERYTHING = dict(ema=0.5, carry=True, patience=1, eval_every=0.25, sam=0.01, optimizer="adam", lr=0.3)
 
 
+@pytest.mark.slow
 def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, monkeypatch):
     """Law 5 with all that a state can hold besides weights and an optimizer; a stage that patience ends included."""
     whole = train.train(config(folder, tmp_path / "whole", **EVERYTHING))
@@ -288,6 +289,7 @@ def test_low_rank_updates_through_the_loop(folder, tmp_path):
     assert not any("lora" in n for n in load(run.workdir / "model").params)
 
 
+@pytest.mark.slow
 def test_prompts_through_the_loop(folder, tmp_path):
     source = train.train(config(folder, tmp_path / "source", plan="full", epochs=0.5)).workdir
     file = str(source / "model/model.safetensors")

@@ -326,6 +326,7 @@ def test_other_errors_are_not_the_users(tmp_path):
             raise error
 
 
+@pytest.mark.slow
 def test_a_run_that_filled_disk_and_memory_ends_as_one_that_did_not(folder, tmp_path, monkeypatch):
     whole = train.train(config(folder, tmp_path / "whole", plan=SHORT))
     one = config(folder, tmp_path / "run", plan=SHORT)
@@ -382,6 +383,7 @@ def fragile(logits, batch):
     return cross_entropy(logits, batch) + jnp.where(jnp.abs(logits).max() > LIMIT, jnp.nan, 0.0)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_goes_back_with_a_lower_rate_and_resumes_bit_equal(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "MAX_SKIPPED", 3)
     plan = (Stage("head", ("head",), epochs=4, augment=(), schedule="constant", warmup=0.0),)
@@ -508,6 +510,7 @@ def test_a_dry_run_goes_through_everything_and_leaves_nothing(folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_one_batch_is_learned_or_the_user_is_told(folder, tmp_path):
     one = config(folder, tmp_path / "run", plan=(Stage("all", ("*",), epochs=1, lr=3e-3),))
     found = trial.overfit(one)

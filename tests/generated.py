@@ -1,6 +1,7 @@
 """Weights and pictures made from names alone, so that a golden needs to store only what a model does with them."""
 
 import zlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,7 +13,8 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
     match name.rsplit("/", 1)[-1]:
         case "kernel" | "dist_kernel":
-            return noise / np.float32(np.sqrt(np.prod(shape[:-1])))
+            noise /= np.float32(np.sqrt(np.prod(shape[:-1])))
+            return noise
         case "scale" | "gamma":
             return 1 + noise / 10
         case "var":
@@ -57,7 +59,8 @@ def torch_weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
     if len(shape) < 2:
         return np.asarray(noise / 10 + (0 if name.endswith(("bias", "embedding")) else 1), np.float32)
-    return noise / np.float32(np.sqrt(np.prod(shape[1:])))
+    noise /= np.float32(np.sqrt(np.prod(shape[1:])))
+    return noise
 
 
 def picture(*shape: int) -> np.ndarray:
@@ -67,9 +70,15 @@ def picture(*shape: int) -> np.ndarray:
 
 def sketch(x: np.ndarray) -> np.ndarray:
     """A random projection to a few numbers (a count sketch): the norm of a difference survives it, within a third."""
+    sign, place = _drawn(x.size)
+    return np.bincount(place, sign * np.asarray(x, np.float64).ravel(), SKETCH)
+
+
+@lru_cache(maxsize=4)
+def _drawn(size: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
-    sign = rng.integers(0, 2, x.size) * 2.0 - 1
-    return np.bincount(rng.integers(0, SKETCH, x.size), sign * np.asarray(x, np.float64).ravel(), SKETCH)
+    sign = rng.integers(0, 2, size) * 2.0 - 1
+    return sign, rng.integers(0, SKETCH, size)
 
 
 def case(model: str, **options: object) -> str:

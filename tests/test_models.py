@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from generated import case, picture, size, sketch, weight
+from parity import differences, quick_jit, relative, run_part
 
 from jft import tree
 from jft.errors import UserError
@@ -60,17 +62,13 @@ PUBLISHED = {  # torchvision's and timm's documentation, 1,000 classes
 }
 
 
-def relative(a, b):
-    return np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
-
-
 @pytest.fixture(scope="module", params=LAWS)
 def tiny(request):
     """A tiny model with generated weights, a batch, and what the whole of it gives in evaluation."""
     model = make_model(request.param)
     params, stats = (generate(shapes) for shapes in model.shapes())
     x = jnp.asarray(picture(8, *model.input_shape))
-    return model, params, stats, x, jax.jit(model.apply)(params, stats, x)[0]
+    return model, params, stats, x, quick_jit(model.apply)(params, stats, x)[0]
 
 
 def generate(shapes):
@@ -132,9 +130,11 @@ def test_mistakes_are_named():
 def test_spans_meet(tiny):
     model, params, stats, x, whole = tiny
 
-    @jax.jit  # all of them at once: what they have in common is compiled once
+    @quick_jit  # all of them at once: what they have in common is compiled once
     def meet(params, stats, x):
-        features = {part: model.apply(params, stats, x, stop=part)[0] for part in model.parts}
+        features = {next(iter(model.parts)): x}
+        for before, part in pairwise(model.parts):
+            features[part] = model.apply(params, stats, features[before], start=before, stop=part)[0]
         return {part: model.apply(params, stats, h, start=part)[0] for part, h in features.items()}
 
     for part, y in meet(params, stats, x).items():
@@ -155,7 +155,7 @@ def test_options_of_a_family(name, rates, last):
     params, stats = (generate(shapes) for shapes in model.shapes())
     assert half.shapes() == model.shapes() == make_model(name).shapes()
     x = jnp.asarray(picture(8, *model.input_shape))
-    run = jax.jit(lambda key: model.apply(params, stats, x, train=[*model.parts], key=key)[0])
+    run = quick_jit(lambda key: model.apply(params, stats, x, train=[*model.parts], key=key)[0])
     first, again, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
     assert (first == again).all() and relative(first, other) > 1e-3
     inside, outside = (jax.eval_shape(partial(half.apply, stop=stop), params, stats, x)[0] for stop in (last, None))
@@ -167,7 +167,7 @@ def test_statistics_move_in_the_named_parts_alone():
     params, stats = (generate(shapes) for shapes in model.shapes())
     x = jnp.asarray(picture(3, 32, 32, 3))
 
-    @jax.jit
+    @quick_jit
     def run(params, stats, x):
         return {
             part: model.apply(params, stats, x, update_stats=part and [part]) for part in ("", "stem", "stage4/block0")
@@ -186,7 +186,7 @@ def test_randomness_only_in_trained_parts_and_by_key(tiny):
     model = make_model(name, dropout=0.5, drop_path=0.5)
     *_, block = (part for part in model.parts if "block" in part)
 
-    @jax.jit
+    @quick_jit
     def run(key):
         apply = partial(model.apply, params, stats, key=key)
         features = apply(x, stop=block, train=[*model.parts])[0]
@@ -222,7 +222,7 @@ def test_every_part_draws_for_itself_wherever_it_stands():
     model = Model("two", {"a": a, "b": b}, (2, 4), 1)
     params, x = model.init(jax.random.key(0))[0], jnp.asarray(picture(32, 2, 4))
 
-    @jax.jit
+    @quick_jit
     def kept(key):
         """Which examples each part leaves unchanged, run first and run second."""
         h, _ = model.apply(params, {}, x, stop="b", train=["a", "b"], key=key)
@@ -267,7 +267,7 @@ def test_bfloat16_computes_near_float32_and_leaves_float32_outside(tiny):
     assert half.shapes() == model.shapes()
     body = [p for p in half.parts if p not in ("pool", "head")]
     assert jax.eval_shape(partial(half.apply, stop=[*half.parts][len(body)]), params, stats, x)[0].dtype == jnp.bfloat16
-    y, _ = jax.jit(half.apply)(params, stats, x)
+    y, _ = quick_jit(half.apply)(params, stats, x)
     assert y.dtype == jnp.float32 and 0 < relative(y, whole) < 0.05
     train = partial(half.apply, train=[*half.parts], update_stats=[*half.parts], key=jax.random.key(0))
     grads, new = jax.eval_shape(
@@ -285,7 +285,7 @@ def test_remat_changes_no_gradient():
         run = partial(model.apply, train=[*model.parts], key=jax.random.key(0))
         loss = jax.grad(lambda p: jnp.square(run(p, {}, x)[0]).sum())
         assert ("remat" in str(jax.make_jaxpr(loss)(params))) == (remat != "none")
-        return jax.jit(loss)(params)
+        return quick_jit(loss)(params)
 
     plain = gradient("none")
     for again in (gradient("dots"), gradient("full")):
@@ -367,12 +367,6 @@ def test_batch_norm_far_from_zero_and_over_devices():
         np.testing.assert_allclose(value, jnp.broadcast_to(new["batch_stats"][kind], (4, 4)), rtol=1e-6)
 
 
-@partial(jax.jit, static_argnums=0)
-def run_part(module, variables, x):
-    """A part in evaluation. Equal modules share a compilation, so that a deep model costs what its blocks cost."""
-    return module.apply(variables, x, train=False, use_running_average=True)
-
-
 CASES = [(name, {}) for name in MODELS if f"{name}/parts" in GOLDENS]  # the others are in the tests of their families
 CASES += [(name, {"pool": "avg"}) for name in ("tiny_vit", "vit_small_patch32_224")]
 QUICK = {*TINY, "resnet18", "resnet50", "vit_tiny_patch16_224"}
@@ -384,24 +378,13 @@ QUICK = {*TINY, "resnet18", "resnet50", "vit_tiny_patch16_224"}
 )
 def test_parity_after_every_part(name, options):
     """Against torchvision and timm with the same generated weights: `scripts/goldens.py`."""
-    model = make_model(name, num_classes=10, image_size=size(name), **options)
-    params, stats = model.shapes()
-    expected = GOLDENS[f"{case(name, **options)}/parts"]
-    assert len(expected) == len(model.parts)
-    x = picture(2, *model.input_shape)
     # A BiT with generated weights enlarges float32's rounding from block to block. Against its goldens, in float64,
     # jax is off by 6.5e-5 at most in R50 and R101, by 1.4e-4 in R152 (torch in float32: by 1.7e-4 and 2.3e-4). It is
     # the convolutions' sums: with the statistics of kernels and groups in float64 R152 is off by 1.3e-4 still.
     bit = name.startswith("resnetv2")
     at_parts, at_logits = (2e-4 if "152" in name else 1e-4, 1e-4) if bit else (2e-5, 2e-5)
-    for (part, module), golden in zip(model.parts.items(), expected, strict=True):
-        # Part by part, so that the largest model needs the memory of a block.
-        variables = [
-            {n: weight(f"{part}/{n}", s.shape) for n, s in tree.under(t, part).items()} for t in (params, stats)
-        ]
-        x = run_part(module, dict(zip(("params", "batch_stats"), map(tree.nest, variables), strict=True)), x)
-        assert relative(sketch(x), golden) < at_parts, part
-    assert relative(x, GOLDENS[f"{case(name, **options)}/logits"]) < at_logits
+    for place, off in differences(GOLDENS, case(name, **options), name, options):
+        assert off < (at_logits if place == "logits" else at_parts), place
 
 
 def test_every_model_has_a_golden():
@@ -436,7 +419,7 @@ def test_parity_of_training(name):
         logits, new = model.apply(params, stats, x, train=[*model.parts], update_stats=[*model.parts])
         return (logits * cotangent).sum(), (logits, new)
 
-    grads, (logits, new) = jax.jit(jax.grad(loss, has_aux=True))(params)
+    grads, (logits, new) = quick_jit(jax.grad(loss, has_aux=True))(params)
     assert relative(logits, GOLDENS[f"{name} train/logits"]) < 2e-5
     for kind, tensors in (("stats", new), ("grads", grads)):
         if not tensors:

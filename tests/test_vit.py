@@ -3,13 +3,13 @@
 import hashlib
 import json
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from generated import OTHER_VITS, VITS, picture, size, sketch, torch_weight, weight
+from generated import OTHER_VITS, VITS, picture, torch_weight, weight
+from parity import differences, made_of, relative, run_part
 
 from jft import tree, weights
 from jft.errors import UserError
@@ -25,10 +25,6 @@ GOLDENS = np.load(Path(__file__).parent / "goldens" / "vit.npz")
 FULL = sorted(key.removesuffix("/parts") for key in GOLDENS.files if key.endswith("/parts") and "patch" in key)
 REGISTERS = sorted(key.removesuffix("/parts") for key in GOLDENS.files if key.endswith("/parts") and "_vit" in key)
 NAMED = sorted(key.split("/")[0] for key in GOLDENS.files if key.endswith("/names"))
-
-
-def relative(a, b):
-    return np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
 
 
 def tiny(kind, **options):
@@ -47,12 +43,6 @@ def content_of(model, format):
     return {n: torch_weight(n, s) for n, s in shapes_of(weights.FORMATS[format].rules(ours), ours).items()}
 
 
-@partial(jax.jit, static_argnums=0)
-def run_part(module, variables, x):
-    """A part in evaluation. Equal modules share a compilation, so that a deep model costs what its blocks cost."""
-    return module.apply(variables, x, train=False, use_running_average=True)
-
-
 def run(model, params, x, stop=None):
     for part in model.span(None, stop):
         x = run_part(model.parts[part], {"params": tree.nest(tree.under(params, part))}, x)
@@ -62,29 +52,17 @@ def run(model, params, x, stop=None):
 # --- parity
 
 
-def made_of(case):
-    """A golden's name and options, as `generated.case` writes them."""
-    name, *options = case.split(" ")
-    found = dict(option.split("=") for option in options)
-    return name, {key: int(value) if value.isdigit() else value for key, value in found.items()}
-
-
 @pytest.mark.parametrize(
     "case", [*VITS, *(pytest.param(n, marks=() if n == "deit_tiny_patch16_224" else pytest.mark.slow) for n in FULL)]
 )
 def test_parity_with_timm_after_every_part(case):
-    """With the same generated weights: `scripts/vit_goldens.py`. `depth=2`: as wide as the model, two blocks deep."""
+    """With the same generated weights: `scripts/vit_goldens.py`. `depth=2`: as wide as the model, two blocks deep.
+
+    Those are run whole by `scripts/check_whole.py`.
+    """
     name, options = ("tiny_vit", VITS[case]) if case in VITS else made_of(case)
-    model = make_model(name, num_classes=10, image_size=size(name), **options)
-    params, _ = model.shapes()
-    expected = GOLDENS[f"{case}/parts"]
-    assert len(expected) == len(model.parts)
-    x = picture(2, *model.input_shape)
-    for (part, module), golden in zip(model.parts.items(), expected, strict=True):
-        variables = {n: weight(f"{part}/{n}", s.shape) for n, s in tree.under(params, part).items()}
-        x = run_part(module, {"params": tree.nest(variables)}, x)
-        assert relative(sketch(x), golden) < 2e-5, part
-    assert relative(x, GOLDENS[f"{case}/logits"]) < 2e-5
+    for place, off in differences(GOLDENS, case, name, options):
+        assert off < 2e-5, place
 
 
 @pytest.mark.parametrize(
@@ -92,24 +70,8 @@ def test_parity_with_timm_after_every_part(case):
 )
 def test_parity_with_transformers_after_every_part(case):
     """DINOv2 with registers under its own repository's names, its tensors read by the rules."""
-    name, options = made_of(case)
-    model = make_model(name, num_classes=10, image_size=42, **options)
-    ours, _ = formats._shapes(model)
-    rules = [rule for rule in weights.FORMATS["hf"].rules(ours) if rule.ours]
-    assert {rule.ours for rule in rules} == ours.keys()
-    expected = GOLDENS[f"{case}/parts"]
-    x = picture(2, *model.input_shape)
-    for (part, module), golden in zip(model.parts.items(), expected, strict=True):
-        variables = {
-            rule.ours.removeprefix(part + "/"): rule.op.to_ours(
-                *(torch_weight(n, s) for n, s in zip(rule.names, rule.shapes(ours[rule.ours]), strict=True))
-            )
-            for rule in rules
-            if rule.ours.startswith(part + "/")
-        }
-        x = run_part(module, {"params": tree.nest(variables)}, x)
-        assert relative(sketch(x), golden) < 2e-5, part
-    assert relative(x, GOLDENS[f"{case}/logits"]) < 2e-5
+    for place, off in differences(GOLDENS, case, *made_of(case), format="hf"):
+        assert off < 2e-5, place
 
 
 def listed(key):

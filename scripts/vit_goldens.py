@@ -2,11 +2,13 @@
 
 Needs torch, torchvision, timm, transformers and open_clip, not jax: python scripts/vit_goldens.py tests/goldens/vit.npz
 Patterns of names behind the file record those models alone anew: … vit.npz 'beit*'
+The models that are there two blocks deep are recorded whole, one at a time, with --whole:
+… --whole tests/goldens/vit_whole.npz 'vit_giant*'. `scripts/check_whole.py` runs them.
 """
 
+import argparse
 import hashlib
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -261,15 +263,18 @@ def record_open_clip(kind: str, pixels: torch.Tensor) -> dict[str, np.ndarray]:
     return {f"{kind}/y": y.numpy(), f"{kind}/file": names}
 
 
-def record_registers(name: str) -> dict[str, np.ndarray]:
-    """DINOv2 with registers in transformers: the logits, every part's output, and all names and shapes."""
+def record_registers(name: str, deep: bool = False) -> dict[str, np.ndarray]:
+    """DINOv2 with registers in transformers: the logits, every part's output, and all names and shapes.
+
+    The large ones are two blocks deep if they are not to be `deep`.
+    """
     dim, depth, heads = WIDTHS[REGISTERS[name]]
     known = dict(hidden_size=dim, num_attention_heads=heads, patch_size=14, num_labels=CLASSES, num_register_tokens=4)
     known |= dict(use_swiglu_ffn=REGISTERS[name] == "giant")
     kind = transformers.Dinov2WithRegistersForImageClassification
     with torch.device("meta"):
         whole = kind(transformers.Dinov2WithRegistersConfig(**known, num_hidden_layers=depth, image_size=518))
-    options = {"pool": "token_avg"} | ({} if depth == 12 else {"depth": 2})
+    options = {"pool": "token_avg"} | ({} if depth == 12 or deep else {"depth": 2})
     config = transformers.Dinov2WithRegistersConfig(
         **known, num_hidden_layers=options.get("depth", depth), image_size=SIDE_14
     )
@@ -292,12 +297,19 @@ def record_registers(name: str) -> dict[str, np.ndarray]:
     return {f"{key}/logits": logits.numpy(), f"{key}/parts": parts, f"{name}/memory names": names}
 
 
-def record_timm(name: str) -> dict[str, np.ndarray]:
-    """One of timm's models, and its names and shapes."""
+def is_large(name: str) -> bool:
+    """Whether a model is recorded two blocks deep beside the others."""
+    if name in REGISTERS:
+        return WIDTHS[REGISTERS[name]][1] > 12
+    with torch.device("meta"):
+        return name not in WHOLE and sum(p.numel() for p in timm.create_model(name).parameters()) >= 100e6
+
+
+def record_timm(name: str, deep: bool = False) -> dict[str, np.ndarray]:
+    """One of timm's models, and its names and shapes; the large ones two blocks deep if they are not to be `deep`."""
     with torch.device("meta"):
         whole = timm.create_model(name, num_classes=1000)
-    count = sum(p.numel() for p in whole.parameters())
-    options = {} if count < 100e6 or name in WHOLE else {"depth": 2}
+    options = {"depth": 2} if is_large(name) and not deep else {}
     made = timm.create_model(name, img_size=size(name), num_classes=CLASSES, **options)
     names = digest({n: tuple(t.shape) for n, t in whole.state_dict().items()})
     return record(case(name, **options), made, picture(2, *size(name), 3)) | {f"{name}/names": names}
@@ -314,7 +326,7 @@ def record_relative() -> dict[str, np.ndarray]:
     return arrays
 
 
-def main(path: str, patterns: Sequence[str]) -> None:
+def main(path: str, patterns: Sequence[str], deep: bool) -> None:
     """Record every model, or those whose names match a pattern, into one file, and keep what else it has."""
     pixels = torch.from_numpy(picture(2, SIDE, SIDE, 3).transpose(0, 3, 1, 2).copy())
     tasks: dict[str, Callable[[], dict[str, np.ndarray]]] = {}
@@ -324,14 +336,22 @@ def main(path: str, patterns: Sequence[str]) -> None:
         records = {"h": record_hugging_face, "o": record_open_clip, "t": record_torchvision}
         tasks[kind] = partial(records[kind[0]], kind, pixels)
     tasks |= {"relative": record_relative}
-    tasks |= {name: partial(record_timm, name) for name in MODELS}
-    tasks |= {name: partial(record_registers, name) for name in REGISTERS}
+    models = {name: record_timm for name in MODELS} | {name: record_registers for name in REGISTERS}
+    if deep:
+        tasks, models = {}, {name: kind for name, kind in models.items() if is_large(name)}
+    tasks |= {name: partial(kind, name, deep) for name, kind in models.items()}
     for name, task in tasks.items():
         if any(fnmatchcase(name, pattern) for pattern in patterns or ["*"]):
             print(name, flush=True)
             kept = dict(np.load(path)) if Path(path).exists() else {}
-            np.savez_compressed(path, **(kept | task()))
+            found = {key: value for key, value in task().items() if not deep or "names" not in key}
+            np.savez_compressed(path, **(kept | found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", metavar="FILE.npz")
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN")
+    parser.add_argument("--whole", action="store_true", help="the large models alone, at their whole depth")
+    options = parser.parse_args()
+    main(options.path, options.patterns, options.whole)

@@ -223,7 +223,7 @@ def distances(
     params: Mapping[str, Any], source: Mapping[str, Any], names: Sequence[str], model: Model
 ) -> dict[str, float]:
     """How far the weights of each part have come from the source: ‖w − w_s‖ over its parameters of these names."""
-    squares = np.asarray(_squares([params[n] for n in names], [source[n] for n in names])).tolist()
+    squares = shard.fetch(_squares([params[n] for n in names], [source[n] for n in names])).tolist()
     total: dict[str, float] = {}
     for name, square in zip(names, squares, strict=True):
         part = plan.part_of(name, model.parts)

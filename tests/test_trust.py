@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from test_train import Crash, config, traces
 
-from jft import bundle, lock, sanity, train, trial
+from jft import bundle, checkpoint, lock, sanity, train, trial
 from jft.checkpoint import Checkpoints
 from jft.data import sources
 from jft.diagnose import make_diagnosis
@@ -234,6 +234,45 @@ def test_a_folder_that_cannot_be_made_leaves_no_thread_waiting_for_it(tmp_path, 
         kept.wait()
     assert [t.name for t in threading.enumerate() if type(t).__module__.startswith("orbax.")] == []
     kept.close()
+
+
+def test_a_step_that_is_not_what_its_name_says_is_set_aside(tmp_path):
+    said, folder, aside = [], tmp_path / "checkpoints", tmp_path / "checkpoints-damaged"
+    kept = Checkpoints(folder, said.append)
+    for step in (1, 2):
+        kept.save(step, tree(step), {})
+    kept.close()
+    (folder / "2").rename(folder / "5")
+    kept = Checkpoints(folder, said.append)
+    ((step, position),) = kept.positions()
+    assert step == 1 and "it is of step 2" in said[0]
+    for _ in range(2):  # the second takes the place of the first
+        assert kept.restore(1, {"a": tree(1)["a"]}, position["sums"]) is None
+        assert "other leaves than this run: b.c" in said[-1] and kept.positions() == []
+        kept.save(1, tree(1), {})
+        kept.wait()
+    assert sorted(p.name for p in aside.iterdir()) == ["1", "5"]
+    kept.close()
+
+
+def test_a_checksum_is_of_dtype_shape_and_bytes():
+    zeros = np.zeros(4, np.float32)
+    others = [zeros.reshape(2, 2), zeros.astype(np.int32), zeros + np.float32(1), np.zeros((4, 2), np.float32)[:, 0]]
+    sums = [checkpoint.checksum(x) for x in (zeros, *others)]
+    assert len(set(sums)) == 4 and sums[0] == sums[4]
+    assert checkpoint.leaf_names({"b": {"c": 1}, "a/d": 2}) == ["a.d", "b.c"]
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (OSError("a\n  layer: Disk quota exceeded, and more"), "Disk quota exceeded"),
+        (ValueError("x" * 300), "ValueError: " + "x" * 200),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_an_error_of_orbax_is_told_short(error, told):
+    assert checkpoint._short(error) == told
 
 
 def test_what_a_killed_save_left_is_removed_at_the_next_start(tmp_path):

@@ -381,8 +381,9 @@ def test_parity_after_every_part(name, options):
     # A BiT with generated weights enlarges float32's rounding from block to block. Against its goldens, in float64,
     # jax is off by 6.5e-5 at most in R50 and R101, by 1.4e-4 in R152 (torch in float32: by 1.7e-4 and 2.3e-4). It is
     # the convolutions' sums: with the statistics of kernels and groups in float64 R152 is off by 1.3e-4 still.
+    # How much it is depends on the processor: R152x2's logits have been seen 1.003e-4 off.
     bit = name.startswith("resnetv2")
-    at_parts, at_logits = (2e-4 if "152" in name else 1e-4, 1e-4) if bit else (2e-5, 2e-5)
+    at_parts, at_logits = (2e-4 if "152" in name else 1e-4,) * 2 if bit else (2e-5, 2e-5)
     for place, off in differences(GOLDENS, case(name, **options), name, options):
         assert off < (at_logits if place == "logits" else at_parts), place
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,18 @@ class Keep:
         return [c.step in kept for c in checkpoints]
 
 
+@dataclass
+class Quiet:
+    """Keeps to itself what TensorStore raises in its threads when a read or write ends that a failed one was beside."""
+
+    rest: Callable[[Any], Any]
+
+    def __call__(self, unraisable: Any) -> None:
+        """Hand on everything else."""
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self.rest(unraisable)
+
+
 class Checkpoints:
     """The folder of a run's checkpoints: the newest and the one before it, each whole or absent.
 
@@ -58,6 +71,8 @@ class Checkpoints:
         # Orbax tells of every save and failure, and asyncio of each read that was left after one failed: ours to tell.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        if not isinstance(sys.unraisablehook, Quiet):
+            sys.unraisablehook = Quiet(sys.unraisablehook)
         self.folder = folder.absolute()
         self.warn = warn
         self.keep = Keep()

@@ -1,12 +1,15 @@
 """The error a user's mistake becomes: one message, no traceback, exit code 2."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
 # What moves a terminal's cursor, changes its state, breaks a line or turns the direction of writing, and halves of
 # characters, which nothing can encode.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of a disk that takes no more
 
 
 class UserError(Exception):

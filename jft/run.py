@@ -1,7 +1,6 @@
 """A run's folder: entering it, what it must hold to be the same run, and the result that stands in it at the end."""
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -21,7 +20,7 @@ import numpy as np
 from jft import lock
 from jft.config import PLACE, Config, describe, differences, write_json
 from jft.data.sources import Splits
-from jft.errors import UserError
+from jft.errors import FULL, UserError
 from jft.report.live import memory
 
 FORMAT = 1  # of a run's folder; runs from before there were numbers have none in config.json
@@ -91,9 +90,6 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """As `result.json` has it."""
         return {"total": round(self.total, 3)} | {k: round(v, 3) for k, v in self.by_phase.items()}
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,9 @@
 
 Operations are counted below the folder alone (opens for writing, writes, renames, links, new folders, syncs). The
 one of number k fails with an error (`fail`), or finds the disk full as do all after it (`full`), or writes a half
-first (`short`). A checkpoint is saved with each k; whole runs are begun with a random k, end with exit code 2 or go
-on, and are begun again with the disk mended, to end bit-equal to a run that never failed.
+first (`short`). A checkpoint is saved, and a report drawn anew, with each k; whole runs are begun with a random k in
+their folder, or in a cache that is empty, end with exit code 2 or go on, and are begun again with the disk mended, to
+end bit-equal to a run that never failed.
 """
 
 import argparse
@@ -133,37 +134,67 @@ def main() -> None:
             told["save"][mode] = {"operations": count, **outcomes}
             print(mode, told["save"][mode], flush=True)
 
-        def run(name: str) -> tuple[int, str]:
-            arguments = ["finetune", "--data", str(root / "data"), "--workdir", str(root / name), *RUN.split()]
-            log = root / f"{name}.log"
+        def command(*arguments: str) -> tuple[int, str]:
+            log = root / "log"
             log.unlink(missing_ok=True)
-            code = os.waitstatus_to_exitcode(os.waitpid(start(arguments, log), 0)[1])
+            code = os.waitstatus_to_exitcode(os.waitpid(start(list(arguments), log), 0)[1])
             return code, log.read_text(errors="replace")
 
-        operations = 0
-        for name in ("warm", "reference"):
-            arm(root / name, 0, "")
-            code, said = run(name)
-            operations = ctypes.CDLL(None).faults_count()
+        def run(name: str, cache: str) -> tuple[int, str]:
+            os.environ["JFT_CACHE"] = str(root / cache)
+            return command("finetune", "--data", str(root / "data"), "--workdir", str(root / name), *RUN.split())
+
+        failures: list[dict[str, Any]] = []
+
+        def fault(said: str, **which: Any) -> None:
+            failures.append({**which, "said": said[-1500:]})
+            print(failures[-1], flush=True)
+
+        def judge(code: int, said: str, **which: Any) -> None:
+            if code not in (0, 2) or "Traceback" in said:
+                fault(said, **which, code=code)
+
+        operations = {}
+        for name, where in (("cached", "cache0"), ("reference", "reference")):
+            arm(root / where, 0, "")
+            code, said = run(name, "cache0")
+            operations[where] = ctypes.CDLL(None).faults_count()
             assert code == 0, said[-3000:]
-        reference, failures = traces(root / "reference"), []
-        told["operations_of_a_run"] = operations
-        for i in range(options.runs):
+        reference = traces(root / "reference")
+        told["operations_of_a_run"] = {"folder": operations["reference"], "cache": operations["cache0"]}
+
+        page = root / "reference" / "report.html"
+        whole, files, told["report"] = page.read_bytes(), sorted(page.parent.iterdir()), collections.Counter()
+        arm(page.parent, 0, "")
+        assert command("report", str(page.parent))[0] == 0
+        told["operations_of_a_report"] = ctypes.CDLL(None).faults_count()
+        for mode in MODES:
+            for k in range(1, told["operations_of_a_report"] + 1):
+                arm(page.parent, k, mode)
+                code, said = command("report", str(page.parent))
+                arm(page.parent, 0, "")
+                told["report"][f"{mode}: exit code {code}"] += 1
+                judge(code, said, report=mode, k=k)
+                if page.read_bytes() != whole or sorted(page.parent.iterdir()) != files:
+                    fault(said, report=mode, k=k, left=[p.name for p in page.parent.iterdir()])
+        print("report", dict(told["report"]), flush=True)
+
+        for i in range(1, options.runs + 1):
             if time.monotonic() - begun > options.seconds:
                 break
-            name, mode, k = f"run{i}", rng.choice(list(MODES)), rng.randrange(1, operations)
-            arm(root / name, k, mode)
-            code, said = run(name)
+            name, mode, part = f"run{i}", rng.choice(list(MODES)), rng.choice(["folder", "folder", "cache"])
+            cache = f"cache{i}" if part == "cache" else "cache0"
+            which = {"part": part, "mode": mode, "k": rng.randrange(1, told["operations_of_a_run"][part])}
+            arm(root / (cache if part == "cache" else name), which["k"], mode)
+            code, said = run(name, cache)
             arm(root / name, 0, "")
-            plainly = code == 2 and "Traceback" not in said
-            told["runs"][f"{mode}: exit code {code}"] += 1
-            if code not in (0, 2) or (code == 2 and not plainly):
-                failures.append({"mode": mode, "k": k, "code": code, "said": said[-1500:]})
-            code, said = run(name)
+            told["runs"][f"{part}, {mode}: exit code {code}"] += 1
+            judge(code, said, **which)
+            code, said = run(name, cache)
             found = traces(root / name) if code == 0 else {}
             if odd := [key for key in reference if key != "files" and found.get(key) != reference[key]]:
-                failures.append({"mode": mode, "k": k, "then": code, "differs": odd, "said": said[-1500:]})
-            print(name, mode, k, told["runs"], len(failures), flush=True)
+                fault(said, **which, then=code, differs=odd)
+            print(name, which, code, len(failures), flush=True)
         told |= {"failures": failures, "seconds": round(time.monotonic() - begun)}
         print(json.dumps(told, indent=1))
         if options.out:

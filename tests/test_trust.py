@@ -17,16 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from synthetic_run import make_run
 from test_train import Crash, config, traces
 
 from jft import bundle, checkpoint, lock, sanity, train, trial
 from jft.checkpoint import Checkpoints
+from jft.cli import main
 from jft.data import sources
 from jft.diagnose import make_diagnosis
 from jft.errors import UserError
 from jft.models import make_model
 from jft.plan import Stage
 from jft.preprocess import Preprocess
+from jft.report.html import make_report
 from jft.report.log import MetricsLog
 from jft.report.track import Mirror
 from jft.run import running
@@ -161,8 +164,6 @@ def restored(kept):
     return None
 
 
-# A read that fails leaves Orbax's other reads to end in an event loop that is closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_damage_of_any_file_of_a_checkpoint_loads_silently(tmp_path):
     """Some damage is harmless: to what Orbax writes and nobody reads. scripts/flip.py does this a thousand times."""
     kept = Checkpoints(tmp_path / "checkpoints", lambda said: None)
@@ -191,7 +192,6 @@ def test_no_damage_of_any_file_of_a_checkpoint_loads_silently(tmp_path):
     assert seen == {1, 2}
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("limit", [0, 150, 400, 10_000])
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_one_before_stands(tmp_path, limit):
@@ -216,7 +216,6 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_one_before_stands(t
     kept.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("folder", ["2.orbax-checkpoint-tmp", "state.orbax-checkpoint-tmp"])
 def test_a_folder_that_cannot_be_made_leaves_no_thread_waiting_for_it(tmp_path, monkeypatch, folder):
     """Such a thread waits for five minutes, and the process with it."""
@@ -357,6 +356,21 @@ def test_every_flipped_bit_of_a_bundles_description_is_refused(tmp_path):
 def test_a_full_disk_and_a_full_memory_are_told_with_the_way_out(tmp_path, error, told):
     with pytest.raises(UserError, match=told), running(tmp_path):
         raise error
+
+
+def test_a_report_on_a_full_disk_is_told_and_the_one_before_stands(tmp_path, monkeypatch, capsys):
+    folder = make_run(tmp_path / "run", ["ants", "bees"], 4)
+    before = make_report(folder).read_bytes()
+    files = sorted(folder.iterdir())
+
+    def full(self, *args):
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert main(["report", str(folder)]) == 2
+    assert "cannot be written: No space left on device. When that is mended" in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == files and (folder / "report.html").read_bytes() == before
 
 
 def test_other_errors_are_not_the_users(tmp_path):

@@ -105,8 +105,11 @@ def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
     beside = path.with_name(path.name + ".part")
     title = f"{_model(run)} on {data_name(run)}"
     made = f"Made by jft {_versions(run).get('jft', '')} from the files in {run.folder.name}."
-    beside.write_text(page(title, _subtitle(run), sections, made), "utf-8", "replace")
-    beside.replace(path)
+    try:
+        beside.write_text(page(title, _subtitle(run), sections, made), "utf-8", "replace")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     return path
 
 

@@ -51,6 +51,8 @@ def make_comparison(folders: Sequence[str | Path], out: str | Path | None = None
         beside.replace(target)
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error.strerror}. Name another file with --out.") from None
+    finally:
+        beside.unlink(missing_ok=True)
     return target
 
 

@@ -131,6 +131,9 @@ def _fit(pen: ImageDraw.ImageDraw, words: str, font: ImageFont.FreeTypeFont | Im
 def write_sheet(path: Path, report: Report, splits: Splits) -> Path:
     """Draw the sheet into a PNG, which appears when it is whole."""
     beside = path.with_name(path.name + ".part")
-    draw(report, splits).save(beside, format="PNG", optimize=True)
-    beside.replace(path)
+    try:
+        draw(report, splits).save(beside, format="PNG", optimize=True)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     return path

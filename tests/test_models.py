@@ -14,10 +14,10 @@ from parity import differences, quick_jit, relative, run_part
 
 from jft import tree
 from jft.errors import UserError
-from jft.models import MODELS, convnext, make_model
+from jft.models import MODELS, convnext, make_model, resnet, vgg
 from jft.models.base import Model
 from jft.models.layers import BatchNorm, Conv, DropPath
-from jft.models.resnet import max_pool, mean_pool
+from jft.models.resnet import mean_pool
 from jft.models.vgg import adaptive_mean_pool
 from jft.models.vit import Block
 
@@ -318,24 +318,32 @@ def test_adaptive_mean_pool_overlaps_and_repeats():
     assert adaptive_mean_pool(x[:, :1, :2], 3)[0, 0, :, 0].tolist() == [0, 0.5, 1]
 
 
+POOLS = {
+    "3x3": (resnet.max_pool, ((1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))),
+    "2x2": (vgg.max_pool, ((1, 2, 2, 1), (1, 2, 2, 1), ((0, 0),) * 4)),
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("shape", [(1, 5, 6, 2), (2, 8, 7, 3)])
-def test_max_pool_is_the_window_maximum(shape):
+def test_max_pool_is_the_window_maximum_and_so_is_its_gradient(pool, shape):
+    max_pool, window = POOLS[pool]
+    pools = max_pool, lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *window)
     x = -jnp.square(jnp.asarray(picture(*shape)))  # below 0, where padding by 0 would show
-    window = [(1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))]
-    assert (max_pool(x) == jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *window)).all()
+    (ours, slopes), (wanted, pull) = (jax.vjp(pool, x) for pool in pools)
+    assert (ours == wanted).all()
+    slope = jnp.asarray(picture(*ours.shape))
+    assert jnp.abs(slopes(slope)[0] - pull(slope)[0]).max() < 1e-6
 
 
 @pytest.mark.parametrize("side", [7, 8])
-def test_gradient_of_max_pool_is_that_of_the_window_maximum_and_goes_to_the_first_of_equals(side):
-    window = ((1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    pools = (max_pool, lambda x: jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, *window))
-    rng = np.random.default_rng(side)
-    x = jnp.asarray(rng.standard_normal((2, side, side, 3)), jnp.float32)
-    slope = jnp.asarray(rng.standard_normal((2, 4, 4, 3)), jnp.float32)
-    ours, wanted = (jax.grad(lambda x, pool=pool: jnp.sum(pool(x) * slope))(x) for pool in pools)
-    assert jnp.abs(ours - wanted).max() < 1e-6
-    flat = jax.grad(lambda x: jnp.sum(max_pool(x)))(jnp.zeros((1, side, side, 1)))[0, :, :, 0]
-    assert flat.sum() == 16 and (flat[1::2, 1::2].sum(), flat[0, 0]) == (9, 1)
+def test_gradient_of_max_pool_goes_to_the_first_of_equals(side):
+    three, two = (
+        jax.grad(lambda x, pool=pool: jnp.sum(pool(x)))(jnp.zeros((1, side, side, 1)))[0, :, :, 0]
+        for pool, _ in POOLS.values()
+    )
+    assert three.sum() == 16 and (three[1::2, 1::2].sum(), three[0, 0]) == (9, 1)
+    assert two.sum() == two[: side // 2 * 2 : 2, : side // 2 * 2 : 2].sum() == (side // 2) ** 2
 
 
 def test_mean_pool_at_odd_edges_counts_what_is_there():

@@ -1,7 +1,7 @@
 """The layers the model families share. Parameters are float32; `dtype` is what a layer computes in and gives back."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
@@ -38,43 +38,45 @@ def matmul(x: Float[Array, "*b c"], kernel: Float[Array, "c d"]) -> Float[Array,
     return jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def greatest_of_three(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """The maximum of entries 0, 1, 2, of 2, 3, 4 and so on along an axis; the gradient goes to the first that has it.
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def greatest(x: Float[Array, "..."], axis: int, size: int) -> Float[Array, "..."]:
+    """The maximum of each window of `size` (2 or 3) entries along an axis, stride 2, without padding.
 
-    As torch's pooling gives it, along one axis.
+    The gradient goes to the first entry that has the maximum, as torch's pooling gives it along one axis.
     """
-    a, b, c = _three(x, axis)
-    return jnp.maximum(jnp.maximum(a, b), c)
+    return reduce(jnp.maximum, _windows(x, axis, size))
 
 
-def _three(x: Array, axis: int) -> list[Array]:
-    stop = 2 * ((x.shape[axis] - 1) // 2) - 1
-    return [jax.lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(3)]
+def _windows(x: Array, axis: int, size: int) -> list[Array]:
+    stop = 2 * ((x.shape[axis] - size) // 2) + 1
+    return [jax.lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(size)]
 
 
-def _greatest_forward(x: Array, axis: int) -> tuple[Array, Array]:
-    return greatest_of_three(x, axis), x
+def _greatest_forward(x: Array, axis: int, size: int) -> tuple[Array, Array]:
+    return greatest(x, axis, size), x
 
 
-def _greatest_backward(axis: int, x: Array, slope: Array) -> tuple[Array]:
+def _greatest_backward(axis: int, size: int, x: Array, slope: Array) -> tuple[Array]:
+    # Entries are compared with each other, not with the maximum: where XLA computes x a second time, otherwise rounded,
+    # none need be equal to it, and what jax derives loses the gradient.
     # The entries of even and of odd number, interleaved: half the time, on a CPU, of what jax derives, which adds
-    # three arrays full of zeros. An even entry is the last of one window and the first of the next.
-    a, b, c = _three(x, axis)
-    first = (a >= b) & (a >= c)
-    second = ~first & (b >= c)
+    # arrays full of zeros. Of three, an even entry is the last of one window and the first of the next.
+    a, b, *c = _windows(x, axis, size)
+    first = (a >= b) & (a >= c[0]) if c else a >= b
+    second = ~first & (b >= c[0]) if c else ~first
     zero = jnp.zeros((), slope.dtype)
 
-    def padded(v: Array, before: int, after: int) -> Array:
-        return jnp.pad(v, [(before, after) if i == axis else (0, 0) for i in range(v.ndim)])
+    def pad(v: Array, before: int, after: int) -> Array:
+        return jax.lax.pad(v, zero, [(before, after, 0) if i == axis else (0, 0, 0) for i in range(v.ndim)])
 
-    even = padded(jnp.where(first, slope, zero), 0, 1) + padded(jnp.where(first | second, zero, slope), 1, 0)
-    odd = padded(jnp.where(second, slope, zero), 0, 1)
+    even, odd = pad(jnp.where(first, slope, zero), 0, 1), pad(jnp.where(second, slope, zero), 0, 1)
+    if c:
+        even += pad(jnp.where(first | second, zero, slope), 1, 0)
     both = jnp.stack([even, odd], axis + 1).reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
     return (jax.lax.slice_in_dim(both, 0, x.shape[axis], 1, axis),)
 
 
-greatest_of_three.defvjp(_greatest_forward, _greatest_backward)
+greatest.defvjp(_greatest_forward, _greatest_backward)
 
 
 class Linear(nn.Module):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jft.errors import UserError
 from jft.models.base import Model
-from jft.models.layers import BatchNorm, Conv, Head, along_last, matmul, normal
+from jft.models.layers import BatchNorm, Conv, Head, along_last, greatest, matmul, normal
 
 
 class Layer(nn.Module):
@@ -34,8 +34,7 @@ class Layer(nn.Module):
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
     """2×2, stride 2; an odd last row or column is left out."""
-    b, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    return greatest(greatest(x, 1, 2), 2, 2)
 
 
 def adaptive_mean_pool(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b {side} {side} c"]:

@@ -58,7 +58,9 @@ class Config:
     hyper: str | Callable | None = _opt(
         None, "a published rule for every field not set: bit, vit; or a function (examples, size, batch) -> fields"
     )
-    epochs: float = _opt(10.0, "passes over the training set, over all stages together", above=0)
+    epochs: float | None = _opt(
+        None, "passes over the training set, over all stages together; default: the plan's (10, gradual 15)", above=0
+    )
     batch: int = _opt(32, "images a step, over all devices together", least=1)
     lr: float | None = _opt(
         None, "peak learning rate of the fastest group; default: the plan's (head 1e-3, full 1e-4)", above=0

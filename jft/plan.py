@@ -167,7 +167,7 @@ def gradual(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
     """
     top_down = groups(parts)[::-1]
     last = [p for p in parts if p in TOP and p != "head"]
-    stages = [replace(head(parts, lr)[0], share=4.0)]
+    stages = [replace(head(parts, lr)[0], share=2.0 * len(top_down))]  # of 15 epochs 10: as long as the plan `head`
     for n in range(1, len(top_down) + 1):
         train = [("head", 1.0)] + [(p, PRETRAINED_RATE) for p in last]
         for depth, group in enumerate(top_down[:n]):
@@ -216,6 +216,10 @@ def vpt(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
     return (Stage("vpt", ("head", "*/prompts"), lr=lr or 1e-3),)
 
 
+# Passes over the training set where none are given. `gradual` has the head's plan for its first stage, then the rest.
+EPOCHS = {"gradual": 15.0}
+
+
 PLANS: dict[str, Callable[..., tuple[Stage, ...]]] = {
     "head": head,
     "full": full,
@@ -238,16 +242,18 @@ def resolve(
     names: Sequence[str],
     parts: Sequence[str],
     *,
-    epochs: float,
+    epochs: float | None = None,
     lr: float | None,
     layer_decay: float | None = None,
 ) -> tuple[Stage, ...]:
     """The stages of a preset's name, a function `(parts, lr)` or a tuple, with every stage's epochs and rate set.
 
-    Epochs are the total over all stages, divided by their shares; a stage with epochs of its own keeps them, and so
-    does one with a `layer_decay`. Raises UserError for an unknown name, no stages, two stages of one name, and whatever
-    `multipliers` finds wrong.
+    Epochs are the total over all stages, divided by their shares; where None are given, the preset's: 10, or those in
+    `EPOCHS`. A stage with epochs of its own keeps them, and so does one with a `layer_decay`. Raises UserError for an
+    unknown name, no stages, two stages of one name, and whatever `multipliers` finds wrong.
     """
+    if epochs is None:
+        epochs = EPOCHS.get(plan, 10.0) if isinstance(plan, str) else 10.0
     if isinstance(plan, str):
         if found := re.fullmatch(r"top-(\d+)", plan):
             plan = partial(top, k=int(found[1]))

@@ -1,5 +1,7 @@
 """Plans as data: presets over real part lists, layer-wise decay, shares of the epochs, and what is refused."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,14 @@ def test_gradual_unfreezes_from_the_top_and_ends_with_everything():
     assert sets[0] == {"head"}
     assert sets[1] == {"stage4/block0", "stage4/block1", "head"}
     assert sets[-1] == set(plan.parts_with(*RESNET))
+
+
+def test_gradual_begins_with_the_whole_plan_of_the_head():
+    """So that what unfreezing gives or costs is told against the linear probe; `--epochs` is a total all the same."""
+    probe, first = (plan.resolve(name, *RESNET, lr=None)[0] for name in ("head", "gradual"))
+    assert first == dataclasses.replace(probe, share=first.share) and first.epochs == 10
+    for epochs, total in ((None, 15), (6, 6)):
+        assert sum(s.epochs or 0 for s in plan.resolve("gradual", *RESNET, epochs=epochs, lr=None)) == total
 
 
 def test_gradual_rates_fall_by_2_6_a_group():

@@ -58,10 +58,10 @@ def test_gradual_begins_with_the_whole_plan_of_the_head():
 def test_gradual_rates_fall_by_2_6_a_group():
     last = plan.resolve("gradual", *VIT, epochs=10, lr=1e-3)[-1]
     rates = plan.multipliers(last, *VIT)
-    assert (last.lr, rates["head/kernel"]) == (1e-3, 1.0)
-    assert rates["block11/attn/qkv/kernel"] == rates["norm/scale"] == pytest.approx(0.01)
-    assert rates["block8/attn/qkv/kernel"] == pytest.approx(0.01 / 2.6)
-    assert rates["embed/pos_embed"] == rates["block0/norm1/bias"] == pytest.approx(0.01 / 2.6**3)
+    assert (last.lr, rates["head/kernel"]) == (1e-4, 1.0)
+    assert rates["block11/attn/qkv/kernel"] == rates["norm/scale"] == pytest.approx(0.03)
+    assert rates["block8/attn/qkv/kernel"] == pytest.approx(0.03 / 2.6)
+    assert rates["embed/pos_embed"] == rates["block0/norm1/bias"] == pytest.approx(0.03 / 2.6**3)
 
 
 def test_layer_decay_counts_as_mae_does():

@@ -245,7 +245,7 @@ def pictures(
     Each is a file, a folder (with all below it), a glob such as `photos/**/*.jpg`, a CSV with a column `path` (from
     the CSV's own folder), or `-`, a list of paths on standard input, one a line or ended by zero bytes as `find
     -print0` has them. A file that a list names and that is not there keeps its place, and is left out when it is read.
-    Raises UserError for a path that is not there and a glob that matches nothing.
+    Raises UserError for a path that is not there, a glob that matches nothing and a folder of no images.
     """
     names: list[str] = []
     reads: list[Callable[[], Any]] = []
@@ -268,6 +268,8 @@ def pictures(
             if not found:
                 raise UserError(f"Nothing matches {text!r}. Quote a glob, or the shell expands it first.")
         part, bad = sources.unlabelled(found, classes)
+        if not len(part) and not bad:
+            raise UserError(f"There is no image in {text}, nor in the folders below it.")
         names += part.names
         reads += [partial(part.read, i) for i in range(len(part))]
         excluded += bad

@@ -150,6 +150,9 @@ def test_pictures_come_from_everywhere(photos, tmp_path):
         use.pictures([str(photos / "*.tiff")])
     with pytest.raises(UserError, match="no file"):
         use.pictures([photos / "none.png"])
+    (tmp_path / "empty" / "below").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no image in .*empty"):
+        use.pictures([photos / "0.png", tmp_path / "empty"])
     table.write_text("file\nx\n")
     with pytest.raises(UserError, match="the columns file; a column path"):
         use.pictures([table])

@@ -57,8 +57,8 @@ def _greatest_forward(x: Array, axis: int, size: int) -> tuple[Array, Array]:
 
 
 def _greatest_backward(axis: int, size: int, x: Array, slope: Array) -> tuple[Array]:
-    # Entries are compared with each other, not with the maximum: where XLA computes x a second time, otherwise rounded,
-    # none need be equal to it, and what jax derives loses the gradient.
+    # Entries are compared with each other, not with the maximum as in what jax derives: that gradient of a VGG was off
+    # by 81 % when compiled without optimisation, likely as XLA computed x a second time, otherwise rounded.
     # The entries of even and of odd number, interleaved: half the time, on a CPU, of what jax derives, which adds
     # arrays full of zeros. Of three, an even entry is the last of one window and the first of the next.
     a, b, *c = _windows(x, axis, size)

@@ -217,10 +217,6 @@ def vpt(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
     return (Stage("vpt", ("head", "*/prompts"), lr=lr or 1e-3),)
 
 
-# Passes over the training set where none are given. `gradual` has the head's plan for its first stage, then the rest.
-EPOCHS = {"gradual": 15.0}
-
-
 PLANS: dict[str, Callable[..., tuple[Stage, ...]]] = {
     "head": head,
     "full": full,
@@ -249,12 +245,10 @@ def resolve(
 ) -> tuple[Stage, ...]:
     """The stages of a preset's name, a function `(parts, lr)` or a tuple, with every stage's epochs and rate set.
 
-    Epochs are the total over all stages, divided by their shares; where None are given, the preset's: 10, or those in
-    `EPOCHS`. A stage with epochs of its own keeps them, and so does one with a `layer_decay`. Raises UserError for an
-    unknown name, no stages, two stages of one name, and whatever `multipliers` finds wrong.
+    Epochs are the total over all stages, divided by their shares; where None are given, 10, of `gradual` 15. A
+    stage with epochs of its own keeps them, and so does one with a `layer_decay`. Raises UserError for an unknown name,
+    no stages, two stages of one name, and whatever `multipliers` finds wrong.
     """
-    if epochs is None:
-        epochs = EPOCHS.get(plan, 10.0) if isinstance(plan, str) else 10.0
     if isinstance(plan, str):
         if found := re.fullmatch(r"top-(\d+)", plan):
             plan = partial(top, k=int(found[1]))
@@ -262,6 +256,8 @@ def resolve(
             raise UserError(f"There is no plan {plan!r}.{near(plan, PLANS)} Plans: {', '.join(PLANS)}; or stages.")
         else:
             plan = PLANS[plan]
+    if epochs is None:
+        epochs = 15.0 if plan is gradual else 10.0  # the head's ten, then the rest
     stages = plan(parts_with(names, parts), lr) if callable(plan) else tuple(plan)
     if not stages:
         raise UserError("The plan has no stages; it needs at least one.")

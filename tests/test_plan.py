@@ -51,8 +51,8 @@ def test_gradual_begins_with_the_whole_plan_of_the_head():
     """So that what unfreezing gives or costs is told against the linear probe; `--epochs` is a total all the same."""
     probe, first = (plan.resolve(name, *RESNET, lr=None)[0] for name in ("head", "gradual"))
     assert first == dataclasses.replace(probe, share=first.share) and first.epochs == 10
-    for epochs, total in ((None, 15), (6, 6)):
-        assert sum(s.epochs or 0 for s in plan.resolve("gradual", *RESNET, epochs=epochs, lr=None)) == total
+    for preset, epochs, total in (("gradual", None, 15), (plan.gradual, None, 15), ("gradual", 6, 6)):
+        assert sum(s.epochs or 0 for s in plan.resolve(preset, *RESNET, epochs=epochs, lr=None)) == total
 
 
 def test_gradual_rates_fall_by_2_6_a_group():

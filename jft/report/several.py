@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from jft import __version__, metrics
+from jft import __version__, metrics, table
 from jft.errors import UserError
 from jft.report import html, plots
 from jft.report.html import Markup, Run, tag
@@ -45,14 +45,8 @@ def make_comparison(folders: Sequence[str | Path], out: str | Path | None = None
     ]
     told = " · ".join(f"{name} ({len(runs)} seeds)" if len(runs) > 1 else name for name, runs in groups[:8])
     text = html.page(f"{count} runs on {', '.join(data)}", told, sections, f"Made by jft {__version__}.")
-    beside = target.with_name(target.name + ".part")
-    try:
-        beside.write_text(text, "utf-8", "replace")
-        beside.replace(target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}. Name another file with --out.") from None
-    finally:
-        beside.unlink(missing_ok=True)
+    with table.beside(target) as part:
+        part.write_text(text, "utf-8", "replace")
     return target
 
 

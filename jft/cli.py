@@ -621,6 +621,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _lr(options: argparse.Namespace) -> None:
+    from jft.files import writing
     from jft.finder import find_lr, svg, text
 
     for name, config in configs_of(options).items():
@@ -629,7 +630,8 @@ def _lr(options: argparse.Namespace) -> None:
             file = Path(options.plot)
             file = file.with_stem(f"{file.stem}-{name}") if name else file
             try:
-                file.write_text(svg(found), encoding="utf-8")
+                with writing(file) as part:
+                    part.write_text(svg(found), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"--plot {file} cannot be written: {error.strerror}.") from None
         if options.json:

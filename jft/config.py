@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jft.errors import UserError, near
+from jft.files import writing
 from jft.plan import Lora, Plan
 from jft.preprocess import Preprocess
 
@@ -403,10 +404,10 @@ def override(config: Config, path: str, words: list[str]) -> Config:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all."""
-    beside = path.with_name(path.name + ".part")
     # ASCII: the name of a file or class may hold bytes that are no UTF-8.
-    beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="ascii")
-    beside.replace(path)
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    with writing(path) as part:
+        part.write_text(text, encoding="ascii")
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

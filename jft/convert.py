@@ -9,6 +9,7 @@ from typing import Any
 from jft import bundle, weights
 from jft.bundle import Bundle
 from jft.errors import UserError, near
+from jft.files import writing
 from jft.models import make_model
 from jft.models.base import Model
 from jft.stablehlo import export_stablehlo, stablehlo_code
@@ -254,11 +255,8 @@ def import_weights(
 def write_receipt(path: str | Path, told: Any) -> None:
     """A receipt as a JSON file. Raises UserError where it cannot be written."""
     file = Path(path)
-    beside = file.with_name(file.name + ".part")
     try:
-        beside.write_text(json.dumps(told, indent=1) + "\n", encoding="ascii")
-        beside.replace(file)
+        with writing(file) as part:
+            part.write_text(json.dumps(told, indent=1) + "\n", encoding="ascii")
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror or error}.") from None
-    finally:
-        beside.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from jft.data import pipeline
 from jft.data.prepare import make_prepare
 from jft.data.sources import Dataset, Splits, load
 from jft.errors import UserError
+from jft.files import writing
 from jft.models.base import Model
 from jft.report import html
 from jft.run import read_json
@@ -79,9 +80,8 @@ def explain(
         doubted = found.pop("suspect_places")
         found["suspect_pixels"] = _pixels(model, train, doubted) if len(doubted) else np.zeros((0, 1, 1, 3), np.uint8)
     out = folder / html.EXPLAINED
-    beside = out.with_name("." + out.name + ".part.npz")
-    np.savez_compressed(beside, **found)
-    beside.replace(out)
+    with writing(out) as part, open(part, "wb") as file:
+        np.savez_compressed(file, **found)
     return out
 
 

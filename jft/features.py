@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import logging
 import os
-import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jft.data.cache import cache_dir
+from jft.files import writing
 from jft.models.base import Model
 
 
@@ -142,18 +142,13 @@ def save(name: str, pieces: Iterable[np.ndarray]) -> None:
     """
     path = _file(name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        with open(beside, "wb") as file:
-            total = 0
-            for piece in pieces:
-                raw = np.ascontiguousarray(piece).view(np.uint8).data
-                total = zlib.crc32(raw, total)
-                file.write(raw)
-            file.write(total.to_bytes(4, "little") + MAGIC)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(path) as part, open(part, "wb") as file:
+        total = 0
+        for piece in pieces:
+            raw = np.ascontiguousarray(piece).view(np.uint8).data
+            total = zlib.crc32(raw, total)
+            file.write(raw)
+        file.write(total.to_bytes(4, "little") + MAGIC)
     others = sorted((p for p in path.parent.iterdir() if p != path), key=lambda p: p.stat().st_mtime)
     size = sum(p.stat().st_size for p in [path, *others])
     for other in others:

@@ -21,6 +21,7 @@ from jft import lock
 from jft.config import PLACE, Config, describe, differences, write_json
 from jft.data.sources import Splits
 from jft.errors import FULL, UserError
+from jft.files import PART
 from jft.report.live import memory
 
 FORMAT = 1  # of a run's folder; runs from before there were numbers have none in config.json
@@ -218,9 +219,9 @@ def entered(
 def _sweep(workdir: Path) -> None:
     """Remove what a process that was killed had written beside its final place; nobody else is writing here."""
     for left in workdir.iterdir():
-        if left.suffix in (".part", ".old") and left.is_dir():
+        if left.suffix in (PART, ".old") and left.is_dir():
             shutil.rmtree(left)
-        elif left.suffix == ".part":
+        elif left.suffix == PART:
             left.unlink()
 
 
@@ -228,9 +229,8 @@ def _look(workdir: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result of the run in a folder; None where there is none yet, or no run. Raises UserError for another run."""
     file = workdir / "config.json"
     if not file.exists():
-        ours = (lock.NAME, "config.json.part")
         if workdir.exists() and (
-            not workdir.is_dir() or any(p.name not in ours and p.suffix != ".part" for p in workdir.iterdir())
+            not workdir.is_dir() or any(p.name != lock.NAME and p.suffix != PART for p in workdir.iterdir())
         ):
             raise UserError(f"{workdir} is not empty and holds no run. Name a new folder with --workdir.")
         return None

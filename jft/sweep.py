@@ -16,6 +16,7 @@ from jft.config import PLACE, Config, describe, differences, override, write_jso
 from jft.config import check as config_check
 from jft.errors import UserError, near
 from jft.features import Shared
+from jft.files import writing
 from jft.report.live import make_display
 from jft.report.sweep import page
 from jft.run import data_path, default_workdir, read_json
@@ -365,7 +366,6 @@ def _report(
     write_json(workdir / "result.json", {"best": best, "trials": list(rows)})
     logarithmic = {d.name for d in dimensions if d.scale == "log"}
     ranges = {d.name for d in dimensions if not d.choices}
-    beside = workdir / "sweep.html.part"
-    beside.write_text(page(data_path(config), rows, best, names, ranges, logarithmic), "utf-8", "replace")
-    beside.replace(workdir / "sweep.html")
+    with writing(workdir / "sweep.html") as part:
+        part.write_text(page(data_path(config), rows, best, names, ranges, logarithmic), "utf-8", "replace")
     display.note(f"Pictures are in {workdir / 'sweep.html'}.")

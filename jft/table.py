@@ -2,20 +2,19 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import tempfile
-import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from jft.errors import UserError
+from jft.files import writing
 
 Row = Mapping[str, Any]
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
@@ -46,15 +45,11 @@ def check(path: Path) -> None:
 def beside(path: Path) -> Iterator[Path]:
     """A file to write to that takes the place of `path` once all of it is written. Raises UserError."""
     check(path)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        yield part
-        os.replace(part, path)
+        with writing(path) as part:
+            yield part
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 @contextmanager

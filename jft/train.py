@@ -42,6 +42,7 @@ from jft.data import order, pipeline, sources
 from jft.data.cache import cache_dir
 from jft.data.prepare import make_prepare
 from jft.errors import UserError
+from jft.files import writing
 from jft.hyper import settle
 from jft.lora import LoraModel, added, write_adapter
 from jft.models.base import Model
@@ -973,6 +974,5 @@ class Run:
             each = {f"p:{c}": float(v) for c, v in zip(classes, p, strict=True)} if likely.size <= EACH else {}
             rows.append({"path": name, "true_label": true, **row(p, classes), **each, "error": ""})
         bundle.write_predictions(self.workdir / "predictions.csv", rows)
-        beside = self.workdir / ".predictions.npz"
-        np.savez_compressed(beside, probabilities=likely, labels=labels, names=np.array(names))
-        beside.replace(self.workdir / "predictions.npz")
+        with writing(self.workdir / "predictions.npz") as part, open(part, "wb") as file:
+            np.savez_compressed(file, probabilities=likely, labels=labels, names=np.array(names))

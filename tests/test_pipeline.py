@@ -351,8 +351,8 @@ def test_a_picture_that_changes_while_it_is_read_is_not_kept(caplog):
 def test_leftovers_of_killed_writers_are_removed():
     folder = cache_dir() / "decoded"
     folder.mkdir(parents=True)
-    (old := folder / "x.u8.1.tmp").write_bytes(b"")
-    (new := folder / "x.u8.2.tmp").write_bytes(b"")
+    (old := folder / "x.u8.1.part").write_bytes(b"")
+    (new := folder / "x.u8.2.part").write_bytes(b"")
     os.utime(old, (0, 0))
     pipeline.decode_all(noise(2), SMALL)
     assert not old.exists() and new.exists()

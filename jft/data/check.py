@@ -17,6 +17,7 @@ from jft.data import decode
 from jft.data.pipeline import Progress, content_digest, default_threads, in_order
 from jft.data.sources import QUARANTINE, Dataset, Excluded, Splits
 from jft.errors import UserError, printable
+from jft.files import writing
 
 TINY = 16  # pixels of the shorter side
 HUGE = 40_000_000  # pixels
@@ -258,9 +259,8 @@ def write(report: Report, folder: str | Path, data: str | Path | None = None) ->
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, content in written.items():
-            beside = out / f"{name}.part"
-            beside.write_text(content, encoding="utf-8")
-            beside.replace(out / name)
+            with writing(out / name) as part:
+                part.write_text(content, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}.") from None
     return out

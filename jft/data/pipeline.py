@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from jft.data.cache import cache_dir
 from jft.data.order import Order, Rows, evaluation_batches
 from jft.data.sources import Dataset, Excluded
 from jft.errors import UserError, printable
+from jft.files import PART, writing
 from jft.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
@@ -311,12 +311,11 @@ def _write(
     """Raises OSError where the file cannot be written, or where a picture changed since its digest was taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     kept: list[int] = []
     failed: list[tuple[int, str]] = []
     sums: list[int] = []
-    try:
-        with open(beside, "wb") as file, _rows(dataset, preprocess, size, threads, progress, digests) as rows:
+    with writing(path) as part, open(part, "wb") as file:
+        with _rows(dataset, preprocess, size, threads, progress, digests) as rows:
             for i, row in enumerate(rows):
                 if isinstance(row, str):
                     failed.append((i, row))
@@ -325,11 +324,8 @@ def _write(
                     file.write(pixels)
                     sums.append(zlib.crc32(pixels))
                     kept.append(i)
-            text = json.dumps({"kept": kept, "failed": failed, "crc32": sums}).encode()
-            file.write(text + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + MAGIC)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        text = json.dumps({"kept": kept, "failed": failed, "crc32": sums}).encode()
+        file.write(text + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + MAGIC)
 
 
 def _read(path: Path, size: tuple[int, int], n: int, threads: int) -> Decoded | None:
@@ -366,7 +362,7 @@ def _read(path: Path, size: tuple[int, int], n: int, threads: int) -> Decoded | 
 
 def _sweep(folder: Path, age: float = 86400) -> None:
     """Remove what writers that were killed left behind."""
-    for left in folder.glob("*.tmp"):
+    for left in folder.glob(f"*{PART}"):
         try:
             if time.time() - left.stat().st_mtime > age:
                 left.unlink()

@@ -19,6 +19,7 @@ import numpy as np
 from jft import metrics
 from jft.data.sources import Dataset
 from jft.errors import UserError
+from jft.files import writing
 from jft.report import log, plots
 
 TABLE_CLASSES = 12  # a confusion matrix of more classes is drawn, not written
@@ -102,14 +103,10 @@ def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
         ("How to repeat it", _repeat(run)),
     ]
     path = run.folder / "report.html"
-    beside = path.with_name(path.name + ".part")
     title = f"{_model(run)} on {data_name(run)}"
     made = f"Made by jft {_versions(run).get('jft', '')} from the files in {run.folder.name}."
-    try:
-        beside.write_text(page(title, _subtitle(run), sections, made), "utf-8", "replace")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(path) as part:
+        part.write_text(page(title, _subtitle(run), sections, made), "utf-8", "replace")
     return path
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jft.errors import UserError
+from jft.files import writing
 
 # JSON has no NaN and no infinities. Their names as strings (protobuf's JSON does the same) keep a diverged loss
 # visible, which null would not, and float(…) and pandas read them back.
@@ -49,10 +50,9 @@ class MetricsLog:
     def truncate(self, step: int) -> None:
         """Remove the rows whose `step` is greater than `step`; rows without a step stay."""
         kept = [line for line, row in _rows(self.path) if not row.get("step", step) > step]
-        beside = self.path.with_name(self.path.name + ".new")
-        beside.write_bytes(b"".join(kept))
-        self._file.close()
-        os.replace(beside, self.path)
+        with writing(self.path) as part:
+            part.write_bytes(b"".join(kept))
+            self._file.close()
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from jft.data.check import KINDS, LEFT_OUT, SUSPICIOUS, Finding, Report
 from jft.data.decode import DecodeError, quiet, to_rgb
 from jft.data.sources import Splits
+from jft.files import writing
 
 COLUMNS, TILE, GAP, MARGIN, CAPTION = 6, 184, 16, 32, 50
 PER_KIND = 36
@@ -130,10 +131,6 @@ def _fit(pen: ImageDraw.ImageDraw, words: str, font: ImageFont.FreeTypeFont | Im
 
 def write_sheet(path: Path, report: Report, splits: Splits) -> Path:
     """Draw the sheet into a PNG, which appears when it is whole."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        draw(report, splits).save(beside, format="PNG", optimize=True)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(path) as part:
+        draw(report, splits).save(part, format="PNG", optimize=True)
     return path

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jft.errors import UserError, near
+from jft.files import writing
 from jft.report.log import MetricsLog, plain
 
 PICTURE = 160  # pixels, the longer side of a picture that is kept
@@ -300,7 +301,8 @@ class MLflow(Tracker):
         found = self.client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self.client.create_experiment(name)
         self.run = self.client.create_run(experiment, run_name=workdir.name).info.run_id
-        file.write_text(self.run + "\n", encoding="utf-8")
+        with writing(file) as part:
+            part.write_text(self.run + "\n", encoding="utf-8")
         for key, value in settings(about).items():
             self.client.log_param(self.run, key, value)
         self.client.log_text(self.run, plan_text(about), "plan.md")

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import urllib.error
 import urllib.parse
@@ -15,6 +14,7 @@ from typing import Any
 
 from jft.data.cache import cache_dir
 from jft.errors import UserError
+from jft.files import writing
 from jft.preprocess import Preprocess
 
 # The names under which repositories and folders keep their weights, the better readable first.
@@ -246,18 +246,14 @@ def _kept(key: str, address: str) -> Path:
 def _fetch(opened: Callable[[], Any], address: str, digest: str, path: Path) -> None:
     """Copy what `opened` reads to `path`, which appears when it is whole and, where there is one, of this digest."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     seen = hashlib.sha256()
-    try:
-        with opened() as response, open(beside, "wb") as out:
+    with writing(path) as part:
+        with opened() as response, open(part, "wb") as out:
             while block := response.read(1 << 20):
                 seen.update(block)
                 out.write(block)
         if digest and seen.hexdigest() != digest:
             raise UserError(f"{address} has the SHA-256 {seen.hexdigest()}, expected {digest}. Nothing was kept.")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 # --- Google Cloud Storage

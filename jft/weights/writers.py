@@ -1,12 +1,12 @@
 """Weights written as files, tensor by tensor: `.safetensors` and `.npz`."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from jft.files import writing
 from jft.weights.layout import contiguous
 from jft.weights.safetensors import SAFETENSORS_DTYPES
 
@@ -28,26 +28,14 @@ def write_safetensors(
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                little = contiguous(tensors[name], tensors[name].dtype.newbyteorder("<"))
-                file.write(little.reshape(-1).view(np.uint8).data)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(path) as part, open(part, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            little = contiguous(tensors[name], tensors[name].dtype.newbyteorder("<"))
+            file.write(little.reshape(-1).view(np.uint8).data)
 
 
 def write_npz(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name, uncompressed; the file appears under its name when it is complete."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            np.savez(file, **tensors)  # type: ignore[arg-type]
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(path) as part, open(part, "wb") as file:
+        np.savez(file, **tensors)  # type: ignore[arg-type]

@@ -1,0 +1,28 @@
+"""Files that appear whole or not at all."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PART = ".part"  # the ending of what is being written; what a killed process left of it may be removed
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` once all of it is written; no other process writes to it.
+
+    Raises OSError where it cannot be written; then, as after any other exception, what stood at `path` still does.
+
+    >>> with writing("classes.txt") as part:
+    ...     part.write_text("ant\\nbee\\n")
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PART}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from jft import __version__
 from jft.config import Config, load_config, load_file, override
-from jft.errors import FULL, UserError, near, printable
+from jft.errors import FULL, UserError, disk, near, printable
 
 EXAMPLES = {
     "": """
@@ -146,8 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"jft: {error}", file=sys.stderr)
             return 130
         if isinstance(error, OSError) and error.errno in FULL:
-            told = f"{error.filename or 'A file'} cannot be written: {error.strerror}"
-            print(f"jft: {printable(told)}. When that is mended, give the same command again.", file=sys.stderr)
+            print(
+                f"jft: {printable(disk(error, 'A file'))}. When that is mended, give the same command again.",
+                file=sys.stderr,
+            )
             return 2
         traceback.print_exc()
         print(f"jft: a fault of ours ({type(error).__name__}). Please report it with the lines above.", file=sys.stderr)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from jft.errors import UserError, near
 from jft.files import writing
-from jft.plan import Lora, Plan
+from jft.plan import Lora, Plan, preset
 from jft.preprocess import Preprocess
 
 
@@ -229,7 +229,9 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 
 def check(config: Config) -> None:
-    """Raises UserError for a field whose value is out of its bounds."""
+    """Raises UserError for a field whose value is out of its bounds, and for a plan that is none."""
+    if isinstance(config.plan, str):
+        preset(config.plan)
     for f in dataclasses.fields(config):
         bounds = {b: limit for b, limit in f.metadata.items() if b in BOUNDS}
         given = getattr(config, f.name)

@@ -12,6 +12,16 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of a disk that takes no more
 
 
+def disk(error: OSError, where: object) -> str:
+    """What an error of `FULL` says of the disk: `where` is told where the error names no file.
+
+    >>> disk(OSError(errno.ENOSPC, "No space left on device", "a.npz"), "runs")
+    'a.npz cannot be written: No space left on device'
+    """
+    done = "read or written" if error.errno == errno.EIO else "written"
+    return f"{error.filename or where} cannot be {done}: {error.strerror}"
+
+
 class UserError(Exception):
     """What was given, what was expected, and the way out, in one message for the user."""
 

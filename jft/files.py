@@ -23,6 +23,10 @@ def writing(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        if error.filename in (str(part), part):  # nobody knows this name
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

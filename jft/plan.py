@@ -234,6 +234,15 @@ PLANS: dict[str, Callable[..., tuple[Stage, ...]]] = {
 Plan = str | tuple[Stage, ...] | Callable[..., tuple[Stage, ...]]
 
 
+def preset(name: str) -> Callable[..., tuple[Stage, ...]]:
+    """The function `(parts, lr)` of a preset's name. Raises UserError for a name that is none."""
+    if found := re.fullmatch(r"top-(\d+)", name):
+        return partial(top, k=int(found[1]))
+    if name not in PLANS:
+        raise UserError(f"There is no plan {name!r}.{near(name, PLANS)} Plans: {', '.join(PLANS)}; or stages.")
+    return PLANS[name]
+
+
 def resolve(
     plan: Plan,
     names: Sequence[str],
@@ -250,12 +259,7 @@ def resolve(
     no stages, two stages of one name, and whatever `multipliers` finds wrong.
     """
     if isinstance(plan, str):
-        if found := re.fullmatch(r"top-(\d+)", plan):
-            plan = partial(top, k=int(found[1]))
-        elif plan not in PLANS:
-            raise UserError(f"There is no plan {plan!r}.{near(plan, PLANS)} Plans: {', '.join(PLANS)}; or stages.")
-        else:
-            plan = PLANS[plan]
+        plan = preset(plan)
     if epochs is None:
         epochs = 15.0 if plan is gradual else 10.0  # the head's ten, then the rest
     stages = plan(parts_with(names, parts), lr) if callable(plan) else tuple(plan)

@@ -20,7 +20,7 @@ import numpy as np
 from jft import lock
 from jft.config import PLACE, Config, describe, differences, write_json
 from jft.data.sources import Splits
-from jft.errors import FULL, UserError
+from jft.errors import FULL, UserError, disk
 from jft.files import PART
 from jft.report.live import memory
 
@@ -101,9 +101,8 @@ def running(workdir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        where = error.filename or workdir
         raise UserError(
-            f"{where} cannot be written: {error.strerror}. The run's last good state is in {workdir}: when that is "
+            f"{disk(error, workdir)}. The run's last good state is in {workdir}: when that is "
             "mended, the same command goes on from there."
         ) from error
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -315,7 +315,8 @@ def predict_rows(
     its label empty and the reason in `error`. `probability_of_each` adds a column `p:CLASS` for every class.
     `temperature` divides the logits: a number, or "fitted", the one found on the run's validation images. Where the
     largest probability is below `unknown` the label is `unknown`, its class_index -1. `features` is given the paths and
-    the features [n, d] of each chunk. No more than two chunks of pictures are in memory, however many there are.
+    the features [n, d] of each chunk. No more than two chunks of pictures are in memory, however many there are. Raises
+    UserError at once, not with the first row, where there are no images or an option is wrong.
     """
     scale = temperature_of(model, temperature)
     paths = [i for i in images if isinstance(i, str | Path)]
@@ -325,23 +326,28 @@ def predict_rows(
         dataset, excluded = pictures(paths, model.classes)
     else:
         dataset, excluded = sources.arrays(list(images), np.zeros(len(images), np.int32), ["?"]), []
-    begun = 0
-    for done in run_chunks(model, dataset, batch=batch, display=display, tta=tta, features=features is not None):
-        told: dict[int, dict[str, Any]] = {}
-        likely = probabilities(done.logits / np.float32(scale), model.multi_label)
-        for place, p in zip(done.kept.tolist(), likely, strict=True):
-            name = dataset.names[place]
-            told[place] = {"path": name, **row(p, model.classes, top_k, unknown), "error": ""}
-            if probability_of_each:
-                told[place] |= {f"p:{c}": float(v) for c, v in zip(model.classes, p, strict=True)}
-        end = min(begun + CHUNK, len(dataset))
-        unread = (place for place in range(begun, end) if place not in told)
-        told |= {place: _unread(name, why) for place, (name, why) in zip(unread, done.excluded, strict=True)}
-        if features is not None and done.features is not None:
-            features([dataset.names[i] for i in done.kept], done.features)
-        yield from (told[place] for place in range(begun, end))
-        begun = end
-    yield from (_unread(name, why) for name, why in excluded)
+    chunks = run_chunks(model, dataset, batch=batch, display=display, tta=tta, features=features is not None)
+
+    def rows() -> Iterator[Row]:
+        begun = 0
+        for done in chunks:
+            told: dict[int, dict[str, Any]] = {}
+            likely = probabilities(done.logits / np.float32(scale), model.multi_label)
+            for place, p in zip(done.kept.tolist(), likely, strict=True):
+                name = dataset.names[place]
+                told[place] = {"path": name, **row(p, model.classes, top_k, unknown), "error": ""}
+                if probability_of_each:
+                    told[place] |= {f"p:{c}": float(v) for c, v in zip(model.classes, p, strict=True)}
+            end = min(begun + CHUNK, len(dataset))
+            unread = (place for place in range(begun, end) if place not in told)
+            told |= {place: _unread(name, why) for place, (name, why) in zip(unread, done.excluded, strict=True)}
+            if features is not None and done.features is not None:
+                features([dataset.names[i] for i in done.kept], done.features)
+            yield from (told[place] for place in range(begun, end))
+            begun = end
+        yield from (_unread(name, why) for name, why in excluded)
+
+    return rows()
 
 
 def _unread(name: str, reason: str) -> dict[str, Any]:
@@ -365,8 +371,8 @@ def write_predictions(
     told = columns(model.classes, top_k, probability_of_each)
     count = bad = 0
     with contextlib.ExitStack() as stack:
-        writes = [stack.enter_context(rows_to(out, told, kind)) for out, kind in outs]
         rows = predict_rows(model, images, top_k=top_k, probability_of_each=probability_of_each, **options)
+        writes = [stack.enter_context(rows_to(out, told, kind)) for out, kind in outs]
         for one in rows:
             for write in writes:
                 write([one])

@@ -190,6 +190,7 @@ def wrong_inputs(folder, tmp_path):
         "one class": (["finetune", "--data", str(one)], "class"),
         "unknown model": (["finetune", *good, "--model", "resnet5"], "Did you mean resnet"),
         "unknown plan": (["finetune", *good, "--plan", "gradul"], "Did you mean gradual"),
+        "plan before network": (["finetune", "--data", str(folder), "--plan", "gradul"], "There is no plan"),
         "truncated weights": (["finetune", *good, "--weights", str(cut)], "cut.safetensors"),
         "other weights": (["finetune", *good, "--weights", str(other)], "- "),
         "no such weights": (["finetune", *good, "--weights", "no/such.pth"], "such.pth"),

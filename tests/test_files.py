@@ -24,6 +24,13 @@ def test_what_stood_there_stays_whatever_goes_wrong(tmp_path, error):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_names_the_file_that_was_wanted(tmp_path):
+    path = tmp_path / "none" / "a.txt"
+    with pytest.raises(OSError) as error, writing(path) as part:
+        part.write_text("new")
+    assert error.value.filename == str(path)
+
+
 def test_two_writers_do_not_meet(tmp_path):
     path = tmp_path / "a.txt"
     with writing(path) as one, writing(path) as other:

@@ -349,6 +349,7 @@ def test_every_flipped_bit_of_a_bundles_description_is_refused(tmp_path):
     "error, told",
     [
         (OSError(errno.ENOSPC, "No space left on device", "/w/x"), "/w/x cannot be written: No space left.*goes on"),
+        (OSError(errno.EIO, "Input/output error", "/w/x"), "/w/x cannot be read or written: Input.*goes on"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "(?s)9 bytes.*--remat"),
         (MemoryError(), "Out of memory: no more memory"),
     ],

@@ -136,7 +136,7 @@ def test_pieces_give_what_the_whole_gives(model, photos, monkeypatch):
     np.testing.assert_allclose(x @ head["kernel"] + head["bias"], logits, rtol=1e-4, atol=1e-4)
 
 
-def test_pictures_come_from_everywhere(photos, tmp_path):
+def test_pictures_come_from_everywhere(model, photos, tmp_path):
     table = tmp_path / "list.csv"
     table.write_text(f"id,path\n1,{photos / '1.png'}\n2,gone.png\n")
     names, excluded = use.pictures(
@@ -153,6 +153,10 @@ def test_pictures_come_from_everywhere(photos, tmp_path):
     (tmp_path / "empty" / "below").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no image in .*empty"):
         use.pictures([photos / "0.png", tmp_path / "empty"])
+    out = io.StringIO()
+    with pytest.raises(UserError, match=r"no image in .*empty"):
+        use.write_predictions([(out, "csv")], model, [tmp_path / "empty"])
+    assert out.getvalue() == ""  # not even a header
     table.write_text("file\nx\n")
     with pytest.raises(UserError, match="the columns file; a column path"):
         use.pictures([table])

@@ -43,11 +43,13 @@ log = logging.getLogger(__name__)
 def key(model: Model, stop: str, variables: Mapping[str, Any], images: np.ndarray, *also: Any) -> str:
     """A hash of all that the activations before `stop` depend on: modules, their variables, the images, what else.
 
-    And of what computes them, down to the last bit: the kind and number of devices, and the versions of jax.
+    And of what computes them, down to the last bit: the kind and number of devices, the versions of jax, and what it
+    and its compiler are told of precision.
     """
     span = model.span(None, stop)
     versions = [importlib.metadata.version(n) for n in ("jax", "jaxlib", "flax")]
     by = [*versions, jax.devices()[0].device_kind, jax.device_count()]
+    by += [jax.config.jax_default_matmul_precision, os.environ.get("XLA_FLAGS", "")]  # type: ignore[attr-defined]
     digest = hashlib.blake2b(repr([stop, [(name, model.parts[name]) for name in span], by, *also]).encode())
     for name in sorted(variables):
         if any(name.startswith(part + "/") for part in span):

@@ -38,8 +38,16 @@ def assets() -> Path:
     return Path(folder).resolve()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def shared_cache(tmp_path_factory):
+    """What fixtures of a module share is not kept in the cache of whoever runs the tests, and not found there."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("JFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
+def cache(shared_cache, tmp_path_factory, monkeypatch):
     """Every test gets a cache of its own, so that none reads what another wrote."""
     monkeypatch.setenv("JFT_CACHE", str(tmp_path_factory.mktemp("cache")))
 

@@ -136,6 +136,7 @@ def test_one_device_equals_eight(problem, on_one, sharding):
         np.testing.assert_allclose(state.batch_stats[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_tensor_parallel_equals_one_device():
     """A ViT's blocks cut over `model` by name, what is left by FSDP over `data`; optimizer state lies with them."""
     model = make_model("tiny_vit", num_classes=CLASSES)
@@ -333,6 +334,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(problem):
             np.testing.assert_allclose(other[name], value, rtol=2e-4, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_accumulation_moves_batch_statistics_piece_by_piece(problem):
     model, params, stats, batch = problem
     step, state, _ = make(model, params, stats, ("*",), accumulate=2)

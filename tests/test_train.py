@@ -95,7 +95,8 @@ class Crash(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [1, 5, 8, 9, 12, 16])
+# The first step, the first after the boundary between the stages, and, where there is time, others.
+@pytest.mark.parametrize("at", [1, 9, *(pytest.param(k, marks=pytest.mark.slow) for k in (5, 8, 12, 16))])
 def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, monkeypatch, at):
     """Crash when the line of this step is written: in stage 1, at the boundary, in stage 2, before the very end."""
     write = Mirror.write
@@ -197,6 +198,7 @@ def test_frozen_bytes_do_not_change_over_a_whole_run(folder, tmp_path):
     assert moved == {n for n in a.params if n.startswith(("head/", "block2/"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"features": "none"}, {"resident": 0.0}])
 def test_features_and_residence_do_not_change_the_result(finished, folder, tmp_path, options):
     """Where the numbers come from (cache, memory, stream) is a matter of speed."""
@@ -206,6 +208,7 @@ def test_features_and_residence_do_not_change_the_result(finished, folder, tmp_p
         np.testing.assert_allclose(a.params[name], b.params[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["fsdp", "pmap"])
 def test_shardings_agree_through_the_loop(folder, tmp_path, sharding):
     plain = dict(dropout=0.0, drop_path=0.0, plan=PLAN, model="tiny_resnet")

@@ -72,8 +72,8 @@ class Runs:
     def __call__(self, config, watch, shared):
         from pathlib import Path
 
-        if config.plan == "nonsense":
-            raise UserError("There is no plan 'nonsense'.")
+        if config.plan == "vpt":
+            raise UserError("Prompts are for tokens.")
         folder = Path(config.workdir)
         folder.mkdir(parents=True, exist_ok=True)
         self.lrs.append(config.lr)
@@ -153,14 +153,20 @@ def test_another_space_on_the_folder_is_refused_with_the_differences(monkeypatch
 
 
 def test_a_trial_that_cannot_be_is_told_and_left_behind(monkeypatch, tmp_path):
-    plans = {"plan": ["head", "nonsense", "full"]}
+    plans = {"plan": ["head", "vpt", "full"]}
     done, _ = run(monkeypatch, tmp_path / "s", space=plans)
     assert [r["state"] for r in done.rows] == ["complete", "failed", "complete"]
-    assert done.rows[1]["error"] == "There is no plan 'nonsense'."
+    assert done.rows[1]["error"] == "Prompts are for tokens."
     for _ in range(2):  # where nothing has begun, the mistake can be mended in the same folder
-        with pytest.raises(UserError, match="no plan 'nonsense'"):
-            run(monkeypatch, tmp_path / "t", space={"plan": ["nonsense", "head"]})
+        with pytest.raises(UserError, match="Prompts are for tokens"):
+            run(monkeypatch, tmp_path / "t", space={"plan": ["vpt", "head"]})
     run(monkeypatch, tmp_path / "t", space={"plan": ["head"]})
+
+
+def test_a_value_that_no_config_takes_is_told_before_any_trial(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="no plan 'nonsense'"):
+        run(monkeypatch, tmp_path / "s", space={"plan": ["head", "nonsense"]})
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 from jft import bundle, weights
 from jft.bundle import Bundle
 from jft.errors import UserError, near
-from jft.files import writing
 from jft.models import make_model
 from jft.models.base import Model
 from jft.stablehlo import export_stablehlo, stablehlo_code
+from jft.table import beside
 from jft.use import open_model
 from jft.weights import torchvision
 from jft.weights.export import (
@@ -254,9 +254,5 @@ def import_weights(
 
 def write_receipt(path: str | Path, told: Any) -> None:
     """A receipt as a JSON file. Raises UserError where it cannot be written."""
-    file = Path(path)
-    try:
-        with writing(file) as part:
-            part.write_text(json.dumps(told, indent=1) + "\n", encoding="ascii")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}.") from None
+    with beside(Path(path)) as part:
+        part.write_text(json.dumps(told, indent=1) + "\n", encoding="ascii")

@@ -13,12 +13,12 @@ import itertools
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import transfer
 
 import jft
+from jft.run import Shared
 from jft.train import train
 
 GRIDS = {"head": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "full": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}
@@ -28,10 +28,10 @@ SEEDS = range(3)
 def measure(assets: Path, file: Path, plans: list[str], models: list[str], sets: list[str]) -> None:
     """Train at every rate of the grid, at the suggestion and at the plan's own, a line for each."""
     done = {tuple(row[f] for f in transfer.FIELDS[:5]) for row in transfer.read(file)}
-    shared: dict[str, Any] = {}
-    for plan, model, data, seed in itertools.product(plans, models, sets, SEEDS):
-        found: float | None = None
-        for what in (*GRIDS[plan], "preset", "finder"):
+    shared = Shared()
+    for plan, model, data in itertools.product(plans, models, sets):
+        for what, seed in itertools.product((*GRIDS[plan], "preset", "finder"), SEEDS):
+            found: float | None = None
             key = (data, model, "all", f"{plan}, {what if isinstance(what, str) else f'{what:g}'}", str(seed))
             if key in done:
                 continue

@@ -32,6 +32,7 @@ from jft import average, distil, losses, penalties, weights
 from jft.build import plain_model
 from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare
+from jft.run import Shared
 from jft.step import make_eval_step
 from jft.train import train
 
@@ -75,9 +76,9 @@ FIELDS = ("data", "model", "shots", "method", "seed", "accuracy", "steps", "seco
 def settings() -> Iterator[tuple[str, str, int | None, str, int]]:
     """(data, model, shots, method, seed), the most telling first: few images, then single ones and more, then all."""
     for shots, later in ((5, False), (1, False), (20, False), (5, True), (None, False), (1, True), (20, True)):
-        for model, data, seed in itertools.product(MODELS, DATA, SEEDS):
-            for method in METHODS:
-                if (method in LATER) == later and not (method == "vpt" and "vit" not in model):
+        for model, data, method in itertools.product(MODELS, DATA, METHODS):
+            if (method in LATER) == later and not (method == "vpt" and "vit" not in model):
+                for seed in SEEDS:  # one after the other, so that they compile once
                     yield data, model, shots, method, seed
 
 
@@ -154,7 +155,7 @@ class Scorer:
 def measure(assets: Path, file: Path, wanted: Callable[[dict[str, str]], bool]) -> None:
     """Run what is wanted and not there yet, a line after the other."""
     done = {tuple(row[f] for f in FIELDS[:5]) for row in read(file)}
-    shared: dict[str, Any] = {}
+    shared = Shared()
     scorers: dict[tuple[str, str], Scorer] = {}
     for data, model, shots, method, seed in settings():
         key = dict(zip(FIELDS[:5], (data, model, str(shots or "all"), method, str(seed)), strict=True))

@@ -4,7 +4,7 @@ Source    none published. The pictures are scikit-learn's 1,797 real 8×8 digits
           among scraps of others, as in cluttered translated MNIST (Mnih et al. 2014, arXiv 1406.6247). No network.
 Expected  test accuracy on 5-9, mean ± std of 5 seeds: staged about 50 % ± 8, head only 42 % ± 2, from scratch 22 % ± 2;
           the command prints what it measured.
-Cost      about 2 minutes on 2 CPU cores.
+Cost      1.5 minutes on 2 CPU cores.
 Command   jft finetune configs/digits.py
 
 A small ResNet learns 0-4, where the digit may be anywhere and what is around it does not count. Its weights are written

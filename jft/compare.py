@@ -11,10 +11,9 @@ import numpy as np
 from jft import shard
 from jft.config import Config, write_json
 from jft.errors import UserError
-from jft.features import Shared
 from jft.report.live import make_display
 from jft.report.several import make_comparison, mean_interval
-from jft.run import default_workdir
+from jft.run import Shared, default_workdir
 from jft.train import train
 
 
@@ -42,9 +41,12 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
         raise UserError(f"{workdir} holds a single run. Name another folder for a comparison with --workdir.")
     rows = []
     display = make_display(first.display)
-    shared: Shared = {}
     total = sum(c.seeds for c in configs.values())
-    with contextlib.closing(display), display.task("Runs", total=total, unit="runs") as advance:
+    with (
+        contextlib.closing(Shared()) as shared,
+        contextlib.closing(display),
+        display.task("Runs", total=total, unit="runs") as advance,
+    ):
         for name, config in configs.items():
             results = []
             for seed in range(config.seed, config.seed + config.seeds):

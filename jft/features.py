@@ -32,8 +32,6 @@ def cut(model: Model, trainable: Collection[str]) -> str | None:
     return None
 
 
-Shared = dict[str, Any]  # what runs of one process have kept, by `key`
-MOST_SHARED = 4  # arrays: training and validation at two cuts
 MOST_KEPT, MOST_ON_DISK = 2**30, 8 * 2**30  # bytes of one array that goes to the disk unasked, and of them all
 MAGIC = b"jftfeat1"  # ends every file of features, after a checksum of the rest
 
@@ -57,13 +55,6 @@ def key(model: Model, stop: str, variables: Mapping[str, Any], images: np.ndarra
             digest.update(np.ascontiguousarray(variables[name]).data)
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()[:40]
-
-
-def share(shared: Shared, name: str, kept: Any) -> None:
-    """Keep activations for runs to come; the oldest go where they get too many."""
-    while len(shared) >= MOST_SHARED:
-        del shared[next(iter(shared))]
-    shared[name] = kept
 
 
 def shape(model: Model, stop: str, examples: int) -> tuple[int, ...]:

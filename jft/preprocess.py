@@ -20,6 +20,10 @@ class Preprocess:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     squash: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("size", "mean", "std"):  # lists, where they come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
     @property
     def resize(self) -> int:
         """The shorter side after resizing, in pixels: `floor(size / crop_pct)`, as timm does for square sizes."""

@@ -10,7 +10,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,60 @@ def _listen(event: str, duration_secs: float, **_: Any) -> None:
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
 PHASES = ("import", "compile", "data", "features", "train", "eval")
+
+
+MOST_SHARED = 4  # arrays of features: training and validation at two cuts
+
+
+class Shared:
+    """What the runs of a comparison or a sweep, one after another in one process, keep for each other.
+
+    Features, by their `features.key`; and what was traced and compiled, for runs that differ in their seed alone.
+    """
+
+    def __init__(self) -> None:
+        self.features: dict[str, Any] = {}
+        self.config: Config | None = None  # what `programs` are of
+        self.programs: list[tuple[Any, Any]] = []  # each with what it depends on besides
+
+    def keep(self, name: str, features: Any) -> None:
+        """Keep activations for runs to come; the oldest go where they get too many."""
+        while len(self.features) >= MOST_SHARED:
+            del self.features[next(iter(self.features))]
+        self.features[name] = features
+
+    def program(self, about: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, or gave before for an equal `about`."""
+        for other, made in self.programs:
+            if other == about:
+                return made
+        made = make()
+        self.programs.append((about, made))
+        return made
+
+    def enter(self, config: Config) -> None:
+        """Before a run: forget what was compiled for another config."""
+        if self.config is None or not _alike(config, self.config):
+            self.close()
+        self.config = config
+
+    def close(self) -> None:
+        """Forget all that was compiled, which jax would keep for as long as the process lives."""
+        self.programs.clear()
+        jax.clear_caches()
+
+
+def _alike(a: Config, b: Config) -> bool:
+    """Whether two configs differ in nothing that a compiled step knows of."""
+
+    def same(one: Any, other: Any) -> bool:
+        try:
+            return one is other or bool(one == other)
+        except ValueError:  # arrays
+            return False
+
+    unknown = {"seed", "seeds", "workdir", "display", "track", "checkpoint_every", "threads", "given"}
+    return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(Config) if f.name not in unknown)
 
 
 @dataclass

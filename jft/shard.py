@@ -113,7 +113,20 @@ def distribute(tree: Any, mesh: Mesh, sharding: str = "replicate") -> Any:
     """`place` in buffers of its own: donating what `device_put` gave could take the caller's own array away."""
     if jax.process_count() > 1:
         return place(tree, mesh, sharding)
-    return place(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree), mesh, sharding)
+    leaves, form = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}  # what lies on the same devices is copied by one program
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(frozenset(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else None, []).append(i)
+    for chosen in groups.values():
+        for i, copied in zip(chosen, copy([leaves[i] for i in chosen]), strict=True):
+            leaves[i] = copied
+    return place(jax.tree.unflatten(form, leaves), mesh, sharding)
+
+
+@jax.jit
+def copy(arrays: Any) -> Any:
+    """Every leaf in a buffer of its own."""
+    return jax.tree.map(jnp.copy, arrays)
 
 
 def spread(arrays: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

@@ -15,11 +15,10 @@ from typing import Any
 from jft.config import PLACE, Config, describe, differences, override, write_json
 from jft.config import check as config_check
 from jft.errors import UserError, near
-from jft.features import Shared
 from jft.files import writing
 from jft.report.live import make_display
 from jft.report.sweep import page
-from jft.run import data_path, default_workdir, read_json
+from jft.run import Shared, data_path, default_workdir, read_json
 from jft.train import Interrupted, train
 
 Space = Mapping[str, Any]  # by field: a list of values, or ("log" | "linear", lowest, highest)
@@ -79,8 +78,8 @@ def sweep(
     _enter(workdir, config, dimensions)
     study = _study(optuna, workdir, prune)
     display = make_display(config.display)
-    begun, shared = time.monotonic(), Shared()
-    with contextlib.closing(display), display.task("Trials", total=total, unit="trials") as advance:
+    begun, task = time.monotonic(), display.task("Trials", total=total, unit="trials")
+    with contextlib.closing(Shared()) as shared, contextlib.closing(display), task as advance:
         advance(len(_ended(study)))
         while True:
             running = [t for t in study.trials if t.state.name == "RUNNING"]

@@ -51,7 +51,18 @@ from jft.report import track
 from jft.report.card import model_card
 from jft.report.live import make_display
 from jft.report.log import plain
-from jft.run import Clock, Result, check_compiled, data_path, default_workdir, entered, fingerprint, running, versions
+from jft.run import (
+    Clock,
+    Result,
+    Shared,
+    check_compiled,
+    data_path,
+    default_workdir,
+    entered,
+    fingerprint,
+    running,
+    versions,
+)
 from jft.step import State, make_eval_step, repeat
 from jft.use import evaluate_dataset, fit_temperature, probabilities, row
 from jft.weights.writers import write_safetensors
@@ -71,12 +82,12 @@ def train(
     config: Config,
     *,
     watch: Callable[[dict[str, Any]], Any] | None = None,
-    shared: features.Shared | None = None,
+    shared: Shared | None = None,
 ) -> Result:
     """Fine-tune as the config says; resumes an interrupted run of the same config, and leaves a finished one alone.
 
     `watch` is told of every validation: its line in the log, `done`, the share of the run's steps, and `final`, whether
-    it is in the last stage. What it raises ends the run where it is. `shared` keeps features from one run to the next.
+    it is in the last stage. What it raises ends the run where it is. What is `shared` with other runs is not made anew.
     Raises UserError for whatever a user can mend, Interrupted when SIGINT or SIGTERM stopped the run (it has saved).
     """
     clock = Clock()
@@ -128,7 +139,10 @@ def train(
             with clock("data"):
                 data, left_out = load_images(config, splits, stages, loaded.preprocess, display)
             run = Run(config, workdir, model, loaded, params, batch_stats, stages, data, clock, display)
-            run.watch, run.shared, run.ours = watch, shared, ours
+            run.watch, run.ours = watch, ours
+            if shared is not None:
+                shared.enter(config)
+                run.shared = shared
             with contextlib.closing(run), interruptible() as asked_to_stop:
                 run.restore()
                 trackers = config.track if shard.first() else ()
@@ -238,11 +252,6 @@ def _squares(a: list[Any], b: list[Any]) -> Any:
     return jnp.stack([jnp.sum(jnp.square(x - y)) for x, y in zip(a, b, strict=True)])
 
 
-@jax.jit
-def _copy(arrays: Any) -> Any:
-    return jax.tree.map(jnp.copy, arrays)
-
-
 @dataclass
 class Patience:
     """The best validation of a stage, and how many in a row have not been better."""
@@ -299,7 +308,7 @@ class Run:
         self.features: dict[
             tuple[str, str], Any
         ] = {}  # by split and cut, of the leg under way; on the devices or mapped
-        self.shared: features.Shared | None = None  # features of all the runs of a comparison or a sweep
+        self.shared: Shared | None = None  # with the other runs of a comparison or a sweep
         self.watch: Callable[[dict[str, Any]], Any] | None = None  # told of every validation
         self.ours: Callable[[], None] = lambda: None  # raises where another process has taken the folder over
         self.step = 0
@@ -322,8 +331,8 @@ class Run:
             self.checkpoints.close()
         finally:
             self.log.close()
-            # Every run compiles programs of its own, which jax would keep for as long as the process lives.
-            jax.clear_caches()
+            if self.shared is None:
+                Shared().close()
 
     # -- where the state comes from ---------------------------------------------------------------------------------
 
@@ -415,8 +424,8 @@ class Run:
         self, leg: Leg, params: Mapping[str, Any], batch_stats: Mapping[str, Any], before: State | None = None
     ) -> State:
         """The state at a leg's first step, with what the config carries over from the leg before."""
-        optimizer, _ = make_leg_optimizer(self.config, leg)
-        opt_state = jax.jit(optimizer.init)(tree.split(params, leg.trainable)[0])
+        init = self._program(("init", leg), lambda: jax.jit(make_leg_optimizer(self.config, leg)[0].init))
+        opt_state = init(tree.split(params, leg.trainable)[0])
         if before and self.config.carry:
             opt_state = optim.carry(opt_state, before.opt_state)
         names, stats = self._touched(leg.number) if self.config.ema else ((), ())
@@ -500,7 +509,8 @@ class Run:
         )
         dispatch, schedule = self.compile(leg)
         # All at once: a call of a compiled function takes longer than the rest of a row of the log.
-        lr_at = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(leg.last - leg.first)))
+        steps = jnp.arange(leg.last - leg.first)
+        lr_at = self._program(("rates", leg), lambda: np.asarray(jax.jit(jax.vmap(schedule))(steps)))
 
         per_epoch = len(self.data["train"].labels) / self.config.batch
         every = max(1.0, self.config.eval_every * per_epoch)
@@ -658,19 +668,24 @@ class Run:
         for pieces in itertools.count(self.pieces or config.accumulate or 1):
             if batch % (pieces * self.mesh.shape[shard.DATA]):
                 continue
-            step = make_leg_step(
-                config, self.model, leg, optimizer, self.preprocess, self.source, self.loss, start, pieces, unroll=slow
-            )
-            compiled = shard.compile_steps(
-                repeat(step, loop, resident),
-                self.state,
-                self.mesh,
-                config.sharding,
-                "replicate" if resident and not spread else "cut",
-            )
+
+            def make(pieces: int = pieces) -> Any:
+                step = make_leg_step(
+                    config, self.model, leg, optimizer, self.preprocess, self.source, self.loss, start, pieces,
+                    unroll=slow,
+                )  # fmt: skip
+                placed = "replicate" if resident and not spread else "cut"
+                steps = shard.compile_steps(
+                    repeat(step, loop, resident), self.state, self.mesh, config.sharding, placed
+                )
+                if config.sharding == "pmap":
+                    return steps
+                return steps.lower(self.state, data, shard.indices(index, self.mesh), np.int32(1)).compile()
+
+            shapes = {n: (v.shape, v.dtype) for n, v in data.items()}
+            compiled = self._program(("step", leg, start, pieces, loop, resident, spread, slow, shapes), make)
             if config.sharding == "pmap":
                 break
-            compiled = compiled.lower(self.state, data, shard.indices(index, self.mesh), np.int32(1)).compile()
             needs, free = shard.agree(shard.temporary(compiled)), shard.agree(memory_free(), min)
             if needs <= free or config.accumulate or self.pieces or pieces * self.mesh.shape[shard.DATA] == batch:
                 break
@@ -712,11 +727,24 @@ class Run:
     # -- evaluation -------------------------------------------------------------------------------------------------
 
     def _eval_step(self, start: str | None = None, stop: str | None = None) -> Any:
-        if (start, stop) not in self.eval_steps:
+        def make() -> Any:
             prepare = None if start else make_prepare(self.preprocess, (), train=False)
             step = make_eval_step(self.model, prepare=prepare, start=start, stop=stop)
-            self.eval_steps[start, stop] = shard.compile_evaluation(step, self.mesh)
+            return shard.compile_evaluation(step, self.mesh)
+
+        if (start, stop) not in self.eval_steps:
+            self.eval_steps[start, stop] = self._program(("evaluation", start, stop), make)
         return self.eval_steps[start, stop]
+
+    def _program(self, about: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` gives, or gave to a run that differs in its seed alone.
+
+        Such runs have equal programs where their weights and classes are; weights of classes are drawn with the data.
+        """
+        if self.shared is None or self.config.class_weights:
+            return make()
+        of_run = (self.loaded.sha256, self.loaded.missing, self.preprocess, self.model)
+        return self.shared.program((*about, *of_run), make)
 
     def _keep_features(self, leg: Leg, splits: Sequence[str]) -> str | None:
         """Keep activations of these splits at the leg's cut, where that pays; the part that training starts from."""
@@ -758,13 +786,13 @@ class Run:
                 span, variables = self.model.span(None, cut), state.params | state.batch_stats
                 below = {n: v for n, v in variables.items() if plan.part_of(n, self.model.parts) in span}
                 name = features.key(self.model, cut, shard.fetch(below), data.images, *also)
-            kept = self.shared.get(name) if self.shared is not None and name else None
+            kept = self.shared.features.get(name) if self.shared is not None and name else None
             if kept is None:
                 kept = self._read_features(split, cut, views, rows, name, fits)
             if fits:
                 kept = shard.place(kept, self.mesh)
             if self.shared is not None and name:
-                features.share(self.shared, name, kept)
+                self.shared.keep(name, kept)
             self.features[split, cut] = kept
 
     def _read_features(
@@ -802,7 +830,7 @@ class Run:
         step = make_eval_step(
             self.model, prepare=lambda batch, key: prepare(batch, jax.random.wrap_key_data(batch["key"])), stop=cut
         )
-        return shard.compile_evaluation(step, self.mesh)
+        return self._program(("views", cut, leg.augment), lambda: shard.compile_evaluation(step, self.mesh))
 
     def _placed(self, data: Split, views: int | None = None) -> Iterator[dict[str, Any]]:
         """Evaluation batches, cut over the mesh; of each view in turn, with its `key`."""
@@ -834,7 +862,7 @@ class Run:
             if better:
                 names, stats = self._touched(leg.number)
                 # Copies: the next step is given the state's own buffers.
-                params, batch_stats = _copy(
+                params, batch_stats = shard.copy(
                     (tree.split(state.params, names)[0], tree.split(state.batch_stats, stats)[0])
                 )
                 self.best = Best(self.step, leg.number, accuracy, loss, params, batch_stats, logits)

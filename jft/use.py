@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare, views, work_size
 from jft.errors import UserError
 from jft.models import make_model
+from jft.models.base import Model
+from jft.preprocess import Preprocess
 from jft.report.live import make_display
 from jft.run import read_json
 from jft.step import FEATURES, make_eval_step
@@ -73,6 +75,24 @@ class Predicted:
     features: np.ndarray | None = None  # float32 [n, d], what the head takes
 
 
+@lru_cache(maxsize=8)  # who predicts again waits for no compilation
+def _prediction(model: Model, preprocess: Preprocess, tta: tuple[str, ...], several: bool, features: bool) -> Any:
+    """A compiled `(params, batch_stats, batch) -> (logits, what the head takes)`, the second with `features` alone."""
+    steps = [make_eval_step(model, prepare=view) for view in views(preprocess, tta)]
+    plain = make_prepare(preprocess, (), train=False)
+    body, top = make_eval_step(model, prepare=plain, stop="head"), make_eval_step(model, start="head")
+
+    @jax.jit
+    def step(params: Any, stats: Any, given: Any) -> tuple[Any, Any]:
+        taken = body(params, stats, given) if features else None
+        if features and not tta:
+            return top(params, stats, {FEATURES: taken}), taken
+        answers = [one(params, stats, given) for one in steps]
+        return losses.average(jnp.stack(answers), several) if tta else answers[0], taken
+
+    return step
+
+
 def run_chunks(
     model: Bundle,
     dataset: sources.Dataset,
@@ -88,19 +108,8 @@ def run_chunks(
     each image (`prepare.views`): flip, corners. With `features`, what the head takes of the image itself, too.
     """
     display = display or make_display("quiet")
-    steps = [make_eval_step(model.model, prepare=view) for view in views(model.preprocess, tta)]
+    step = _prediction(model.model, model.preprocess, tuple(tta), model.multi_label, features)
     size = work_size(model.preprocess, ("crop",)) if "corners" in tta else None
-    plain = make_prepare(model.preprocess, (), train=False)
-    body, top = make_eval_step(model.model, prepare=plain, stop="head"), make_eval_step(model.model, start="head")
-
-    @jax.jit
-    def step(params: Any, stats: Any, given: Any) -> tuple[Any, Any]:
-        taken = body(params, stats, given) if features else None
-        if features and not tta:
-            return top(params, stats, {FEATURES: taken}), taken
-        answers = [one(params, stats, given) for one in steps]
-        return losses.average(jnp.stack(answers), model.multi_label) if tta else answers[0], taken
-
     params, stats = jax.device_put((dict(model.params), dict(model.batch_stats)))
 
     def decode(start: int) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from jft import Stage, cli, features, sweep, train
 from jft.config import Config, write_json
 from jft.errors import UserError
-from jft.run import Result
+from jft.run import MOST_SHARED, Result, Shared
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -29,16 +29,42 @@ def config(folder, workdir, **changes):
 def test_runs_share_features_and_are_the_same_as_alone(folder, tmp_path, monkeypatch):
     computed, rows = [], features.rows
     monkeypatch.setattr(features, "rows", lambda *a, **k: computed.append(1) or rows(*a, **k))
-    shared: features.Shared = {}
+    shared = Shared()
     told = []
     for name in ("a", "b"):
         train.train(config(folder, tmp_path / name, epochs=1.0), shared=shared, watch=told.append)
-    assert len(shared) == len(computed) == 2
+    assert len(shared.features) == len(computed) == 2
     monkeypatch.setenv("JFT_CACHE", str(tmp_path / "another cache"))
     train.train(config(folder, tmp_path / "c", epochs=1.0))
     logs = {(tmp_path / name / "metrics.jsonl").read_bytes() for name in "abc"}
     assert len(logs) == 1 and len(computed) == 4
     assert [(t["done"], t["final"], t["step"]) for t in told] == [(1.0, True, 4)] * 2
+
+
+def test_seeds_compile_once_and_are_the_same_as_alone(folder, tmp_path, monkeypatch):
+    traced, make = [], train.make_leg_step
+    monkeypatch.setattr(train, "make_leg_step", lambda *a, **k: traced.append(a[0].seed) or make(*a, **k))
+
+    def runs(name, shared, **changes):
+        for seed in (0, 1):
+            one = config(folder, tmp_path / name / str(seed), seed=seed, epochs=0.5, plan="full", **changes)
+            train.train(one, shared=shared)
+
+    def files(name):
+        wanted = ("metrics.jsonl", "model/model.safetensors", "predictions.csv")
+        return [(tmp_path / name / seed / file).read_bytes() for seed in "01" for file in wanted]
+
+    shared = Shared()
+    runs("together", shared)
+    assert traced == [0]
+    runs("at another rate", shared, lr=3e-3)
+    assert traced == [0, 0]
+    runs("weighted", shared, lr=3e-3, class_weights="inverse")  # weights of the classes are each seed's own
+    assert traced == [0, 0, 0, 1]
+    runs("alone", None)
+    assert files("together") == files("alone") != files("at another rate")
+    shared.close()
+    assert not shared.programs
 
 
 def test_the_key_of_shared_features_is_all_they_depend_on():
@@ -55,9 +81,10 @@ def test_the_key_of_shared_features_is_all_they_depend_on():
     assert key() == key() == key(changed="head/kernel")
     others = [key("norm"), key(changed="block0/mlp/fc1/kernel"), key(images=images + 1), key(also=16)]
     assert len({key(), *others}) == 5
-    shared = {str(i): jax.numpy.zeros(1) for i in range(features.MOST_SHARED)}
-    features.share(shared, "new", jax.numpy.ones(1))
-    assert list(shared) == [*map(str, range(1, features.MOST_SHARED)), "new"]
+    shared = Shared()
+    for i in range(MOST_SHARED + 1):
+        shared.keep(str(i), jax.numpy.zeros(1))
+    assert list(shared.features) == [str(i) for i in range(1, MOST_SHARED + 1)]
 
 
 LR = {"lr": ("log", 1e-5, 1.0)}

@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -30,7 +30,7 @@ class Model:
     """
 
     name: str
-    parts: Mapping[str, nn.Module]
+    parts: Mapping[str, nn.Module] = field(hash=False)
     input_shape: tuple[int, ...]  # of one example, e.g. (224, 224, 3)
     num_classes: int
     input: str = "image"  # what the model takes from a batch

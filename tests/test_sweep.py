@@ -41,28 +41,27 @@ def test_runs_share_features_and_are_the_same_as_alone(folder, tmp_path, monkeyp
     assert [(t["done"], t["final"], t["step"]) for t in told] == [(1.0, True, 4)] * 2
 
 
+@pytest.mark.slow
 def test_seeds_compile_once_and_are_the_same_as_alone(folder, tmp_path, monkeypatch):
     traced, make = [], train.make_leg_step
     monkeypatch.setattr(train, "make_leg_step", lambda *a, **k: traced.append(a[0].seed) or make(*a, **k))
 
-    def runs(name, shared, **changes):
-        for seed in (0, 1):
-            one = config(folder, tmp_path / name / str(seed), seed=seed, epochs=0.5, plan="full", **changes)
-            train.train(one, shared=shared)
-
-    def files(name):
+    def run(name, seed, shared, **changes):
+        one = config(folder, tmp_path / name, seed=seed, epochs=1.0, **changes)
+        train.train(one, shared=shared)
         wanted = ("metrics.jsonl", "model/model.safetensors", "predictions.csv")
-        return [(tmp_path / name / seed / file).read_bytes() for seed in "01" for file in wanted]
+        return [(tmp_path / name / file).read_bytes() for file in wanted]
 
     shared = Shared()
-    runs("together", shared)
+    run("first", 0, shared)
+    second = run("second", 1, shared)
     assert traced == [0]
-    runs("at another rate", shared, lr=3e-3)
-    assert traced == [0, 0]
-    runs("weighted", shared, lr=3e-3, class_weights="inverse")  # weights of the classes are each seed's own
-    assert traced == [0, 0, 0, 1]
-    runs("alone", None)
-    assert files("together") == files("alone") != files("at another rate")
+    assert run("at another rate", 1, shared, lr=3e-3) != second
+    assert traced == [0, 1]
+    for seed in (0, 1):  # weights of the classes are each seed's own
+        run(f"weighted {seed}", seed, shared, lr=3e-3, class_weights="inverse")
+    assert traced == [0, 1, 0, 1]
+    assert run("alone", 1, None) == second
     shared.close()
     assert not shared.programs
 

@@ -24,7 +24,7 @@ from jft.models import make_model
 from jft.models.base import Model
 from jft.plan import Stage
 from jft.preprocess import Preprocess
-from jft.step import Objective, State, make_train_step, supervised
+from jft.step import Batch, Metrics, Objective, State, TrainStep, make_train_step, supervised
 
 
 def read_data(config: Config) -> sources.Splits:
@@ -304,31 +304,40 @@ def make_leg_step(
     config: Config,
     model: Model,
     leg: Leg,
-    optimizer: Any,
     preprocess: Preprocess,
-    source: Mapping[str, Any],
     loss: Callable[..., Any],
     start: str | None,
     pieces: int = 1,
     unroll: bool = False,
-) -> Callable[..., Any]:
+) -> TrainStep:
     """The train step of a leg, from features at `start` or from images, the batch taken in so many pieces."""
     axis_name = shard.DATA if config.sharding == "pmap" else None
     prepare = make_prepare(preprocess, leg.augment, train=True, num_classes=model.num_classes, axis_name=axis_name)
-    return make_train_step(
-        make_leg_objective(config, model, leg, source, loss, start),
-        optimizer,
-        trainable=leg.trainable,
-        prepare=(lambda batch, key: batch) if start else prepare,
-        ema=config.ema or 0.0,
-        sam=config.sam,
-        accumulate=pieces,
-        unroll=unroll,
-        gather=partial(shard.gathered, mesh=shard.make_mesh(model=config.tensor))
-        if config.sharding == "fsdp"
-        else None,
-        axis_name=axis_name,
-    )
+    mesh = shard.make_mesh(model=config.tensor)
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        # Put together where it is traced: the source's values are arguments of the compiled program. As constants they
+        # would be written out in it, twice their size, and 2 GB are more than a compiler takes.
+        made = make_train_step(
+            make_leg_objective(config, model, leg, state.source, loss, start),
+            make_leg_optimizer(config, leg, state.source)[0],
+            trainable=leg.trainable,
+            prepare=(lambda batch, key: batch) if start else prepare,
+            ema=config.ema or 0.0,
+            sam=config.sam,
+            accumulate=pieces,
+            unroll=unroll,
+            gather=partial(shard.gathered, mesh=mesh) if config.sharding == "fsdp" else None,
+            axis_name=axis_name,
+        )
+        return made(state, batch)
+
+    return step
+
+
+def needs_source(config: Config) -> bool:
+    """Whether the steps of a run need the pretrained values."""
+    return config.penalty is not None or config.objective is not None
 
 
 def make_leg_objective(
@@ -361,13 +370,12 @@ def make_leg_diagnosis(
     model: Model,
     leg: Leg,
     preprocess: Preprocess,
-    source: Mapping[str, Any],
     loss: Callable[..., Any],
 ) -> Callable[[State, Mapping[str, Any], int], Suspect | None]:
     """A function `(state, batch, step)`: where the numbers of the images that were this step's stop being finite."""
     diagnose = make_diagnosis(
         model,
-        make_leg_objective(config, model, leg, source, loss, None),
+        lambda source: make_leg_objective(config, model, leg, source, loss, None),
         loss,
         trainable=leg.trainable,
         train_parts=leg.train_parts,
@@ -377,7 +385,7 @@ def make_leg_diagnosis(
 
     def of_step(state: State, batch: Mapping[str, Any], step: int) -> Suspect | None:
         augment_key, model_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.key), step - 1))
-        return diagnose(state.params, state.batch_stats, jax.jit(prepare)(dict(batch), augment_key), model_key)
+        return diagnose(state, jax.jit(prepare)(dict(batch), augment_key), model_key)
 
     return of_step
 

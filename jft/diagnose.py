@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool
 
 from jft import tree
 from jft.models.base import Model
-from jft.step import Batch, Objective
+from jft.step import Batch, Objective, State
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,18 @@ class Suspect:
 
 def make_diagnosis(
     model: Model,
-    objective: Objective,
+    objective: Callable[[Mapping[str, Any]], Objective],
     loss: Callable[..., Array],
     *,
     trainable: Collection[str],
     train_parts: Collection[str],
     update_stats: Collection[str],
-) -> Callable[[Mapping[str, Any], Mapping[str, Any], Batch, Array], Suspect | None]:
-    """A function `(params, batch_stats, batch, key) -> Suspect`, or None where all of a batch's numbers are finite.
+) -> Callable[[State, Batch, Array], Suspect | None]:
+    """A function `(state, batch, key) -> Suspect`, or None where all of a batch's numbers are finite.
 
-    The batch is as the objective takes it. Weights come first, then what each part gives, in depth order, the loss of
-    each example, and the gradient of what trains, from the top down: the order in which a bad number spreads.
+    `objective` makes one of the source's values; the batch is as it takes it. Weights come first, then what each part
+    gives, in depth order, the loss of each example, and the gradient of what trains, from the top down: the order in
+    which a bad number spreads.
     """
     parts = model.span()
 
@@ -56,7 +57,7 @@ def make_diagnosis(
         return jnp.isfinite(x).reshape(len(x), -1).all(1)
 
     @jax.jit
-    def look(params: Any, batch_stats: Any, batch: Any, key: Array) -> dict[str, Any]:
+    def look(params: Any, batch_stats: Any, source: Any, batch: Any, key: Array) -> dict[str, Any]:
         x = batch[model.input]
         weights = {
             part: jnp.stack([jnp.isfinite(v).all() for v in leaves.values()])
@@ -71,7 +72,7 @@ def make_diagnosis(
             found["forward"][part] = finite(x)
         found["loss"] = finite(loss(x.astype(jnp.float32), batch))
         train, frozen = tree.split(params, trainable)
-        grads = jax.grad(lambda t: objective(tree.merge(t, frozen), batch_stats, batch, key)[0])(train)
+        grads = jax.grad(lambda t: objective(source)(tree.merge(t, frozen), batch_stats, batch, key)[0])(train)
         found["gradient"] = {
             part: jnp.stack([jnp.isfinite(g).all() for g in leaves.values()])
             for part in parts
@@ -79,8 +80,8 @@ def make_diagnosis(
         }
         return found
 
-    def diagnose(params: Mapping[str, Any], batch_stats: Mapping[str, Any], batch: Batch, key: Array) -> Suspect | None:
-        found = jax.tree.map(np.asarray, look(dict(params), dict(batch_stats), dict(batch), key))
+    def diagnose(state: State, batch: Batch, key: Array) -> Suspect | None:
+        found = jax.tree.map(np.asarray, look(state.params, state.batch_stats, state.source, dict(batch), key))
 
         def bad(flags: np.ndarray) -> tuple[int, ...]:
             return tuple(np.flatnonzero(~flags).tolist())

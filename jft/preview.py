@@ -17,6 +17,7 @@ from jft.build import (
     make_leg_optimizer,
     make_leg_step,
     model_of,
+    needs_source,
     read_data,
     summarise,
 )
@@ -136,6 +137,7 @@ def _step(
         batch_stats=stats,
         opt_state=jax.eval_shape(optimizer.init, tree.split(params, leg.trainable)[0]),
         key=jax.ShapeDtypeStruct((2,), jnp.uint32),
+        source={n: v for n, v in (params | stats).items() if not n.startswith("head/")} if needs_source(config) else {},
     )
     labels = splits.train.labels
     batch = {
@@ -148,13 +150,8 @@ def _step(
         batch["features"] = jax.ShapeDtypeStruct(shape.shape, jnp.float32)
     else:
         batch["image"] = _images(config, work_size(preprocess, leg.augment), jnp.uint8)
-    source = {n: v for n, v in params.items() if not n.startswith("head/")} if config.penalty else {}
-    loss = choose_loss(config, labels)
-
-    def step(state: State, batch: dict[str, Any], source: dict[str, Any]) -> Any:
-        return make_leg_step(config, model, leg, optimizer, preprocess, source, loss, start)(state, batch)
-
-    return jax.jit(step, donate_argnums=0).lower(state, batch, source)
+    step = make_leg_step(config, model, leg, preprocess, choose_loss(config, labels), start)
+    return jax.jit(step, donate_argnums=0).lower(state, batch)
 
 
 def _cost(lowered: Any) -> dict[str, float]:

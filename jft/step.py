@@ -21,7 +21,7 @@ Metrics = dict[str, Array]
 
 @flax.struct.dataclass
 class State:
-    """All that training changes, as one pytree of arrays."""
+    """All that training changes, and what it is held against, as one pytree of arrays."""
 
     # Any, not Array: trees of shardings and of shapes have this form too.
     step: Any  # int32 [], counted over all stages
@@ -30,6 +30,7 @@ class State:
     opt_state: Any  # of the current stage's optimizer, over the parameters that train
     key: Any  # uint32 [2], key data of the run; a step's randomness is derived from it and `step`
     ema: Any = flax.struct.field(default_factory=dict)  # moving averages of what has trained, where asked for
+    source: Any = flax.struct.field(default_factory=dict)  # pretrained values, for penalties and objectives
 
 
 # (params, batch_stats, batch, key) -> (what is minimised, (metrics, batch statistics after it))

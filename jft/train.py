@@ -32,6 +32,7 @@ from jft.build import (
     make_leg_step,
     memory_budget,
     memory_free,
+    needs_source,
     options_of,
     read_data,
     summarise,
@@ -372,6 +373,7 @@ class Run:
                 opt_state=saved["opt_state"],
                 key=saved["key"],
                 ema=saved["ema"],
+                source=self._source_of_steps(),
             )
             self.state = shard.distribute(state, self.mesh, self.config.sharding)
             self.step, self.leg, self.ended = step, position["leg"], position["ended"]
@@ -437,7 +439,11 @@ class Run:
             opt_state=opt_state,
             key=jax.random.key_data(jax.random.key(self.config.seed)),
             ema=averaged | (before.ema if before else {}),
+            source=self._source_of_steps(),
         )
+
+    def _source_of_steps(self) -> dict[str, Any]:
+        return self.source if needs_source(self.config) else {}
 
     def _touched(self, leg: int) -> tuple[set[str], set[str]]:
         """The names of parameters and of batch statistics that training has changed by the end of this leg."""
@@ -588,7 +594,7 @@ class Run:
         train, config = self.data["train"], self.config
         args = (config.batch, config.seed, step - 1, config.threads, train.size, train.images)
         batch = next(pipeline.stream(train.dataset, self.preprocess, *args, balance=config.balance))
-        look = make_leg_diagnosis(config, self.model, leg, self.preprocess, self.source, self.loss)
+        look = make_leg_diagnosis(config, self.model, leg, self.preprocess, self.loss)
         suspect = look(shard.fetch(self._collected()), batch, step)
         return suspect.told(names) if suspect else "Run once more with the weights as they are now, all is finite."
 
@@ -616,7 +622,7 @@ class Run:
         assert self.state is not None
         config, train = self.config, self.data["train"]
         start = self._keep_features(leg, splits)
-        optimizer, schedule = make_leg_optimizer(config, leg, self.source)
+        _, schedule = make_leg_optimizer(config, leg)
         n, batch, views = len(train.labels), config.batch, (config.views or 1) if start and leg.augment else 1
         arrays: dict[str, Any] = {"label": np.concatenate([train.labels] * views)}
         if start:
@@ -670,10 +676,7 @@ class Run:
                 continue
 
             def make(pieces: int = pieces) -> Any:
-                step = make_leg_step(
-                    config, self.model, leg, optimizer, self.preprocess, self.source, self.loss, start, pieces,
-                    unroll=slow,
-                )  # fmt: skip
+                step = make_leg_step(config, self.model, leg, self.preprocess, self.loss, start, pieces, unroll=slow)
                 placed = "replicate" if resident and not spread else "cut"
                 steps = shard.compile_steps(
                     repeat(step, loop, resident), self.state, self.mesh, config.sharding, placed

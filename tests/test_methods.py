@@ -1,17 +1,21 @@
 """Methods through the loop: what is validated is what is kept, what is asked for is felt and told."""
 
 import json
+import re
+from functools import partial
 
+import jax
 import numpy as np
 import pytest
 
-from jft import Stage, build
+from jft import Stage, build, distil, losses, plan
 from jft.config import Config
 from jft.errors import UserError
-from jft.penalties import l2
+from jft.penalties import l2, l2_sp
+from jft.step import State
 from jft.train import train
 from jft.use import evaluate, open_model
-from jft.weights import open_weights
+from jft.weights import open_weights, scratch
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -52,6 +56,37 @@ def test_a_decoupled_penalty_pulls_and_is_told(config, tmp_path):
         ends.append(np.linalg.norm(open_model(run.workdir).params["head/kernel"]))
         assert all(("penalty" in line) == ("loss" in line) for line in lines_of(run))
     assert lines_of(run)[0]["penalty"] >= 0 and ends[1] < 0.5 * ends[0]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        dict(penalty=l2_sp),
+        dict(penalty=l2_sp, penalty_decoupled=True),
+        dict(objective=partial(distil.features, at="norm")),
+    ],
+)
+def test_pretrained_values_are_arguments_of_a_step_and_no_constants_of_it(config, asked):
+    """Of a large model they would be more than a compiler takes: it is traced here without any value at all."""
+    model = build.model_of(config, 3)
+    params, stats = model.shapes()
+    image = jax.ShapeDtypeStruct((8, *model.input_shape), "uint8")
+    batch = {"image": image, "label": jax.ShapeDtypeStruct((8,), "int32"), "index": jax.ShapeDtypeStruct((8,), "int32")}
+
+    def arguments(made):
+        stages = plan.resolve("full", list(params), list(model.parts), epochs=1, lr=1e-2, layer_decay=None)
+        (leg,) = build.lay_out(made, stages, model, 8)
+        state = State(
+            step=jax.ShapeDtypeStruct((), "int32"), params=params, batch_stats=stats, source=params | stats,
+            opt_state=jax.eval_shape(build.make_leg_optimizer(made, leg)[0].init, params),
+            key=jax.ShapeDtypeStruct((2,), "uint32"),
+        )  # fmt: skip
+        step = build.make_leg_step(made, model, leg, scratch(model).preprocess, losses.cross_entropy, None)
+        text = jax.jit(lambda *given: step(*given)[0].params).lower(state, batch).as_text()  # those that are used
+        return re.search(r"@main\((.*?)\) -> ", text, re.S)[1].count("%arg")
+
+    assert build.needs_source(config.replace(**asked)) and not build.needs_source(config)
+    assert arguments(config.replace(**asked)) - arguments(config) >= len(params) - 4  # but head and norm
 
 
 def test_wrong_combinations_are_refused(config, tmp_path):

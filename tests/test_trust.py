@@ -33,7 +33,7 @@ from jft.report.html import make_report
 from jft.report.log import MetricsLog
 from jft.report.track import Mirror
 from jft.run import running
-from jft.step import supervised
+from jft.step import State, supervised
 from jft.weights import scratch
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -471,7 +471,8 @@ def diagnosis(model, loss=None, **options):
     parts = tuple(model.parts)
     names = dict(trainable=frozenset(model.shapes()[0]), train_parts=parts, update_stats=())
     objective = options.get("objective") or supervised(model, loss=loss, **names)
-    return make_diagnosis(model, objective, loss, **names)
+    look = make_diagnosis(model, lambda source: objective, loss, **names)
+    return lambda params, stats, batch, key: look(State(0, params, stats, (), None), batch, key)
 
 
 def per_example(logits, batch):

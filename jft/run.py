@@ -35,7 +35,7 @@ def _listen(event: str, duration_secs: float, **_: Any) -> None:
 
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
-PHASES = ("import", "compile", "data", "features", "train", "eval")
+PHASES = ("import", "compile", "data", "features", "train", "eval", "save")
 
 
 MOST_SHARED = 4  # arrays of features: training and validation at two cuts
@@ -116,7 +116,8 @@ class Result:
 class Clock:
     """Seconds spent, by phase and in all; `before` is what earlier sessions of a resumed run spent.
 
-    Functions compile when they are first called, so compilation is taken out of the phase in which it happens.
+    Functions compile when they are first called, so compilation is taken out of the phase in which it happens. What is
+    traced to be compiled ahead of its first call counts as compiling too.
     """
 
     by_phase: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))

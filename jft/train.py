@@ -340,7 +340,7 @@ class Run:
     def restore(self) -> None:
         """Go to the newest checkpoint that is whole, or to the beginning."""
         if position := self._go_to(lambda position: True):
-            self.clock.before, self.clock.by_phase = position["seconds"], dict(position["by_phase"])
+            self.clock.before, self.clock.by_phase = position["seconds"], self.clock.by_phase | position["by_phase"]
             self.display.note(f"Resumed after step {self.step} of {self.legs[-1].last}.")
 
     def _go_to(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
@@ -489,9 +489,10 @@ class Run:
             "seconds": self.clock.total,
             "by_phase": self.clock.by_phase,
         }
-        arrays = shard.fetch(arrays)
-        if shard.first():
-            self.checkpoints.save(self.step, arrays, position, anchor)
+        with self.clock("save"):
+            arrays = shard.fetch(arrays)
+            if shard.first():
+                self.checkpoints.save(self.step, arrays, position, anchor)
         self.saved_at = time.monotonic()
 
     # -- training ---------------------------------------------------------------------------------------------------
@@ -508,7 +509,8 @@ class Run:
         """
         begun = time.perf_counter()
         if self.leg != leg.number:
-            self.begin(leg)
+            with self.clock("train"):
+                self.begin(leg)
         self.display.stage(leg.number + 1, len(self.legs), leg.stage.name, self._describe(leg), leg.last)
         self.log.rates = track.rates(
             leg.multipliers, {n: plan.part_of(n, self.model.parts) for n in leg.trainable}, leg.train_parts
@@ -686,7 +688,8 @@ class Run:
                 return steps.lower(self.state, data, shard.indices(index, self.mesh), np.int32(1)).compile()
 
             shapes = {n: (v.shape, v.dtype) for n, v in data.items()}
-            compiled = self._program(("step", leg, start, pieces, loop, resident, spread, slow, shapes), make)
+            with self.clock("compile"):
+                compiled = self._program(("step", leg, start, pieces, loop, resident, spread, slow, shapes), make)
             if config.sharding == "pmap":
                 break
             needs, free = shard.agree(shard.temporary(compiled)), shard.agree(memory_free(), min)
@@ -953,27 +956,28 @@ class Run:
                 tested = result["test"] = evaluate_dataset(model, splits.test, self.display)
             for name, reason in tested["excluded"]:
                 self.display.warn(f"left out: {name}: {reason}")
-        bundle.save(
-            self.workdir / "model",
-            model_name=config.model,
-            model_options={
-                "num_classes": len(classes),
-                "image_size": list(self.preprocess.size),
-                **({} if compute_dtype(config) == "float32" else {"dtype": compute_dtype(config)}),
-                **options_of(config),
-            },
-            params=params,
-            batch_stats=batch_stats,
-            classes=classes,
-            preprocess=self.preprocess,
-            multi_label=several,
-            temperature=fit_temperature(self.best.logits, val.labels),
-            card=model_card({**result, "origin": self.loaded.receipt.source, "multi_label": several}),
-        )
-        self._write_predictions(likely)
+        with self.clock("save"):
+            bundle.save(
+                self.workdir / "model",
+                model_name=config.model,
+                model_options={
+                    "num_classes": len(classes),
+                    "image_size": list(self.preprocess.size),
+                    **({} if compute_dtype(config) == "float32" else {"dtype": compute_dtype(config)}),
+                    **options_of(config),
+                },
+                params=params,
+                batch_stats=batch_stats,
+                classes=classes,
+                preprocess=self.preprocess,
+                multi_label=several,
+                temperature=fit_temperature(self.best.logits, val.labels),
+                card=model_card({**result, "origin": self.loaded.receipt.source, "multi_label": several}),
+            )
+            self._write_predictions(likely)
+            self.checkpoints.wait()  # what cannot be saved is told before the run counts as finished
         result["seconds"] = self.clock.seconds()
         result["memory"] = self.clock.memory
-        self.checkpoints.wait()  # what cannot be saved is told before the run counts as finished
         write_json(self.workdir / "result.json", result)
         self._track(result, likely)
         self.display.note(f"Validation accuracy {scores['accuracy']:.2%} of {len(val.labels)} images.")

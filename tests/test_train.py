@@ -61,7 +61,7 @@ def test_a_run_leaves_what_the_contract_names(finished, folder):
             assert sum(float(row[f"p:{c}"]) for c in r["classes"]) == pytest.approx(1, abs=1e-4)
     assert [(s["name"], s["steps"]) for s in r["stages"]] == [("head", 8), ("top", 8)]
     assert r["stages"][0]["trainable_params"] == 3 * 32 + 3
-    assert set(r["seconds"]) == {"total", "import", "compile", "data", "features", "train", "eval"}
+    assert set(r["seconds"]) == {"total", "import", "compile", "data", "features", "train", "eval", "save"}
     rows = [json.loads(line) for line in (w / "metrics.jsonl").read_text().splitlines()]
     steps = [row["step"] for row in rows if "loss" in row]
     assert steps == list(range(1, 17))

@@ -983,6 +983,7 @@ def _time(run: Run) -> Any:
         "features": "frozen parts, once per image",
         "train": "training",
         "eval": "validation",
+        "save": "saving",
     }
     peaks = run.result.get("memory") or {}
     kinds = {"process": "memory of the process", "device_peak": "memory of the device"}

@@ -29,6 +29,53 @@ def test_every_preset_resolves_on_every_family(preset, model):
     assert all(s.lr > 0 for s in stages)
 
 
+PRESETS = {  # but gradual: one stage of everything in it, or (name, what trains, rate) of each
+    "head": [("head", ("head",), 1e-3)],
+    "full": [("full", ("*",), 1e-4)],
+    "lp-ft": [("head", ("head",), 1e-3), ("full", ("*",), 1e-4)],
+    "top-1": [("top-1", ("stage4/block1", "pool", "head"), 1e-4)],
+    "top-2": [("top-2", ("stage4/block0", "stage4/block1", "pool", "head"), 1e-4)],
+    "top-3": [("top-3", ("stage3/block1", "stage4/block0", "stage4/block1", "pool", "head"), 1e-4)],
+    "top-4": [("top-4", ("stage3/block0", "stage3/block1", "stage4/block0", "stage4/block1", "pool", "head"), 1e-4)],
+    "surgical-first": [("surgical-first", ("head", "stem", "stage1"), 1e-4)],
+    "surgical-middle": [("surgical-middle", ("head", "stage2", "stage3"), 1e-4)],
+    "surgical-last": [("surgical-last", ("head", "stage4"), 1e-4)],
+    "surgical": [("surgical", ("*",), 1e-3)],
+    "bitfit": [("bitfit", ("head", "*/bias"), 1e-3)],
+    "norm": [("norm", ("head", "*norm*"), 1e-3)],
+    "lora": [("lora", ("head", "*/lora_*"), 1e-3)],
+    "vpt": [("vpt", ("head", "*/prompts"), 1e-3)],
+}
+
+
+def test_presets_are_what_they_say():
+    assert {*PRESETS, "gradual"} == {*plan.PLANS, "top-4"}
+    for name, stages in PRESETS.items():
+        made = plan.preset(name)(RESNET[1], None)
+        assert [(s.name, s.train, s.lr) for s in made] == stages
+        assert [s.share for s in made] == [1 / len(made)] * len(made)
+        assert all(s.surgical == (name == "surgical") for s in made)
+        assert all((s.batch_norm == "frozen") == (name in ("bitfit", "lora")) for s in made)
+        assert all((s.augment == ()) == (s.name == "head") for s in made)
+        assert plan.preset(name)(RESNET[1], 2e-2)[0].lr == 2e-2
+
+
+def test_top_k_is_of_the_parts_there_are():
+    tiny = names_and_parts("tiny_resnet")
+    for k in (0, 7):
+        with pytest.raises(UserError, match=f"asks for {k} parts; there are 1 to 6 below"):
+            plan.resolve(f"top-{k}", *tiny, lr=None)
+    assert plan.resolve("top-6", *tiny, lr=None)[0].train == tuple(tiny[1])
+
+
+def test_low_rank_updates_are_the_plans_or_asked_for():
+    assert plan.lora_of("head", {}) == plan.Lora() == plan.Lora(rank=0, alpha=None, targets=("*",), dora=False)
+    assert plan.lora_of("lora", {}) == plan.Lora(rank=8)
+    assert plan.lora_of("full", {"rank": 2, "targets": ["a", "b"]}) == plan.Lora(rank=2, targets=("a", "b"))
+    with pytest.raises(KeyError):
+        plan.part_of("nowhere/kernel", RESNET[1])
+
+
 def trained(stage, model):
     return plan.parts_with(plan.trainable(plan.multipliers(stage, *model)), model[1])
 

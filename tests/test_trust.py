@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -259,13 +260,15 @@ def test_a_checksum_is_of_dtype_shape_and_bytes():
     others = [zeros.reshape(2, 2), zeros.astype(np.int32), zeros + np.float32(1), np.zeros((4, 2), np.float32)[:, 0]]
     sums = [checkpoint.checksum(x) for x in (zeros, *others)]
     assert len(set(sums)) == 4 and sums[0] == sums[4]
+    # Checkpoints of versions to come are read with the same sums.
+    assert checkpoint.checksum(np.arange(3, dtype=np.float32)) == "9cbe10b06208af98b37665dc3d0e2b98"
     assert checkpoint.leaf_names({"b": {"c": 1}, "a/d": 2}) == ["a.d", "b.c"]
 
 
 @pytest.mark.parametrize(
     "error, told",
     [
-        (OSError("a\n  layer: Disk quota exceeded, and more"), "Disk quota exceeded"),
+        *((OSError(f"a\n  layer: {known}, and more"), known) for known in map(os.strerror, (28, 27, 122, 5))),
         (ValueError("x" * 300), "ValueError: " + "x" * 200),
         (KeyError(), "KeyError"),
     ],
@@ -288,10 +291,49 @@ def test_the_newest_anchor_is_kept_and_what_came_after_can_be_forgotten(tmp_path
     kept = Checkpoints(tmp_path / "checkpoints")
     assert [step for step, _ in kept.positions()] == [7, 6, 3]
     kept.save(8, tree(8), {})
+    kept.save(9, tree(9), {}, anchor=True)
     kept.wait()
+    assert kept.keep.anchors == {3, 9}
     kept.forget_after(3)
     assert [(step, position["anchor"]) for step, position in kept.positions()] == [(3, True)]
+    assert kept.keep.anchors == {3}
     kept.close()
+
+
+def test_a_changed_position_is_noticed(tmp_path):
+    said = []
+    kept = Checkpoints(tmp_path / "checkpoints", said.append)
+    for step in (1, 2):
+        kept.save(step, tree(step), {"best": 0.25})
+    kept.close()
+    (file,) = (tmp_path / "checkpoints/2/position").glob("metadata")
+    file.write_bytes(file.read_bytes().replace(b"0.25", b"0.26"))
+    kept = Checkpoints(tmp_path / "checkpoints", said.append)
+    assert [step for step, _ in kept.positions()] == [1]
+    assert "its checksum is wrong" in said[0]
+    kept.close()
+
+
+def test_what_cannot_be_written_is_told_when_the_folder_is_closed(tmp_path, monkeypatch):
+    kept, mkdir = Checkpoints(tmp_path / "checkpoints"), os.mkdir
+
+    def full(path, *args, **kwargs):
+        if os.path.basename(path) == "1.orbax-checkpoint-tmp":
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        return mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(UserError, match=r"cannot be written.*There is none before it"):
+        kept.save(1, tree(1), {})
+        kept.close()
+
+
+def test_only_what_a_failed_save_leaves_is_kept_quiet():
+    told = []
+    quiet = checkpoint.Quiet(told.append)
+    for text in ("Event loop is closed", "something else"):
+        quiet(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert [str(t.exc_value) for t in told] == ["something else"]
 
 
 def test_a_log_line_that_a_full_disk_took_a_part_of_is_written_whole_or_told(tmp_path):

@@ -11,7 +11,7 @@ from jft.errors import UserError
 from jft.models import make_model
 from jft.penalties import l2_sp
 from jft.plan import Stage
-from jft.step import State, make_eval_step, make_train_step, repeat, supervised
+from jft.step import State, make_eval_step, make_train_step, repeat, supervised, truth
 
 BATCH, CLASSES = 16, 3
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -249,7 +249,8 @@ def test_the_moving_average(problem):
 def test_sam_takes_the_gradient_uphill(problem):
     """The step of plain SGD from the gradient at w + ρ g/‖g‖."""
     model, params, stats, batch = problem
-    step, state, trainable = make(model, params, stats, ("head",), clip=None, opt="sgd", sam=0.1)
+    params = params | {"head/kernel": 0.02 * params["head/kernel"]}  # answers so sure that no step changes a gradient
+    step, state, trainable = make(model, params, stats, ("head",), clip=None, opt="sgd", sam=0.5)
     after, metrics = jax.jit(step)(state, batch)
 
     def loss(train):
@@ -259,11 +260,18 @@ def test_sam_takes_the_gradient_uphill(problem):
     train = {n: params[n] for n in trainable}
     g = jax.grad(loss)(train)
     norm = optax.tree.norm(g)
-    up = jax.grad(loss)({n: w + 0.1 * g[n] / norm for n, w in train.items()})
+    up = jax.grad(loss)({n: w + 0.5 * g[n] / norm for n, w in train.items()})
+    assert abs(norm - 1) > 0.2 and any(np.abs(up[n] - g[n]).max() > 0.01 for n in trainable)
     for n in trainable:
-        np.testing.assert_allclose(after.params[n], params[n] - 1e-2 * up[n], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose((params[n] - after.params[n]) / 1e-2, up[n], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-4)
     np.testing.assert_allclose(metrics["loss"], loss(train), rtol=1e-5)
+
+
+def test_mixed_examples_are_right_by_the_class_that_weighs_most():
+    labels, mixed = jnp.array([1, 0]), jnp.array([[0.3, 0.7], [0.6, 0.4]])
+    assert truth({"label": labels}) is labels
+    assert truth({"label": mixed, "hard_label": labels}) is labels
 
 
 def test_the_penalty_is_of_what_trains_and_logged_apart(problem):

@@ -189,9 +189,11 @@ def draw_report(workdir: Path, val: sources.Dataset | None, display: Any) -> Non
 
 def compile_cache() -> None:
     """Compiled programs outlive the process: the next seed, a resumed run and a repeated one find them."""
+    folder = cache_dir() / "xla"
     with contextlib.suppress(OSError):  # a cache that cannot be written is none
-        check_compiled(cache_dir() / "xla")
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        check_compiled(folder)
+    # JAX finds a program again under the very path alone under which it was written.
+    jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -42,14 +42,21 @@ def assets() -> Path:
 def shared_cache(tmp_path_factory):
     """What fixtures of a module share is not kept in the cache of whoever runs the tests, and not found there."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("JFT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+        folder = tmp_path_factory.mktemp("cache")
+        patched.setenv("JFT_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(autouse=True)
 def cache(shared_cache, tmp_path_factory, monkeypatch):
-    """Every test gets a cache of its own, so that none reads what another wrote."""
-    monkeypatch.setenv("JFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """Every test gets a cache of its own, so that none reads what another wrote, but for compiled programs.
+
+    Compiling is most of the suite's time, and many tests run the same small models.
+    """
+    folder, compiled = tmp_path_factory.mktemp("cache"), shared_cache / "xla"
+    compiled.mkdir(exist_ok=True)
+    (folder / "xla").symlink_to(compiled)
+    monkeypatch.setenv("JFT_CACHE", str(folder))
 
 
 @pytest.fixture

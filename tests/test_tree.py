@@ -64,3 +64,9 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_near_names():
 def test_a_pattern_hidden_by_an_earlier_one_is_an_error():
     with pytest.raises(UserError, match="'head' decides nothing"):
         tree.first_match([("*", 1.0), ("head", 2.0)], NAMES, 0.0)
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("stage1/blok0", "stage1/block0"), ("head/kernal", "head/kernel")])
+def test_near_names_are_of_every_depth(typed, meant):
+    with pytest.raises(UserError, match=f"Did you mean .*{meant}"):
+        tree.first_match([(typed, 1.0)], NAMES, 0.0)

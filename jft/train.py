@@ -334,8 +334,8 @@ class Run:
             self.checkpoints.close()
         finally:
             self.log.close()
-            if self.shared is None:
-                Shared().close()
+            if self.shared is None:  # else whoever shares it does
+                jax.clear_caches()
 
     # -- where the state comes from ---------------------------------------------------------------------------------
 

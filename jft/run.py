@@ -253,6 +253,9 @@ def entered(
     if finished := _look(workdir, what):
         with contextlib.suppress(OSError):  # a folder that can only be read is as good
             lock.clear(workdir)
+            # The run was killed after its result: what it had of the report is drawn anew, and nobody is writing it.
+            if not (workdir / "report.html").exists() and not (workdir / lock.NAME).exists():
+                _sweep(workdir)
         yield finished, lambda: None
         return
     with contextlib.ExitStack() as held:
@@ -260,11 +263,12 @@ def entered(
             workdir.mkdir(parents=True, exist_ok=True)
             check = held.enter_context(lock.hold(workdir, note))
             finished = _look(workdir, what)  # once more: until now another process may have worked on it
-            if finished is None and not (workdir / "config.json").exists():
-                write_json(workdir / "config.json", {"format": FORMAT, **what})
-            elif finished is None:
+            if finished is None:
                 _sweep(workdir)
-                note(f"{workdir} holds an interrupted run of this configuration: going on with it.")
+                if (workdir / "config.json").exists():
+                    note(f"{workdir} holds an interrupted run of this configuration: going on with it.")
+                else:
+                    write_json(workdir / "config.json", {"format": FORMAT, **what})
         except OSError as error:
             raise UserError(f"{workdir} cannot be written: {error.strerror}. Name another with --workdir.") from None
         yield finished, check

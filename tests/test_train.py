@@ -19,6 +19,7 @@ from jft.config import Config
 from jft.errors import UserError
 from jft.lora import read_adapter
 from jft.report.track import Mirror
+from jft.run import entered
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 PLAN = (Stage("head", ("head",), epochs=2, augment=()), Stage("top", ("head", ("block2", 0.5)), epochs=2))
@@ -84,6 +85,21 @@ def test_a_finished_run_is_left_alone(finished, folder):
     again = train.train(config(folder, finished.workdir))
     assert again.result == finished.result
     assert before == {p: p.stat().st_mtime_ns for p in finished.workdir.rglob("*")}
+
+
+def test_what_a_killed_process_was_writing_is_removed_at_the_next_start(finished, folder, tmp_path):
+    """Before the folder had a config, and after it had its result: the report was under way."""
+    page, begun = finished.workdir / "report.html", tmp_path / "run"
+    page.unlink()
+    begun.mkdir()
+    left = [page.with_name("report.html.0a1b2c3d.part"), begun / "config.json.0a1b2c3d.part"]
+    for part in left:
+        part.write_text("half")
+    train.train(config(folder, finished.workdir))
+    assert page.exists()
+    with entered(begun, {"config": {}}, print) as (result, _):
+        assert result is None and (begun / "config.json").exists()
+    assert not any(part.exists() for part in left)
 
 
 def test_another_config_on_the_folder_is_refused_with_the_differences(finished, folder):

@@ -36,8 +36,6 @@ def _listen(event: str, duration_secs: float, **_: Any) -> None:
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
 PHASES = ("import", "compile", "data", "features", "train", "eval", "save")
-
-
 MOST_SHARED = 4  # arrays of features: training and validation at two cuts
 
 

@@ -217,11 +217,9 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_one_before_stands(t
     kept.close()
 
 
-@pytest.mark.parametrize("folder", ["2.orbax-checkpoint-tmp", "state.orbax-checkpoint-tmp"])
-def test_a_folder_that_cannot_be_made_leaves_no_thread_waiting_for_it(tmp_path, monkeypatch, folder):
-    """Such a thread waits for five minutes, and the process with it."""
-    kept, mkdir = Checkpoints(tmp_path / "checkpoints"), os.mkdir
-    kept.save(1, tree(1), {})
+def no_room_for(monkeypatch, folder):
+    """A folder of this name cannot be made."""
+    mkdir = os.mkdir
 
     def full(path, *args, **kwargs):
         if os.path.basename(path) == folder:
@@ -229,6 +227,15 @@ def test_a_folder_that_cannot_be_made_leaves_no_thread_waiting_for_it(tmp_path, 
         return mkdir(path, *args, **kwargs)
 
     monkeypatch.setattr(os, "mkdir", full)
+
+
+@pytest.mark.parametrize("folder", ["2.orbax-checkpoint-tmp", "state.orbax-checkpoint-tmp"])
+def test_a_folder_that_cannot_be_made_leaves_no_thread_waiting_for_it(tmp_path, monkeypatch, folder):
+    """Such a thread waits for five minutes, and the process with it."""
+    kept = Checkpoints(tmp_path / "checkpoints")
+    kept.save(1, tree(1), {})
+
+    no_room_for(monkeypatch, folder)
     with pytest.raises(UserError, match=r"cannot be written.*No space left on device.*of step 1"):
         kept.save(2, tree(2), {})
         kept.wait()
@@ -315,14 +322,9 @@ def test_a_changed_position_is_noticed(tmp_path):
 
 
 def test_what_cannot_be_written_is_told_when_the_folder_is_closed(tmp_path, monkeypatch):
-    kept, mkdir = Checkpoints(tmp_path / "checkpoints"), os.mkdir
+    kept = Checkpoints(tmp_path / "checkpoints")
 
-    def full(path, *args, **kwargs):
-        if os.path.basename(path) == "1.orbax-checkpoint-tmp":
-            raise OSError(errno.ENOSPC, "No space left on device", path)
-        return mkdir(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "mkdir", full)
+    no_room_for(monkeypatch, "1.orbax-checkpoint-tmp")
     with pytest.raises(UserError, match=r"cannot be written.*There is none before it"):
         kept.save(1, tree(1), {})
         kept.close()

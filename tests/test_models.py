@@ -16,7 +16,7 @@ from jft import tree
 from jft.errors import UserError
 from jft.models import MODELS, convnext, make_model, resnet, vgg
 from jft.models.base import Model
-from jft.models.layers import BatchNorm, Conv, DropPath
+from jft.models.layers import SMALL_MAP, BatchNorm, Conv, DropPath, convolve
 from jft.models.resnet import mean_pool
 from jft.models.vgg import adaptive_mean_pool
 from jft.models.vit import Block
@@ -435,3 +435,26 @@ def test_parity_of_training(name):
             continue
         row = np.concatenate([np.asarray(tensors[n]).ravel() for n in sorted(tensors)])
         assert relative(sketch(row), GOLDENS[f"{name} train/{kind}"]) < 1e-4, kind
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 3), (4, 4), (5, 7)])
+def test_convolutions_of_small_maps_are_those_of_xla(size, stride):
+    """On a CPU they are taken apart, to be fast; the numbers and gradients are the convolution's."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, *size, 6)).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, 6, 5)).astype(np.float32)
+
+    def whole(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    y, back = jax.vjp(whole, x, kernel)
+    y2, back2 = jax.vjp(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+    assert y.shape == y2.shape
+    np.testing.assert_allclose(y2, y, rtol=1e-5, atol=1e-5)
+    for one, other in zip(back(y), back2(y), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-4)
+    taken_apart = "conv_general_dilated" not in str(jax.make_jaxpr(lambda x: convolve(x, kernel, stride))(x))
+    assert taken_apart == (np.prod([-(-n // stride) for n in size]) <= SMALL_MAP)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jft.models.base import Model
-from jft.models.layers import DropPath, Head, along_last, drop_path_rates, matmul, normal
+from jft.models.layers import DropPath, Head, along_last, convolve, drop_path_rates, normal
 from jft.models.resnet import Pool, max_pool
 
 
@@ -31,16 +31,7 @@ class StdConv(nn.Module):
         kernel = self.param("kernel", he, shape, jnp.float32)
         kernel = kernel - kernel.mean((0, 1, 2), keepdims=True)
         kernel = kernel * jax.lax.rsqrt(jnp.square(kernel).mean((0, 1, 2), keepdims=True) + 1e-8)
-        kernel, x = kernel.astype(self.dtype), x.astype(self.dtype)
-        if self.size == 1:
-            return matmul(x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=((self.size // 2, self.size // 2),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
 class GroupNormReLU(nn.Module):

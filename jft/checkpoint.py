@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from jft.errors import UserError
 
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
+OLD = "old"  # where steps go to be removed: a process that is killed at it leaves half of one, which is none to read
 
 
 def leaf_names(tree: Any) -> list[str]:
@@ -86,6 +87,7 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self.keep,
+            todelete_subdir=OLD,
             enable_async_checkpointing=True,
             # Threads that write would wait minutes for a folder that another could not make.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
@@ -96,7 +98,7 @@ class Checkpoints:
 
     def _sweep(self) -> None:
         """Remove what a save that was killed or failed left behind; the run's lock says that nobody is writing it."""
-        for left in self.folder.glob("*.orbax-checkpoint-tmp*"):
+        for left in (*self.folder.glob("*.orbax-checkpoint-tmp*"), self.folder / OLD):
             shutil.rmtree(left, ignore_errors=True)
 
     def save(self, step: int, tree: Any, position: Mapping[str, Any], anchor: bool = False) -> None:
@@ -111,6 +113,7 @@ class Checkpoints:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
         sums = dict(zip(names, map(checksum, leaves), strict=True))
         text = json.dumps({"step": step, "anchor": anchor, "sums": sums, **position})
+        self.wait()
         with self._writing():
             self.manager.save(
                 step,
@@ -167,10 +170,11 @@ class Checkpoints:
     def forget_after(self, step: int) -> None:
         """Remove the steps after this one: the run goes another way from here."""
         self.close()
-        for later in self.folder.iterdir():
-            if later.name.isdigit() and int(later.name) > step:
-                shutil.rmtree(later)
-                self.keep.anchors.discard(int(later.name))
+        later = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and int(p.name) > step]
+        for one in sorted(later, reverse=True):
+            (self.folder / OLD).mkdir(exist_ok=True)
+            (self.folder / str(one)).rename(self.folder / OLD / str(one))
+            self.keep.anchors.discard(one)
         self._open()
 
     def _set_aside(self, step: int, reason: str) -> None:
@@ -207,6 +211,7 @@ class Checkpoints:
         """Return when everything saved lies on the disk. Raises UserError where it cannot be written."""
         with self._writing():
             self.manager.wait_until_finished()
+        shutil.rmtree(self.folder / OLD, ignore_errors=True)
 
     def close(self) -> None:
         """Wait, then let go of Orbax's threads. Raises UserError where the last save cannot be written."""

@@ -193,7 +193,8 @@ def main() -> None:
             found = traces(root / name)
             odd = [key for key in reference if found[key] != reference[key]]
             if odd:
-                told["unequal"].append({"run": name, "differs": odd})
+                both = {"files": found["files"], "expected": reference["files"]}
+                told["unequal"].append({"run": name, "differs": odd, **both, "log": log.read_text()[-4000:]})
             print(f"{name}: {told['kills']} so far, {odd or 'equal'}", flush=True)
         told["seconds"] = round(time.monotonic() - begun, 1)
         print(json.dumps(told, indent=1))

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -240,6 +241,27 @@ def test_a_folder_that_cannot_be_made_leaves_no_thread_waiting_for_it(tmp_path, 
         kept.save(2, tree(2), {})
         kept.wait()
     assert [t.name for t in threading.enumerate() if type(t).__module__.startswith("orbax.")] == []
+    kept.close()
+
+
+def test_a_kill_while_old_steps_are_removed_leaves_none_that_seems_damaged(tmp_path, monkeypatch):
+    """Half a step is not to be met among the whole ones: it would be told, and set aside, as damaged."""
+    said, removed, remove = [], [], shutil.rmtree
+    folder = tmp_path / "checkpoints"
+    kept = Checkpoints(folder, said.append)
+    monkeypatch.setattr(shutil, "rmtree", lambda path, *args, **kwargs: removed.append(Path(path)))  # killed at it
+    for step in range(1, 6):
+        kept.save(step, tree(step), {})
+    kept.wait()
+    kept.forget_after(4)
+    assert folder / "old" in removed and not [p for p in removed if p.parent == folder and p.name.isdigit()]
+    assert sorted(p.name for p in (folder / "old").iterdir()) == ["1", "2", "3", "5"]
+    (folder / "old/2/position/metadata").unlink()
+    kept.close()
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    kept = Checkpoints(folder, said.append)
+    assert [step for step, _ in kept.positions()] == [4] and restored(kept)[0] == 4
+    assert not (folder / "old").exists() and said == []
     kept.close()
 
 

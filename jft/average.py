@@ -63,11 +63,12 @@ def greedy_soup(trees: Sequence[Arrays], score: Callable[[Arrays], float]) -> tu
 
 @dataclass
 class Averaged:
-    """What an average wrote, and the validation accuracy of each candidate."""
+    """What an average wrote, and what each candidate reached on the validation images: `figure`, accuracy or R²."""
 
     path: Path
     rows: list[dict[str, Any]]
-    accuracy: float
+    score: float
+    figure: str = "accuracy"
 
 
 def wise_ft(workdir: str | Path, alphas: Sequence[float] = ALPHAS, display: Any = None) -> Averaged:
@@ -93,14 +94,14 @@ def wise_ft(workdir: str | Path, alphas: Sequence[float] = ALPHAS, display: Any 
             batch_stats=interpolate(loaded.batch_stats, stats, alpha),
         )
 
-    rows = []
+    rows, figure = [], figure_of(model)
     with display.task("Interpolating", total=len(alphas), unit="models") as advance:
         for alpha in alphas:
-            rows.append({"alpha": alpha, "accuracy": score(at(alpha))})
+            rows.append({"alpha": alpha, figure: score(at(alpha))})
             advance(1)
     # Of equals the one nearest to the tuned weights: nothing speaks for leaving them.
-    best = max(rows, key=lambda row: (row["accuracy"], row["alpha"]))
-    return _write(workdir / "wise-ft", at(best["alpha"]), workdir, rows, best["accuracy"])
+    best = max(rows, key=lambda row: (row[figure], row["alpha"]))
+    return _write(workdir / "wise-ft", at(best["alpha"]), workdir, rows, best[figure])
 
 
 def soup(
@@ -119,6 +120,7 @@ def soup(
         same = model.classes == first.classes and {n: v.shape for n, v in model.params.items()} == {
             n: v.shape for n, v in first.params.items()
         }
+        same = same and model.quantities == first.quantities
         if not same or model.preprocess != first.preprocess:
             raise UserError(f"{folder} and {folders[0]} cannot be averaged: model, classes or preprocessing differ.")
     trees = [{**m.params, **m.batch_stats} for m in models]
@@ -160,7 +162,7 @@ def _soup(
         )
 
     scores = [score_of(as_model(tree)) for tree in trees]
-    rows: list[dict[str, Any]] = [{"run": n, "accuracy": s} for n, s in zip(names, scores, strict=True)]
+    rows: list[dict[str, Any]] = [{"run": n, figure_of(first): s} for n, s in zip(names, scores, strict=True)]
     kept = greedy_soup(trees, lambda tree: score_of(as_model(tree)))[0] if greedy else list(range(len(trees)))
     for i, row in enumerate(rows):
         row["in_soup"] = i in kept
@@ -168,8 +170,16 @@ def _soup(
     return _write(out, made, like, rows, score_of(made))
 
 
+def figure_of(model: Bundle) -> str:
+    """What a model is scored by."""
+    return "r2" if model.quantities else "accuracy"
+
+
 def scorer(model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 32) -> Callable[[Bundle], float]:
-    """A function from other weights of this model to their accuracy on these images, decoded and compiled once."""
+    """A function from other weights of this model to their accuracy on these images, decoded and compiled once.
+
+    Of a model of quantities to R².
+    """
     images, kept, _ = pipeline.decode_all(dataset, model.preprocess)
     labels = dataset.labels[kept]
     step = jax.jit(make_eval_step(model.model, prepare=make_prepare(model.preprocess)))
@@ -179,7 +189,10 @@ def scorer(model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 3
         logits = []
         for index, mask in zip(*order.evaluation_batches(len(images), batch), strict=True):
             logits.append(np.asarray(step(params, stats, {"image": images[index], "index": index}))[mask])
-        likely = probabilities(np.concatenate(logits), labels.ndim == 2)
+        answers = np.concatenate(logits)
+        if of.quantities:
+            return float(metrics.quantities(answers, labels, of.classes)["r2"])
+        likely = probabilities(answers, labels.ndim == 2)
         return float(metrics.summary(likely, labels, list(of.classes))["accuracy"])
 
     return score
@@ -190,7 +203,7 @@ def _options(workdir: Path) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
 
 
-def _write(path: Path, model: Bundle, like: Path, rows: list[dict[str, Any]], accuracy: float) -> Averaged:
+def _write(path: Path, model: Bundle, like: Path, rows: list[dict[str, Any]], score: float) -> Averaged:
     bundle.save(
         path,
         model_name=model.model.name,
@@ -200,6 +213,7 @@ def _write(path: Path, model: Bundle, like: Path, rows: list[dict[str, Any]], ac
         classes=model.classes,
         preprocess=model.preprocess,
         multi_label=model.multi_label,
+        quantities=model.quantities,
     )
-    write_json(path / "average.json", {"rows": rows, "accuracy": accuracy})
-    return Averaged(path, rows, accuracy)
+    write_json(path / "average.json", {"rows": rows, figure_of(model): score})
+    return Averaged(path, rows, score, figure_of(model))

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from jft import features, losses, optim, plan, shard, weights
 from jft.config import Config
@@ -104,24 +105,67 @@ def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any]
     return model, dict(sorted(params.items())), dict(sorted(stats.items())), replace(loaded, preprocess=preprocess)
 
 
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of each quantity over the training images: a model learns (value − mean) / std.
+
+    Whatever a quantity's unit is, a new head then begins at its mean, and the rates that suit classes suit it too.
+    """
+
+    mean: np.ndarray  # float64 [k]
+    std: np.ndarray
+
+    @classmethod
+    def of(cls, labels: Float[np.ndarray, "n k"]) -> "Scale":
+        std = labels.std(0)
+        return cls(labels.mean(0), np.where(std > 0, std, 1.0))
+
+    def units(self, labels: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+        """What training takes, float32."""
+        return ((labels - self.mean) / self.std).astype(np.float32)
+
+    def values(self, outputs: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+        """What a model that was trained so says, in the quantities' own units."""
+        return np.asarray(outputs, np.float64) * self.std + self.mean
+
+    def into_head(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters of a model that says `values` itself: its head's kernel and bias hold the scale.
+
+        >>> scale.into_head({"head/kernel": kernel, "head/bias": bias})["head/bias"]  # bias * std + mean
+        """
+        kernel, bias = (np.asarray(params[f"head/{name}"], np.float64) for name in ("kernel", "bias"))
+        told = {"head/kernel": kernel * self.std, "head/bias": bias * self.std + self.mean}
+        return {**params, **{name: value.astype(np.float32) for name, value in told.items()}}
+
+
 @dataclass
 class Split:
-    """One split ready to be read: decoded whole where it fits, else read again and again."""
+    """One split ready to be read: decoded whole where it fits, else read again and again.
+
+    Training takes `labels`, where these are quantities in units of `scale`; the dataset has them as they were given.
+    """
 
     dataset: sources.Dataset
     preprocess: Preprocess
     size: tuple[int, int]  # of the working images
     images: np.ndarray | None  # uint8 [n, *size, 3]
     threads: int | None
+    scale: "Scale | None" = None
+
+    @cached_property
+    def taken(self) -> sources.Dataset:
+        """The data set with its labels as training takes them."""
+        given = self.dataset
+        return replace(given, labels=self.scale.units(given.labels)) if self.scale else given
 
     @property
     def labels(self) -> np.ndarray:
-        return self.dataset.labels
+        return self.taken.labels
 
     def evaluation(self, batch: int) -> Iterator[dict[str, np.ndarray]]:
         """Every example once, in order; the last batch is filled up with rows that its `mask` leaves out."""
         if self.images is None:
-            yield from pipeline.evaluation_stream(self.dataset, self.preprocess, batch, self.threads, self.size)
+            yield from pipeline.evaluation_stream(self.taken, self.preprocess, batch, self.threads, self.size)
             return
         for index, mask in zip(*order.evaluation_batches(len(self.labels), batch), strict=True):
             yield {"image": self.images[index], "label": self.labels[index], "index": index, "mask": mask}
@@ -144,6 +188,8 @@ def load_images(
     for line in summary(at_start(splits)):
         display.warn(line)
     names = {name for stage in stages for name in augmentation(config, stage)}
+    # A head that is kept says the quantities as they are.
+    scale = Scale.of(splits.train.labels) if splits.train.quantities and not config.keep_head else None
     data, left_out = {}, []
     for split, dataset in (("train", splits.train), ("val", splits.val)):
         assert dataset is not None
@@ -161,7 +207,7 @@ def load_images(
         for name, reason in bad:
             display.warn(f"left out: {name}: {reason}")
         left_out += bad
-        data[split] = Split(dataset.select(kept), preprocess, size, images, config.threads)
+        data[split] = Split(dataset.select(kept), preprocess, size, images, config.threads, scale)
         if not fits:
             display.note(f"The images of {split} do not fit in memory (--resident): they are decoded every epoch.")
     had = splits.train.labels
@@ -188,10 +234,14 @@ def _differences(advance: Callable[[int], Any]) -> Callable[[int, int], None]:
     return tell
 
 
+def _no_classes(dataset: sources.Dataset) -> str:
+    return "quantities" if dataset.quantities else "several labels an image"
+
+
 def few_shots(dataset: sources.Dataset, shots: int, seed: int) -> sources.Dataset:
     """The first `shots` examples of each class in an order drawn by seed: fewer are always among more."""
     if dataset.labels.ndim != 1:
-        raise UserError("--shots draws images by class; these data have several labels an image.")
+        raise UserError(f"--shots draws images by class; these data have {_no_classes(dataset)}.")
     if shots < 1:
         raise UserError(f"--shots is {shots}; at least 1 image a class is needed.")
     shuffled = order.permutation(len(dataset), seed, 1)
@@ -281,12 +331,17 @@ def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources
     if config.penalty_decoupled and (config.penalty is None or config.objective):
         raise UserError("--penalty-decoupled is about --penalty, and there is none, or an --objective of its own.")
     if config.balance and splits.train.labels.ndim != 1:
-        raise UserError("--balance draws images by class; these data have several labels an image: --class-weights.")
+        other = "" if splits.train.quantities else ": --class-weights"
+        raise UserError(f"--balance draws images by class; these data have {_no_classes(splits.train)}{other}.")
+    if splits.train.quantities and (config.class_weights or config.label_smoothing):
+        option = "--class-weights" if config.class_weights else "--label-smoothing"
+        raise UserError(f"{option} is about classes; these data have quantities.")
     if config.snapshots and isinstance(model, LoraModel):
         raise UserError("--snapshots holds whole weights, not low-rank updates; `jft average` takes several runs' too.")
-    loss, label = choose_loss(config, splits.train.labels), splits.train.labels
+    loss, label = choose_loss(config, splits.train), splits.train.labels
     logits = jax.ShapeDtypeStruct((config.batch, model.num_classes), np.float32)
-    given = {"label": jax.ShapeDtypeStruct((config.batch, *label.shape[1:]), label.dtype)}
+    dtype = label.dtype if label.ndim == 1 else np.float32
+    given = {"label": jax.ShapeDtypeStruct((config.batch, *label.shape[1:]), dtype)}
     try:
         told = jax.eval_shape(loss, logits, given).shape
     except (TypeError, ValueError) as error:
@@ -421,13 +476,17 @@ def make_leg_optimizer(
     return optimizer, schedule
 
 
-def choose_loss(config: Config, labels: np.ndarray) -> Callable[..., Any]:
-    """The config's loss, or cross-entropy, binary where an image can have several labels; with what it asks of it."""
-    loss = config.loss or (losses.cross_entropy if labels.ndim == 1 else losses.binary_cross_entropy)
+def choose_loss(config: Config, data: sources.Dataset) -> Callable[..., Any]:
+    """The config's loss with what it asks of it, or that of the data's labels.
+
+    Cross-entropy of classes, binary where an image can have several, the squared error of quantities.
+    """
+    usual = losses.binary_cross_entropy if data.several else losses.cross_entropy
+    loss = config.loss or (losses.squared_error if data.quantities else usual)
     options: dict[str, Any] = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
     if config.class_weights:
-        k = int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
-        options["class_weights"] = losses.class_weights(labels, k, config.class_weights)
+        k = data.labels.shape[1] if data.several else int(data.labels.max()) + 1
+        options["class_weights"] = losses.class_weights(data.labels, k, config.class_weights)
     return partial(loss, **options) if options else loss
 
 

@@ -40,6 +40,7 @@ class Bundle:
     preprocess: Preprocess
     multi_label: bool = False  # whether an image can have several labels: sigmoids, not a softmax
     temperature: float | None = None  # fitted on the run's validation images; predictions apply it when asked
+    quantities: bool = False  # whether it says numbers, named by `classes`, instead of classes
 
     def predict(self, images: Sequence[Any], top_k: int = 1, **options: Any) -> list[dict[str, Any]]:
         """A row for each image (path, folder, glob, PIL image or uint8 array) as `jft predict` writes it.
@@ -62,6 +63,7 @@ def save(
     preprocess: Preprocess,
     multi_label: bool = False,
     temperature: float | None = None,
+    quantities: bool = False,
     card: str = "",
 ) -> None:
     """Write a bundle; the folder appears, or replaces the one there was, when it is whole.
@@ -83,6 +85,7 @@ def save(
             "classes": list(classes),
             "multi_label": multi_label,
             "temperature": temperature,
+            "quantities": quantities,
             "preprocess": asdict(preprocess),
             "batch_stats": sorted(batch_stats),
             "sha256": sha256,
@@ -125,6 +128,7 @@ def load(where: str | Path) -> Bundle:
         name, sha256, classes = str(about["model"]), str(about["sha256"]), tuple(map(str, about["classes"]))
         stats, multi_label = set(about["batch_stats"]), bool(about["multi_label"])
         temperature = None if about.get("temperature") is None else float(about["temperature"])
+        quantities = bool(about.get("quantities"))  # older descriptions say nothing of it
         options, preprocess = _tuples(about["options"]), Preprocess(**_tuples(about["preprocess"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error!r}). Copy the folder again.") from None
@@ -141,7 +145,7 @@ def load(where: str | Path) -> Bundle:
         raise UserError(f"{folder} does not hold a {name}: {', '.join(odd[:5])} differ.")
     params = {n: a for n, a in arrays.items() if n not in stats}
     batch_stats = {n: a for n, a in arrays.items() if n in stats}
-    return Bundle(model, params, batch_stats, classes, preprocess, multi_label, temperature)
+    return Bundle(model, params, batch_stats, classes, preprocess, multi_label, temperature, quantities)
 
 
 def _described(
@@ -185,8 +189,13 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 def write_predictions(out: str | Path | Writable, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as CSV: `path,class_index,label,probability`, `label_2,probability_2` …, `error`; whole or not at all.
 
-    Columns `p:CLASS`, a class's probability each, come in the order of the first row.
+    Columns `p:CLASS`, a class's probability each, come in the order of the first row. Rows of quantities have the
+    columns of the first.
     """
+    if rows and "label" not in rows[0]:
+        with rows_to(out, {column: type(value) for column, value in rows[0].items()}, "csv") as write:
+            write(rows)
+        return
     known = ["path", "true_label", "class_index", "label", "probability"]
     columns = [c for c in known if c == "path" or any(c in row for row in rows) or c != "true_label"]
     each = [c for row in rows[:1] for c in row if c.startswith("p:")]

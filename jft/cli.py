@@ -803,12 +803,15 @@ def _average(options: argparse.Namespace) -> None:
     else:
         done = soup(options.workdirs, options.out, not options.uniform, display)
     if options.json:
-        print(json.dumps({"path": str(done.path), "accuracy": done.accuracy, "rows": done.rows}, indent=1))
+        print(json.dumps({"path": str(done.path), done.figure: done.score, "rows": done.rows}, indent=1))
         return
+    from jft import metrics
+
+    name = metrics.HEADLINES[done.figure]
     for row in done.rows:
         what = f"α {row['alpha']:.1f}" if "alpha" in row else f"{row['run']}{'' if row['in_soup'] else ' (left out)'}"
-        print(f"{what}: validation accuracy {row['accuracy']:.2%}")
-    print(f"{done.path}: validation accuracy {done.accuracy:.2%}")
+        print(f"{what}: validation {name} {metrics.told(done.figure, row[done.figure])}")
+    print(f"{done.path}: validation {name} {metrics.told(done.figure, done.score)}")
 
 
 def _export(options: argparse.Namespace) -> None:

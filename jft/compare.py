@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jft import shard
+from jft import metrics, shard
 from jft.config import Config, write_json
 from jft.errors import UserError
 from jft.report.live import make_display
@@ -56,9 +56,15 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
                 results.append(train(one, shared=shared).result)
                 advance(1)
             rows.append(summarise(name, results))
+        figure = metrics.HEADLINES[metrics.headline(rows[0])]
         display.table(
             [[r["name"], shown(r), f"{r['trainable_params']:,}", f"{r['seconds']:.1f}"] for r in rows],
-            ["", f"{rows[0]['on']} accuracy, mean ± std of {rows[0]['seeds']} seeds", "trained at most", "s a run"],
+            [
+                "",
+                f"{rows[0]['on']} {figure}, mean ± std of {rows[0]['seeds']} seeds",
+                "trained at most",
+                "s a run",
+            ],
             title=str(workdir),
         )
     write_json(workdir / "result.json", {"rows": rows})
@@ -73,13 +79,14 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
 def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """One config's row: mean, standard deviation and 95 % interval of the mean over its seeds."""
     on = "test" if "test" in results[0] else "val"
-    values = np.array([r[on]["accuracy"] for r in results])
+    figure = metrics.headline(results[0][on])
+    values = np.array([r[on][figure] for r in results])
     n = len(values)
     std = float(values.std(ddof=1)) if n > 1 else 0.0
     return {
         "name": name,
         "on": on,
-        "accuracy": float(values.mean()),
+        figure: float(values.mean()),
         "std": std,
         "interval": list(mean_interval(values.tolist())) if n > 1 else None,
         "values": values.tolist(),
@@ -91,4 +98,6 @@ def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def shown(row: Mapping[str, Any]) -> str:
     """`93.1 % ± 0.8`."""
+    if "r2" in row:
+        return f"{row['r2']:.3f}" + (f" ± {row['std']:.3f}" if row["seeds"] > 1 else "")
     return f"{100 * row['accuracy']:.1f} %" + (f" ± {100 * row['std']:.1f}" if row["seeds"] > 1 else "")

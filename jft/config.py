@@ -40,7 +40,7 @@ class Config:
     data: Any = _opt(
         None,
         "labelled images: a folder of class folders (or of train/ val/ [test/] with class folders), a CSV with "
-        "path,label[,split], tfds:NAME; in Python also arrays",
+        "path,label[,split] (path,value[,split] to predict a number), tfds:NAME; in Python also arrays",
     )
     model: str = _opt("resnet50", "the pretrained model, by name; `jft models` lists them")
     weights: Any = _opt(
@@ -100,7 +100,7 @@ class Config:
     loss: Callable | None = _opt(
         None,
         "jft.losses:NAME, or a function (logits, batch) -> [b]; default: cross-entropy, binary where images have "
-        "several labels",
+        "several labels, the squared error of numbers",
     )
     penalty: Callable | None = _opt(
         None, "R(f, f_s) in L + λR, a function (params, source) -> scalar: jft.penalties:l2_sp"

@@ -14,7 +14,7 @@ from jft.models.base import Model
 from jft.stablehlo import export_stablehlo, stablehlo_code
 from jft.table import beside
 from jft.use import open_model
-from jft.weights import torchvision
+from jft.weights import torchvision, transformers
 from jft.weights.export import (
     about,
     export_hf,
@@ -96,14 +96,22 @@ def _write_hf(model: Bundle, path: Path, dtype: str, card: str, processor: str) 
         model.batch_stats,
         classes=model.classes,
         preprocess=model.preprocess,
-        multi_label=model.multi_label,
+        problem=_problem(model),
         dtype=dtype,
         card=card,
         timm_options=_options_of_timm(model),
         processor=processor,
     )
     lines = hf_code(path, receipt.format == "timm", processor == "timm")
-    return receipt, [*lines, "print(model.config.id2label[int(logits.argmax())])"]
+    said = "logits[0].tolist()" if model.quantities else "model.config.id2label[int(logits.argmax())]"
+    return receipt, [*lines, f"print({said})"]
+
+
+def _problem(model: Bundle) -> str:
+    """What transformers calls it."""
+    if model.quantities:
+        return transformers.NUMBERS
+    return transformers.SEVERAL if model.multi_label else transformers.ONE
 
 
 def _write_file(model: Bundle, path: Path, dtype: str, format: str) -> tuple[Receipt, list[str]]:
@@ -116,7 +124,8 @@ def _write_file(model: Bundle, path: Path, dtype: str, format: str) -> tuple[Rec
     if names == "jft":
         return receipt, []
     few = len(model.classes) <= 20
-    labels = f"classes = {list(model.classes)}" if few else "# the classes are in the file's header, under 'jft'"
+    what = "quantities" if model.quantities else "classes"
+    labels = f"{what} = {list(model.classes)}" if few else f"# the {what} are in the file's header, under 'jft'"
     return receipt, [*load, *transform_code(model.preprocess), labels]
 
 

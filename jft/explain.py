@@ -49,6 +49,8 @@ def explain(
     """
     folder = Path(workdir)
     run, model = html.read_run(folder), open_model(folder)
+    if run.quantities:
+        raise UserError("--explain is about classes; this run predicts quantities.")
     if not len(run.labels):
         raise UserError(f"{folder} has no predictions.npz, which every finished run has: there is nothing to explain.")
     splits = own_splits(folder) if data is None else data_of(folder, data)

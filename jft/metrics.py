@@ -1,6 +1,6 @@
 """How good predictions are: exact figures over a whole set, from its probabilities and labels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,19 @@ from jft.errors import UserError
 Probabilities = Float[np.ndarray, "n k"]
 Labels = Int[np.ndarray, " n"]
 Targets = Shaped[np.ndarray, "n k"]  # several labels an example: 0 or 1, or bool
+
+
+HEADLINES = {"accuracy": "accuracy", "r2": "R²"}  # by which runs are told and compared, and their names
+
+
+def headline(scores: Mapping[str, Any], prefix: str = "") -> str:
+    """Which of `HEADLINES` these scores are told by: R² where they have it, of quantities, else accuracy."""
+    return "r2" if prefix + "r2" in scores else "accuracy"
+
+
+def told(name: str, value: float) -> str:
+    """A headline's value: `97.12%`, of R² `0.912`."""
+    return f"{value:.3f}" if name == "r2" else f"{value:.2%}"
 
 
 def accuracy(probabilities: Probabilities, labels: Labels) -> float:
@@ -125,6 +138,13 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     middle = (share + room / 2) / (1 + room)
     half = z / (1 + room) * np.sqrt(share * (1 - share) / count + room / (4 * count))
     return float(max(min(middle - half, share), 0)), float(min(max(middle + half, share), 1))  # against rounding
+
+
+def bootstrap_mean(values: Shaped[np.ndarray, " n"], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a mean over examples, by the percentile bootstrap (see `intervals`)."""
+    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def intervals(
@@ -245,13 +265,56 @@ def summary(probabilities: Probabilities, labels: Shaped[np.ndarray, "..."], cla
     n, k = probabilities.shape
     if k != len(classes) or len(labels) != n or (labels.ndim == 2 and labels.shape[1] != k) or n == 0:
         raise ValueError(f"probabilities {n, k}, labels {labels.shape} and {len(classes)} classes do not fit together")
-    if bad := int((~np.isfinite(probabilities)).any(axis=1).sum()):
+    _check_finite(probabilities)
+    figures = _several(probabilities, labels.astype(bool)) if labels.ndim == 2 else _one(probabilities, labels)
+    return {"count": n} | {name: value for name, value in figures.items() if value is not None}
+
+
+def quantities(
+    values: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"], names: Sequence[str]
+) -> dict[str, Any]:
+    """R², mean absolute and root mean squared error of predicted quantities; of several those of each, and mean R².
+
+    R² is the share of the variance that is explained: 1 − Σ (y − ŷ)² / Σ (y − ȳ)², of these labels' mean ȳ. As in
+    scikit-learn, where no two labels differ it is 1 if all are met and else 0. Raises UserError and ValueError as
+    `summary` does.
+    """
+    if values.shape != labels.shape or values.shape[1:] != (len(names),) or not len(values):
+        raise ValueError(f"values {values.shape}, labels {labels.shape} and {len(names)} names do not fit together")
+    _check_finite(values)
+    gap = values.astype(np.float64) - labels
+    squares, spread = np.square(gap).sum(0), np.square(labels - labels.mean(0)).sum(0)
+    r2 = np.where(spread > 0, 1 - squares / np.where(spread > 0, spread, 1), squares == 0)
+    mae, rmse = abs(gap).mean(0), np.sqrt(np.square(gap).mean(0))
+    if len(names) == 1:
+        return {"count": len(values), "r2": float(r2[0]), "mae": float(mae[0]), "rmse": float(rmse[0])}
+    columns = zip(names, r2, mae, rmse, strict=True)
+    each = {name: {"r2": float(r), "mae": float(a), "rmse": float(s)} for name, r, a, s in columns}
+    return {"count": len(values), "r2": float(r2.mean()), "each": each}
+
+
+def furthest(values: Float[np.ndarray, "n k"], labels: Float[np.ndarray, "n k"]) -> list[int]:
+    """All examples, that first whose worst quantity is furthest off, in standard deviations of the labels."""
+    return np.argsort(-_off(values, labels, labels).max(axis=1), kind="stable").tolist()
+
+
+def worst_quantity(value: Float[np.ndarray, " k"], label: Float[np.ndarray, " k"], labels: Any) -> int:
+    """Which quantity of an example is furthest off, in standard deviations of all `labels` [n, k]."""
+    return int(_off(value, label, labels).argmax())
+
+
+def _off(values: np.ndarray, labels: np.ndarray, all_labels: np.ndarray) -> np.ndarray:
+    std = all_labels.std(0)
+    return abs(values - labels) / np.where(std > 0, std, 1)
+
+
+def _check_finite(answers: np.ndarray) -> None:
+    n = len(answers)
+    if bad := int((~np.isfinite(answers)).any(axis=1).sum()):
         raise UserError(
             f"The model's output is not finite for {bad} of {n} examples, so there is nothing to score: the training "
             "has diverged. Lower the learning rate, or add warm-up or gradient clipping."
         )
-    figures = _several(probabilities, labels.astype(bool)) if labels.ndim == 2 else _one(probabilities, labels)
-    return {"count": n} | {name: value for name, value in figures.items() if value is not None}
 
 
 def _one(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:

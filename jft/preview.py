@@ -141,7 +141,9 @@ def _step(
     )
     labels = splits.train.labels
     batch = {
-        "label": jax.ShapeDtypeStruct((config.batch, *labels.shape[1:]), labels.dtype),
+        "label": jax.ShapeDtypeStruct(
+            (config.batch, *labels.shape[1:]), jnp.float32 if labels.ndim == 2 else labels.dtype
+        ),
         "index": jax.ShapeDtypeStruct((config.batch,), jnp.int32),
     }
     if start:
@@ -150,7 +152,7 @@ def _step(
         batch["features"] = jax.ShapeDtypeStruct(shape.shape, jnp.float32)
     else:
         batch["image"] = _images(config, work_size(preprocess, leg.augment), jnp.uint8)
-    step = make_leg_step(config, model, leg, preprocess, choose_loss(config, labels), start)
+    step = make_leg_step(config, model, leg, preprocess, choose_loss(config, splits.train), start)
     return jax.jit(step, donate_argnums=0).lower(state, batch)
 
 

@@ -121,6 +121,8 @@ def rank(
     for name, reason in splits.excluded:
         display.warn(f"left out: {name}: {reason}")
     train = splits.train if shots is None else few_shots(splits.train, shots, seed)
+    if train.quantities:
+        raise UserError("`jft rank` scores models by classes; the labels of these data are quantities.")
     if metric == "leep" and train.labels.ndim == 2:
         raise UserError("LEEP is for one label an image, and these data have several. Take another --metric.")
     images = Images([train] if splits.val is None else [train, splits.val], resident, threads, display)

@@ -19,7 +19,15 @@ def labels(splits: Splits) -> list[str]:
         if dataset is None or not len(dataset):
             continue
         same = _constant(dataset)
-        if dataset.labels.ndim == 2:
+        if dataset.quantities:
+            if len(same) == len(dataset.classes) and name == "training":
+                values = ", ".join(f"{c} = {v:g}" for c, v in zip(same, dataset.labels[0], strict=True))
+                raise UserError(
+                    f"All {len(dataset)} training images have {values}: there is nothing to learn. Look at the values, "
+                    "and at the split."
+                )
+            told += [f"All {len(dataset)} {name} images have the same {', '.join(same[:5])}."] if same else []
+        elif dataset.several:
             if same:
                 few = ", ".join(same[:5])
                 told.append(f"No two {name} images differ in whether they are: {few}{', …' if len(same) > 5 else ''}.")
@@ -34,7 +42,7 @@ def labels(splits: Splits) -> list[str]:
 
 
 def _constant(dataset: Dataset) -> list[str]:
-    """Classes that all images have, or of several labels an image, all or none."""
+    """Classes that all images have, or of several labels an image, all or none; quantities that do not differ."""
     if dataset.labels.ndim == 1:
         return [dataset.classes[int(dataset.labels[0])]] if (dataset.labels == dataset.labels[0]).all() else []
     flat = (dataset.labels == dataset.labels[:1]).all(0)
@@ -65,16 +73,23 @@ def kept_head(loaded: Loaded, classes: Sequence[str]) -> list[str]:
     ]
 
 
-def guessing(classes: int, several: bool) -> float:
-    """The loss of a model that holds all classes equally likely: ln K, or K ln 2 of several labels an image."""
-    return classes * math.log(2) if several else math.log(classes)
+def guessing(data: Dataset) -> tuple[str, float]:
+    """The loss of a model that knows nothing, and how it is told.
+
+    All classes equally likely: ln K, or K ln 2 of several labels an image. Every quantity its mean: 1, in units of its
+    standard deviation.
+    """
+    if data.quantities:
+        return "saying the mean gives", 1.0
+    k = len(data.classes)
+    formula, guess = (f"{k} ln 2", k * math.log(2)) if data.several else (f"ln {k}", math.log(k))
+    return f"guessing gives {formula} =", guess
 
 
-def first_loss(loss: float, classes: int, several: bool, fresh: bool) -> tuple[str, bool]:
-    """A sentence about the first loss against that of guessing, and whether it is odd for a head that is `fresh`."""
-    guess = guessing(classes, several)
-    formula = f"{classes} ln 2" if several else f"ln {classes}"
-    told = f"The loss at the start is {loss:.3f}; guessing gives {formula} = {guess:.3f}."
+def first_loss(loss: float, guessed: tuple[str, float], fresh: bool) -> tuple[str, bool]:
+    """A sentence about the first loss against that of `guessing`, and whether it is odd for a head that is `fresh`."""
+    formula, guess = guessed
+    told = f"The loss at the start is {loss:.3f}; {formula} {guess:.3f}."
     odd = fresh and not loss < FAR * guess
     if odd:
         told += " A new head should be near it: look at the labels, the preprocessing and the loss."

@@ -72,7 +72,9 @@ def export_stablehlo(
         "output": {
             "shape": ["b", bundle.model.num_classes],
             "dtype": "float32",
-            "values": f"logits: their {'sigmoids' if bundle.multi_label else 'softmax'} are probabilities",
+            "values": "the quantities that `classes` names"
+            if bundle.quantities
+            else f"logits: their {'sigmoids' if bundle.multi_label else 'softmax'} are probabilities",
         },
         "weights": dtype,
         "platforms": list(PLATFORMS),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jft import metrics
 from jft.config import PLACE, Config, describe, differences, override, write_json
 from jft.config import check as config_check
 from jft.errors import UserError, near
@@ -56,7 +57,7 @@ class Swept:
 def sweep(
     config: Config, space: Space, *, trials: int | None = None, seconds: float | None = None, prune: bool = True
 ) -> Swept:
-    """Search for the values of `space` with the best validation accuracy; returns the trials.
+    """Search for the values of `space` with the best validation accuracy (of quantities R²); returns the trials.
 
     A space of lists alone is gone through whole, else 20 trials are drawn (tree-structured Parzen estimator, Bergstra
     et al. 2011, "Algorithms for hyper-parameter optimization"); `trials` is their number in all, and after `seconds`
@@ -102,7 +103,7 @@ def sweep(
         done = [r for r in rows if r["state"] == "complete"]
         if not done:
             raise UserError(f"No trial of {workdir} has ended. Give it more --seconds.")
-        best = max(done, key=lambda r: (r["accuracy"], -r["loss"]))
+        best = max(done, key=lambda r: (r[metrics.headline(r)], -r["loss"]))
         _report(workdir, config, dimensions, rows, best, display)
     return Swept(workdir, rows, best)
 
@@ -255,7 +256,9 @@ def _try(
         place = round(100 * row["done"])
         if row["final"] and place not in reported:
             reported.add(place)
-            trial.report(row["val_accuracy"], place)
+            figure = metrics.headline(row, "val_")
+            trial.set_user_attr("figure", figure)
+            trial.report(row[f"val_{figure}"], place)
             if row["done"] < 1 and trial.should_prune():
                 raise optuna.TrialPruned
 
@@ -273,8 +276,9 @@ def _try(
         return f"{name}: {error}"
     except Interrupted as stopped:
         raise Interrupted(f"In trial {trial.number}: {stopped}") from None
-    study.tell(trial, result["val"]["accuracy"])
-    return f"{name}: {result['val']['accuracy']:.2%}"
+    figure = metrics.headline(result["val"])
+    study.tell(trial, result["val"][figure])
+    return f"{name}: {metrics.told(figure, result['val'][figure])}"
 
 
 def _suggest(trial: Any, d: Dimension) -> Any:
@@ -328,10 +332,12 @@ def _row(trial: Any, dimensions: Sequence[Dimension], workdir: Path) -> dict[str
     }
     if trial.state.name == "COMPLETE":
         result = read_json(folder / "result.json")
-        row |= {k: result["val"][k] for k in ("accuracy", "loss")} | {"seconds": result["seconds"]["total"]}
-        row |= {"test_accuracy": result["test"]["accuracy"]} if "test" in result else {}
+        figure = metrics.headline(result["val"])
+        row |= {k: result["val"][k] for k in (figure, "loss")} | {"seconds": result["seconds"]["total"]}
+        row |= {f"test_{figure}": result["test"][figure]} if "test" in result else {}
     elif trial.intermediate_values:
-        row["accuracy"] = max(trial.intermediate_values.values())
+        figure = trial.user_attrs.get("figure", "accuracy")
+        row[figure] = max(trial.intermediate_values.values())
     return row | ({"error": trial.user_attrs["error"]} if "error" in trial.user_attrs else {})
 
 
@@ -345,16 +351,17 @@ def _report(
 ) -> None:
     """The table, `result.json` and `sweep.html`."""
     names = [d.name for d in dimensions]
-    ranked = sorted(rows, key=lambda r: (r is not best, r["state"] != "complete", -r.get("accuracy", -1.0)))
+    figure = metrics.headline(best)
+    ranked = sorted(rows, key=lambda r: (r is not best, r["state"] != "complete", -r.get(figure, -math.inf)))
 
     def told(row: Mapping[str, Any], key: str) -> str:
-        return f"{row[key]:.2%}" if key in row else ""
+        return metrics.told(figure, row[key]) if key in row else ""
 
-    tests = ["test_accuracy"] if any("test_accuracy" in r for r in rows) else []
+    tests = [f"test_{figure}"] if any(f"test_{figure}" in r for r in rows) else []
     display.table(
         [
             [
-                r["number"], *(r["values"].get(n, "") for n in names), told(r, "accuracy"),
+                r["number"], *(r["values"].get(n, "") for n in names), told(r, figure),
                 *(told(r, t) for t in tests), f"{r['seconds']:.1f}" if "seconds" in r else r["state"],
             ]
             for r in ranked

@@ -65,7 +65,7 @@ from jft.run import (
     versions,
 )
 from jft.step import State, make_eval_step, repeat
-from jft.use import evaluate_dataset, fit_temperature, probabilities, row
+from jft.use import evaluate_dataset, fit_temperature, probabilities, row, value_row
 from jft.weights.writers import write_safetensors
 
 MAX_STEPS_PER_DISPATCH = 256
@@ -224,7 +224,7 @@ class Best:
 
     step: int
     leg: int
-    accuracy: float
+    accuracy: float  # of quantities R²
     loss: float
     params: dict[str, Any]
     batch_stats: dict[str, Any]
@@ -303,9 +303,10 @@ class Run:
         self.stages = stages
         self.rollbacks: list[dict[str, Any]] = []  # what result.json says of them
         self.legs = self._lay_out()
-        labels = data["train"].labels
-        self.order = order.Order(len(labels), config.seed, labels if config.balance else None)
-        self.loss = choose_loss(config, labels)
+        train = data["train"].taken
+        self.order = order.Order(len(train), config.seed, train.labels if config.balance else None)
+        self.loss = choose_loss(config, train)
+        self.figure = "r2" if train.quantities else "accuracy"  # what a validation is told by
         self.eval_loss, self.eval_correct = jax.jit(self.loss), jax.jit(losses.correct)
         self.eval_steps: dict[Any, Any] = {}  # compiled, by the span they run
         self.features: dict[
@@ -319,7 +320,7 @@ class Run:
         self.ended = 0  # how many legs have
         self.state: State | None = None  # distributed over the mesh; None before the first leg
         self.best: Best | None = None
-        self.accuracy: float | None = None  # of the last validation
+        self.accuracy: float | None = None  # of the last validation; of quantities R²
         self.records: list[dict[str, Any]] = []  # what result.json says of the stages that are done
         self.leg_seconds = 0.0  # of the leg under way, in sessions before this one
         self.patience = Patience()  # of the leg under way
@@ -572,8 +573,9 @@ class Run:
     def _tell_start(self, loss: float) -> None:
         """Tell of the first loss, where what it should be is known."""
         if self.config.loss is None and self.config.objective is None:
+            train = self.data["train"].dataset
             fresh = any(name.startswith("head/") for name in self.loaded.missing)
-            told, odd = sanity.first_loss(loss, self.model.num_classes, self.data["train"].labels.ndim == 2, fresh)
+            told, odd = sanity.first_loss(loss, sanity.guessing(train), fresh)
             (self.display.warn if odd else self.display.note)(told)
 
     def _watch(self, leg: Leg, step: int, skipped: float) -> bool:
@@ -597,7 +599,7 @@ class Run:
         """
         train, config = self.data["train"], self.config
         args = (config.batch, config.seed, step - 1, config.threads, train.size, train.images)
-        batch = next(pipeline.stream(train.dataset, self.preprocess, *args, balance=config.balance))
+        batch = next(pipeline.stream(train.taken, self.preprocess, *args, balance=config.balance))
         look = make_leg_diagnosis(config, self.model, leg, self.preprocess, self.loss)
         suspect = look(shard.fetch(self._collected()), batch, step)
         return suspect.told(names) if suspect else "Run once more with the weights as they are now, all is finite."
@@ -657,7 +659,7 @@ class Run:
                 read = ({"index": pick} | {name: array[pick] for name, array in arrays.items()} for pick in picks)
             else:
                 read = pipeline.stream(
-                    train.dataset, self.preprocess, batch, config.seed, self.step, config.threads, train.size,
+                    train.taken, self.preprocess, batch, config.seed, self.step, config.threads, train.size,
                     rows=mine, balance=config.balance,
                 )  # fmt: skip
             for one in read:
@@ -715,7 +717,8 @@ class Run:
             self.state, out = compiled(self.state, data, shard.indices(index, self.mesh), np.int32(count))
             if not resident:
                 data = next(stream)  # read and laid on the devices while they work
-            values = {name: np.asarray(v)[:count] for name, v in out.items()}
+            # Quantities are neither right nor wrong, whatever an objective tells of them.
+            values = {n: np.asarray(v)[:count] for n, v in out.items() if n != "accuracy" or self.figure == n}
             seconds = time.perf_counter() - begun
             limit = max(1, min(depth, 4 * limit, int(shard.agree(DISPATCH_SECONDS * count / seconds, min))))
             return [{name: float(v[i]) for name, v in values.items()} for i in range(count)]
@@ -863,7 +866,11 @@ class Run:
                 logits = np.asarray(features.compute(step, state.params, state.batch_stats, self._placed(val)))
             labels = jnp.asarray(val.labels)
             loss = float(np.mean(np.asarray(self.eval_loss(logits, {"label": labels}), np.float64)))
-            accuracy = float(np.mean(np.asarray(self.eval_correct(logits, labels), np.float64)))
+            if val.dataset.quantities:  # in their own units R² is the same
+                finite = bool(np.isfinite(logits).all())
+                accuracy = metrics.quantities(logits, val.labels, val.dataset.classes)["r2"] if finite else -np.inf
+            else:
+                accuracy = float(np.mean(np.asarray(self.eval_correct(logits, labels), np.float64)))
             score = self._score(accuracy, loss)
             self.patience.see(*score)
             better = self.best is None or score > self._score(self.best.accuracy, self.best.loss)
@@ -877,12 +884,13 @@ class Run:
         if self.config.snapshots:
             self._snapshot(state)
         self.accuracy = accuracy
-        row: dict[str, Any] = {"step": self.step, "stage": leg.stage.name, "val_loss": loss, "val_accuracy": accuracy}
+        row: dict[str, Any] = {"step": self.step, "stage": leg.stage.name, "val_loss": loss}
+        row[f"val_{self.figure}"] = accuracy
         moved = sorted(n for n in self._touched(leg.number)[0] if n in self.source)
         if moved:
             row["distance"] = distances(state.params, self.source, moved, self.model)
         self.log.write(row)
-        self.display.validation({"accuracy": accuracy, "loss": loss}, best=better)
+        self.display.validation({self.figure: accuracy, "loss": loss}, best=better)
         if self.watch:
             last = self.legs[-1]
             self.watch(row | {"done": self.step / last.last, "final": leg.number == last.number})
@@ -891,7 +899,7 @@ class Run:
     def _score(self, accuracy: float, loss: float) -> tuple[float, float]:
         """By which one validation is better than another: accuracy, then the loss, which is not if it is no number.
 
-        Of several labels an image the loss alone: how often all of them are right says little.
+        Of several labels an image the loss alone: how often all of them are right says little. Of quantities too.
         """
         fit = -loss if np.isfinite(loss) else -np.inf
         return (accuracy, fit) if self.data["val"].labels.ndim == 1 else (fit, accuracy)
@@ -900,6 +908,8 @@ class Run:
         """Write what of a validated state the whole plan changes, for soups (`jft.average.soup_of_run`)."""
         names, stats = self._touched(len(self.legs) - 1)
         kept = shard.fetch(tree.split(state.params, names)[0] | tree.split(state.batch_stats, stats)[0])
+        if (scale := self.data["val"].scale) and "head/kernel" in kept:
+            kept = scale.into_head(kept)
         if shard.first():
             folder = self.workdir / "snapshots"
             folder.mkdir(exist_ok=True)
@@ -913,7 +923,7 @@ class Run:
             "lr": leg.stage.lr,
             "parts": list(leg.train_parts),
             "trainable_params": sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable),
-            "val_accuracy": self.accuracy,
+            f"val_{self.figure}": plain(self.accuracy),
             "seconds": round(seconds, 3),
         }
 
@@ -926,16 +936,27 @@ class Run:
         params = shard.fetch(dict(self.initial) | self.best.params)
         batch_stats = shard.fetch(dict(self.initial_stats) | self.best.batch_stats)
         made = self.model
+        if val.scale:
+            params = val.scale.into_head(params)
         if any(map(added, params)):
             write_adapter(self.workdir / "adapter.safetensors", made, params)
         if isinstance(made, LoraModel):
             params, made = {n: np.asarray(v) for n, v in made.merged(params).items()}, made.plain()
-        several = val.labels.ndim == 2
-        trained = np.asarray(self.data["train"].labels)
-        per_class = (trained > 0).sum(axis=0) if several else np.bincount(trained, minlength=len(classes))
-        likely = probabilities(self.best.logits, several)
-        scores = metrics.summary(likely, val.labels, classes)
-        model = bundle.Bundle(made, params, batch_stats, splits.classes, self.preprocess, several)
+        several, quantities, labels = val.dataset.several, val.dataset.quantities, val.dataset.labels
+        trained = self.data["train"].dataset.labels
+        if quantities:
+            likely = val.scale.values(self.best.logits) if val.scale else self.best.logits
+            scores = metrics.quantities(likely, labels, classes)
+            spread = {"mean": trained.mean(0), "std": trained.std(0), "min": trained.min(0), "max": trained.max(0)}
+            of_train = {name: figure.tolist() for name, figure in spread.items()}
+        else:
+            likely = probabilities(self.best.logits, several)
+            scores = metrics.summary(likely, labels, classes)
+            per_class = (trained > 0).sum(axis=0) if several else np.bincount(trained, minlength=len(classes))
+            of_train = {"per_class": per_class.tolist()}
+        model = bundle.Bundle(
+            made, params, batch_stats, splits.classes, self.preprocess, several, quantities=quantities
+        )
         result = {
             "model": config.model,
             "weights": str(self.loaded.path) if self.loaded.path else None,
@@ -945,12 +966,14 @@ class Run:
             "seed": config.seed,
             "plan": config.plan if isinstance(config.plan, str) else [leg.stage.name for leg in self.legs],
             "val": {**scores, "count": len(val.labels), "loss": plain(self.best.loss), "best_step": self.best.step},
-            "last": {"accuracy": self.accuracy, "step": self.step},
-            "train": {"count": len(trained), "per_class": per_class.tolist()},
+            "last": {self.figure: plain(self.accuracy), "step": self.step},
+            "train": {"count": len(trained), **of_train},
             "excluded": [{"path": name, "reason": reason} for name, reason in excluded],
             "stages": self.records,
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         }
+        if quantities:
+            result["quantities"] = True
         if self.rollbacks:
             result["rollbacks"] = self.rollbacks
         if splits.test is not None:
@@ -973,7 +996,8 @@ class Run:
                 classes=classes,
                 preprocess=self.preprocess,
                 multi_label=several,
-                temperature=fit_temperature(self.best.logits, val.labels),
+                temperature=None if quantities else fit_temperature(self.best.logits, labels),
+                quantities=quantities,
                 card=model_card({**result, "origin": self.loaded.receipt.source, "multi_label": several}),
             )
             self._write_predictions(likely)
@@ -982,7 +1006,8 @@ class Run:
         result["memory"] = self.clock.memory
         write_json(self.workdir / "result.json", result)
         self._track(result, likely)
-        self.display.note(f"Validation accuracy {scores['accuracy']:.2%} of {len(val.labels)} images.")
+        told = metrics.told(self.figure, scores[self.figure])
+        self.display.note(f"Validation {metrics.HEADLINES[self.figure]} {told} of {len(val.labels)} images.")
         self.display.note(f"The model is in {self.workdir / 'model'}.")
         draw_report(self.workdir, self.data["val"].dataset, self.display)
         return result
@@ -991,7 +1016,8 @@ class Run:
         """Hand the trackers the most confident mistakes and the result."""
         self.log.flush()
         val = self.data["val"].dataset
-        wrong = track.mistakes(likely, val.labels, result["classes"]) if self.log.trackers.opened else []
+        find = track.furthest if val.quantities else track.mistakes
+        wrong = find(likely, val.labels, result["classes"]) if self.log.trackers.opened else []
         for rank, (i, told) in enumerate(wrong, 1):
             if (pixels := track.thumbnail(val.read(i))) is not None:
                 self.log.trackers.picture(self.step, f"mistakes/{rank:02} {told}", pixels)
@@ -1000,9 +1026,13 @@ class Run:
     def _write_predictions(self, likely: np.ndarray) -> None:
         """predictions.csv, a row for each validation image, and all the probabilities beside it."""
         val = self.data["val"]
-        names, labels, classes = val.dataset.names, val.labels, val.dataset.classes
-        rows = []
+        names, labels, classes = val.dataset.names, val.dataset.labels, val.dataset.classes
+        rows: list[dict[str, Any]] = []
         for name, label, p in zip(names, labels, likely, strict=True):
+            if val.dataset.quantities:
+                true_values = value_row(label, classes, f"true_{sources.VALUE}")
+                rows.append({"path": name, **true_values, **value_row(p, classes), "error": ""})
+                continue
             true = (
                 classes[int(label)]
                 if labels.ndim == 1
@@ -1012,4 +1042,6 @@ class Run:
             rows.append({"path": name, "true_label": true, **row(p, classes), **each, "error": ""})
         bundle.write_predictions(self.workdir / "predictions.csv", rows)
         with writing(self.workdir / "predictions.npz") as part, open(part, "wb") as file:
-            np.savez_compressed(file, probabilities=likely, labels=labels, names=np.array(names))
+            told = {"labels": labels, "names": np.array(names)}
+            told["values" if val.dataset.quantities else "probabilities"] = likely
+            np.savez_compressed(file, allow_pickle=False, **told)

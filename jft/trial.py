@@ -136,8 +136,7 @@ def _trial(config: Config, shorten: Any) -> Iterator[tuple[Any, sources.Splits]]
 
 def _found(config: Config, run: Run) -> Trial:
     losses = [float(row["loss"]) for row in read(run.workdir / "metrics.jsonl") if "loss" in row]
-    several = run.data["train"].labels.ndim == 2
-    guess = sanity.guessing(run.model.num_classes, several)
+    guess = sanity.guessing(run.data["train"].dataset)[1]
     return Trial(config, run.records, losses, guess, len(run.data["train"].labels), len(run.data["val"].labels))
 
 

@@ -65,9 +65,24 @@ def pretrained(model: str | None, source: str | None = None) -> Bundle:
     return Bundle(built, loaded.params, loaded.batch_stats, names, loaded.preprocess)
 
 
+def _average_of(model: Bundle) -> Callable[[Any], Any]:
+    """What makes one answer [b, k] of those of several views [v, b, k]."""
+    if model.quantities:
+        return _mean
+    return _mean_of_several if model.multi_label else losses.average
+
+
+def _mean(answers: Any) -> Any:
+    return answers.mean(0)
+
+
+def _mean_of_several(answers: Any) -> Any:
+    return losses.average(answers, several=True)
+
+
 @dataclass
 class Predicted:
-    """Logits of the images that could be read, their places in the data set, and what was left out, with the reason."""
+    """Logits (or quantities) of the images that could be read, their places, and what was left out, with the reason."""
 
     logits: np.ndarray  # float32 [n, classes]
     kept: np.ndarray
@@ -76,7 +91,9 @@ class Predicted:
 
 
 @lru_cache(maxsize=8)  # who predicts again waits for no compilation
-def _prediction(model: Model, preprocess: Preprocess, tta: tuple[str, ...], several: bool, features: bool) -> Any:
+def _prediction(
+    model: Model, preprocess: Preprocess, tta: tuple[str, ...], average: Callable[[Any], Any], features: bool
+) -> Any:
     """A compiled `(params, batch_stats, batch) -> (logits, what the head takes)`, the second with `features` alone."""
     steps = [make_eval_step(model, prepare=view) for view in views(preprocess, tta)]
     plain = make_prepare(preprocess, (), train=False)
@@ -88,7 +105,7 @@ def _prediction(model: Model, preprocess: Preprocess, tta: tuple[str, ...], seve
         if features and not tta:
             return top(params, stats, {FEATURES: taken}), taken
         answers = [one(params, stats, given) for one in steps]
-        return losses.average(jnp.stack(answers), several) if tta else answers[0], taken
+        return average(jnp.stack(answers)) if tta else answers[0], taken
 
     return step
 
@@ -108,7 +125,7 @@ def run_chunks(
     each image (`prepare.views`): flip, corners. With `features`, what the head takes of the image itself, too.
     """
     display = display or make_display("quiet")
-    step = _prediction(model.model, model.preprocess, tuple(tta), model.multi_label, features)
+    step = _prediction(model.model, model.preprocess, tuple(tta), _average_of(model), features)
     size = work_size(model.preprocess, ("crop",)) if "corners" in tta else None
     params, stats = jax.device_put((dict(model.params), dict(model.batch_stats)))
 
@@ -164,9 +181,13 @@ def evaluate_dataset(
     Raises UserError where the data have classes that the model does not know.
     """
     classes = list(model.classes)
+    if model.quantities != dataset.quantities:
+        says, have = ("numbers", "classes") if model.quantities else ("classes", "numbers")
+        raise UserError(f"The model predicts {says}, and the labels of the data are {have}.")
     if unknown := [c for c in dataset.classes if c not in classes]:
         raise UserError(
-            f"The data have classes that the model does not know: {', '.join(unknown[:5])}. "
+            f"The data have {'quantities' if model.quantities else 'classes'} that the model does not know: "
+            f"{', '.join(unknown[:5])}. "
             f"It knows {len(classes)}: {', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}."
         )
     place = np.array([classes.index(c) for c in dataset.classes])
@@ -174,6 +195,9 @@ def evaluate_dataset(
     if not len(done.kept):
         raise UserError("None of the images could be read: " + "; ".join(f"{n}: {r}" for n, r in done.excluded[:3]))
     labels = dataset.labels[done.kept]
+    left_out = {"left_out": len(done.excluded), "excluded": done.excluded}
+    if model.quantities:
+        return metrics.quantities(done.logits[:, place], labels, dataset.classes) | left_out
     if labels.ndim == 1:
         labels = place[labels]
     else:
@@ -181,7 +205,7 @@ def evaluate_dataset(
         wide[:, place] = labels
         labels = wide
     scores = metrics.summary(probabilities(done.logits, labels.ndim == 2), labels, classes)
-    return scores | {"count": len(labels), "left_out": len(done.excluded), "excluded": done.excluded}
+    return scores | {"count": len(labels)} | left_out
 
 
 def evaluate(
@@ -322,11 +346,16 @@ def predict_rows(
 
     Images are paths as `pictures` takes them, PIL images, or uint8 arrays. A file that cannot be read keeps its row,
     its label empty and the reason in `error`. `probability_of_each` adds a column `p:CLASS` for every class.
+    A model of quantities gives `path`, `value` (of several `value:NAME` each), `error`, and takes no option of classes.
     `temperature` divides the logits: a number, or "fitted", the one found on the run's validation images. Where the
     largest probability is below `unknown` the label is `unknown`, its class_index -1. `features` is given the paths and
     the features [n, d] of each chunk. No more than two chunks of pictures are in memory, however many there are. Raises
     UserError at once, not with the first row, where there are no images or an option is wrong.
     """
+    if model.quantities and (top_k > 1 or probability_of_each or temperature is not None or unknown is not None):
+        raise UserError(
+            "The model predicts numbers; --top-k, --probabilities, --temperature and --unknown are about classes."
+        )
     scale = temperature_of(model, temperature)
     paths = [i for i in images if isinstance(i, str | Path)]
     if paths and len(paths) < len(images):
@@ -337,30 +366,34 @@ def predict_rows(
         dataset, excluded = sources.arrays(list(images), np.zeros(len(images), np.int32), ["?"]), []
     chunks = run_chunks(model, dataset, batch=batch, display=display, tta=tta, features=features is not None)
 
+    empty = dict.fromkeys(columns(model), "")
+
+    def unread(name: str, reason: str) -> dict[str, Any]:
+        return {**empty, "path": name, "error": reason}
+
     def rows() -> Iterator[Row]:
         begun = 0
         for done in chunks:
             told: dict[int, dict[str, Any]] = {}
-            likely = probabilities(done.logits / np.float32(scale), model.multi_label)
+            if model.quantities:
+                likely = done.logits
+            else:
+                likely = probabilities(done.logits / np.float32(scale), model.multi_label)
             for place, p in zip(done.kept.tolist(), likely, strict=True):
-                name = dataset.names[place]
-                told[place] = {"path": name, **row(p, model.classes, top_k, unknown), "error": ""}
+                said = value_row(p, model.classes) if model.quantities else row(p, model.classes, top_k, unknown)
+                told[place] = {"path": dataset.names[place], **said, "error": ""}
                 if probability_of_each:
                     told[place] |= {f"p:{c}": float(v) for c, v in zip(model.classes, p, strict=True)}
             end = min(begun + CHUNK, len(dataset))
-            unread = (place for place in range(begun, end) if place not in told)
-            told |= {place: _unread(name, why) for place, (name, why) in zip(unread, done.excluded, strict=True)}
+            missing = (place for place in range(begun, end) if place not in told)
+            told |= {place: unread(name, why) for place, (name, why) in zip(missing, done.excluded, strict=True)}
             if features is not None and done.features is not None:
                 features([dataset.names[i] for i in done.kept], done.features)
             yield from (told[place] for place in range(begun, end))
             begun = end
-        yield from (_unread(name, why) for name, why in excluded)
+        yield from (unread(name, why) for name, why in excluded)
 
     return rows()
-
-
-def _unread(name: str, reason: str) -> dict[str, Any]:
-    return {"path": name, "class_index": "", "label": "", "probability": "", "error": reason}
 
 
 def write_predictions(
@@ -377,7 +410,7 @@ def write_predictions(
     Each of `outs` is a place with its kind, see `jft.table.rows_to`. Returns the number of rows, and of those whose
     image cannot be read.
     """
-    told = columns(model.classes, top_k, probability_of_each)
+    told = columns(model, top_k, probability_of_each)
     count = bad = 0
     with contextlib.ExitStack() as stack:
         rows = predict_rows(model, images, top_k=top_k, probability_of_each=probability_of_each, **options)
@@ -407,8 +440,21 @@ def row(p: np.ndarray, classes: Sequence[str], top_k: int = 1, unknown: float | 
     return told
 
 
-def columns(classes: Sequence[str], top_k: int = 1, probability_of_each: bool = False) -> dict[str, type]:
+def value_row(y: np.ndarray, names: Sequence[str], kind: str = sources.VALUE) -> dict[str, float]:
+    """The columns of one image's quantities: `value`, or where they have names of their own `value:NAME` each.
+
+    >>> value_row(np.array([2.5, 40.0]), ["width", "height"])
+    {'value:width': 2.5, 'value:height': 40.0}
+    """
+    alone = tuple(names) == (sources.VALUE,)
+    return {kind if alone else f"{kind}:{name}": float(v) for name, v in zip(names, y, strict=True)}
+
+
+def columns(model: Bundle, top_k: int = 1, probability_of_each: bool = False) -> dict[str, type]:
     """The columns of `predict_rows` with their types, as `jft.table.rows_to` takes them."""
+    classes = model.classes
+    if model.quantities:
+        return {"path": str, **dict.fromkeys(value_row(np.zeros(len(classes)), classes), float), "error": str}
     told: dict[str, type] = {"path": str, "class_index": int, "label": str, "probability": float}
     for rank in range(2, min(top_k, len(classes)) + 1):
         told |= {f"label_{rank}": str, f"probability_{rank}": float}

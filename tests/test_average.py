@@ -54,10 +54,10 @@ def runs(folder, tmp_path_factory):
 def test_wise_ft_takes_the_best_of_its_candidates(runs):
     done = wise_ft(runs[0])
     assert [row["alpha"] for row in done.rows] == [i / 10 for i in range(11)]
-    assert done.accuracy == max(row["accuracy"] for row in done.rows)
+    assert done.score == max(row["accuracy"] for row in done.rows)
     assert done.rows[-1]["accuracy"] == json.loads((runs[0] / "result.json").read_text())["val"]["accuracy"]
     assert open_model(done.path).classes == open_model(runs[0]).classes
-    assert json.loads((done.path / "average.json").read_text())["accuracy"] == done.accuracy
+    assert json.loads((done.path / "average.json").read_text())["accuracy"] == done.score
 
 
 def test_a_soup_of_two_runs(runs, tmp_path, capsys):

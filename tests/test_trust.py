@@ -613,13 +613,15 @@ def test_a_kept_head_has_the_datas_classes_in_their_order():
 
 
 def test_the_first_loss_is_held_against_guessing():
-    assert sanity.first_loss(1.1, 3, False, True) == (
+    pixels = np.zeros((3, 1, 1), np.uint8)
+    three, four = (sanity.guessing(sources.arrays(pixels, labels)) for labels in ([0, 1, 2], np.eye(3, 4)))
+    assert sanity.first_loss(1.1, three, True) == (
         "The loss at the start is 1.100; guessing gives ln 3 = 1.099.",
         False,
     )
-    assert sanity.first_loss(9.0, 3, False, True)[1] and not sanity.first_loss(9.0, 3, False, False)[1]
-    assert sanity.first_loss(float("nan"), 3, False, True)[1]
-    assert sanity.first_loss(2.8, 4, True, True) == (
+    assert sanity.first_loss(9.0, three, True)[1] and not sanity.first_loss(9.0, three, False)[1]
+    assert sanity.first_loss(float("nan"), three, True)[1]
+    assert sanity.first_loss(2.8, four, True) == (
         "The loss at the start is 2.800; guessing gives 4 ln 2 = 2.773.",
         False,
     )

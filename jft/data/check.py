@@ -71,13 +71,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found. `counts` are the images that can be used, by split and class."""
+    """What a check found. `counts` are the images that can be used, by split and class (of quantities: all)."""
 
     data: str
     images: int
     counts: dict[str, dict[str, int]]
     sizes: tuple[tuple[int, int], ...]  # smallest, median and largest width and height
     findings: tuple[Finding, ...]
+    quantities: bool = False
 
     def of(self, *levels: str) -> list[Finding]:
         """The findings that matter so much, the worst first."""
@@ -134,12 +135,13 @@ def check(splits: Splits, data: str = "data", threads: int | None = None, progre
     counts = {
         split: _counts(dataset, [p.i for p in usable if p.split == split]) for split, dataset in splits.sets().items()
     }
-    findings += _classes(counts)
+    findings += [] if splits.train.quantities else _classes(counts)
     order = list(KINDS)
     findings.sort(key=lambda f: (order.index(f.kind), f.names))
     areas = sorted((p.facts.size for p in usable), key=lambda s: s[0] * s[1])
     sizes = (areas[0], areas[len(areas) // 2], areas[-1]) if areas else ()
-    return Report(data, len(pictures) + len(splits.excluded), counts, sizes, tuple(findings))
+    entries = len(pictures) + len(splits.excluded)
+    return Report(data, entries, counts, sizes, tuple(findings), splits.train.quantities)
 
 
 def at_start(splits: Splits) -> list[Finding]:
@@ -204,7 +206,8 @@ def text(report: Report) -> str:
     """The report as a person reads it."""
     splits = ", ".join(f"{split} {sum(classes.values())}" for split, classes in report.counts.items())
     known = {c for classes in report.counts.values() for c in classes}
-    lines = [f"{report.data}: {report.images} entries, {len(known)} classes; images that can be used: {splits}"]
+    labels = f"numbers ({', '.join(known)})" if report.quantities else f"{len(known)} classes"
+    lines = [f"{report.data}: {report.images} entries, {labels}; images that can be used: {splits}"]
     if report.sizes:
         small, middle, large = (f"{w}×{h}" for w, h in report.sizes)
         lines.append(f"sizes: {small} to {large} pixels, the median {middle}")
@@ -287,6 +290,8 @@ class _Picture:
     @property
     def label(self) -> str:
         label = self.dataset.labels[self.i]
+        if self.dataset.quantities:
+            return ", ".join(f"{name} {float(v)!r}" for name, v in zip(self.dataset.classes, label, strict=True))
         if np.ndim(label):
             return "|".join(self.dataset.classes[c] for c in np.flatnonzero(label))
         return self.dataset.classes[int(label)] if label >= 0 else ""
@@ -539,6 +544,8 @@ def _odd(pictures: Sequence[_Picture]) -> list[Finding]:
 
 
 def _counts(dataset: Dataset, indices: Iterable[int]) -> dict[str, int]:
+    if dataset.quantities:
+        return {", ".join(dataset.classes): len(list(indices))}
     chosen = dataset.labels[np.fromiter(indices, np.int64)]
     if dataset.labels.ndim == 2:
         return {c: int(n) for c, n in zip(dataset.classes, chosen.sum(0), strict=True)}

@@ -19,6 +19,8 @@ from PIL import Image
 from jft.data.decode import DecodeError, formats, quiet, to_rgb
 from jft.errors import UserError, near, printable
 
+VALUE = "value"  # a CSV's column of a quantity, or what its name begins with: value:NAME
+COLUMNS = ("path", "label", VALUE, "split")
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 QUARANTINE = "quarantine.txt"
@@ -34,6 +36,7 @@ class Dataset:
     """Pictures and their labels, in an order that depends on nothing but their names.
 
     `labels` is int32 [n], indices into `classes`, or float32 [n, k] of zeros and ones where a picture has several.
+    Where the labels are `quantities`, numbers to be predicted, it is float64 [n, k], and `classes` are their names.
     `read(i)` gives the encoded file as bytes, or the pixels as an array; `jft.data.decode` makes pictures of either.
     Names and classes that come from files hold no control characters: those stand as escapes, bytes that are no UTF-8
     too. `files` says where each picture lies, if it is a file.
@@ -44,6 +47,12 @@ class Dataset:
     classes: tuple[str, ...]
     read: Callable[[int], bytes | np.ndarray]
     files: tuple[Path, ...] | None = None
+    quantities: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether a picture can have several labels."""
+        return self.labels.ndim == 2 and not self.quantities
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,7 +90,8 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
     """Training, validation and test sets from one description of the data. Raises UserError.
 
     `data` is a folder (`train/ val/ [test/]` of class folders, or class folders alone), a CSV file with the columns
-    `path,label[,split]` (several labels separated by `|`), `tfds:NAME[:CONFIG]`, a Dataset (see `arrays`), or a
+    `path,label[,split]` (several labels separated by `|`) or, where numbers are to be predicted, `path,value[,split]`
+    (of several `value:NAME` each), `tfds:NAME[:CONFIG]`, a Dataset (see `arrays`), or a
     mapping from `train`, `val`, `test` to Datasets or to pairs (images, labels). Without a validation set, the
     fraction `val_fraction` of the training set becomes one, stratified by label, the same for the same seed (0: none).
     Pictures that `quarantine.txt` names (in the folder, or beside the CSV; see `read_quarantine`) are left out, after
@@ -117,11 +127,12 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
     _check_classes(train, data if isinstance(data, (str, Path)) else "The data")
     val = found.get("val")
     if val is None and val_fraction:
-        kept, held_out = stratified_split(train.labels, val_fraction, seed)
+        alike = np.zeros(len(train), np.int32) if train.quantities else train.labels
+        kept, held_out = stratified_split(alike, val_fraction, seed)
         if not len(held_out):
             raise UserError(
-                f"No class has two images, so none can be held out for validation (there are {len(train)} in all). "
-                "Add images, or give a validation set."
+                f"{'There are no' if train.quantities else 'No class has'} two images, so none can be held out for "
+                f"validation (there are {len(train)} in all). Add images, or give a validation set."
             )
         train, val = train.select(kept), train.select(held_out)
     splits = Splits(train, val, found.get("test"), train.classes, excluded, root)
@@ -164,7 +175,8 @@ def _without_quarantined(splits: Splits, file: Path) -> Splits:
         left[split] = dataset.select(np.flatnonzero(~out)) if out.any() else dataset
     train = left["train"].labels
     here = np.flatnonzero((train > 0).any(0)) if train.ndim == 2 else np.unique(train)
-    if missing := [c for i, c in enumerate(splits.classes) if i not in here]:
+    missing = [] if splits.train.quantities else [c for i, c in enumerate(splits.classes) if i not in here]
+    if missing:
         raise UserError(f"{file} leaves no training image of {_few(missing)}.")
     for split, dataset in left.items():
         if not len(dataset):
@@ -181,17 +193,21 @@ def arrays(images: np.ndarray | Sequence, labels: Any, classes: Sequence[str] | 
     `images` is [n, h, w] or [n, h, w, 1 | 3 | 4], or a sequence of such pictures of any sizes: uint8, uint16, or
     floating point within 0..1; or a sequence of Pillow's images. `labels` are indices into `classes`; without
     `classes` any integers or strings, whose sorted values become the classes; or a matrix [n, k] of zeros and ones
-    where a picture has several labels.
+    where a picture has several labels. Floating point labels [n], or [n, k] that hold more than zeros and ones, are
+    quantities, and `classes` their names.
     """
     pixels = images if isinstance(images, np.ndarray) else [_pixels(i, image) for i, image in enumerate(images)]
     if not len(pixels):
         raise UserError("There are no images: the array is empty.")
     pixels = _as_uint(pixels)
-    indices, names = _label_indices(np.asarray(labels), classes)
+    given = np.asarray(labels)
+    quantities = given.dtype.kind == "f" and (given.ndim == 1 or not np.isin(given, (0, 1)).all())
+    indices, names = (_quantities if quantities else _label_indices)(given, classes)
     if len(indices) != len(pixels):
         raise UserError(f"There are {len(pixels)} images and {len(indices)} labels; expected one label for each image.")
     digits = len(str(len(pixels) - 1))
-    return Dataset(tuple(f"{i:0{digits}d}" for i in range(len(pixels))), indices, names, lambda i: pixels[i])
+    places = tuple(f"{i:0{digits}d}" for i in range(len(pixels)))
+    return Dataset(places, indices, names, lambda i: pixels[i], quantities=quantities)
 
 
 def unlabelled(paths: Iterable[str | Path], classes: Sequence[str] = ()) -> tuple[Dataset, Excluded]:
@@ -442,11 +458,12 @@ def _few(items: Sequence[str], n: int = 5) -> str:
 
 
 def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
-    """`path,label[,split]`; paths are relative to the CSV's folder, and stay in it."""
+    """`path,label[,split]` or `path,value[,split]`; paths are relative to the CSV's folder, and stay in it."""
     rows = _csv_rows(path)
     root = Path(os.path.abspath(path.parent))
-    several = any("|" in row["label"] for _, row in rows)
-    files: dict[str, tuple[tuple[str, ...], str, Path]] = {}
+    quantities = _quantity_columns(rows[0][1]) if rows else {}
+    several = not quantities and any("|" in row["label"] for _, row in rows)
+    files: dict[str, tuple[tuple[Any, ...], str, Path]] = {}
     excluded: Excluded = []
     missing = []
     for line, row in rows:
@@ -462,8 +479,12 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
                 "folder; move the CSV file to a folder that holds the images."
             )
         name = target.relative_to(root).as_posix()
-        labels = tuple(sorted({printable(label.strip()) for label in row["label"].split("|")} - {""}))
-        if long := next((label for label in labels if len(label) > MAX_LABEL), None):
+        labels: tuple[Any, ...]
+        if quantities:
+            labels = tuple(_number(row[column], name, where) for column, name in quantities.items())
+        else:
+            labels = tuple(sorted({printable(label.strip()) for label in row["label"].split("|")} - {""}))
+        if long := next((label for label in labels if not quantities and len(label) > MAX_LABEL), None):
             raise UserError(
                 f"{where}: a label has {len(long):,} characters, {long[:40]!r}…; {MAX_LABEL:,} are the limit. "
                 "Is a quote not closed?"
@@ -476,8 +497,8 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
         if name in files:
             if files[name][:2] != (labels, split):
                 raise UserError(
-                    f"{where}: {name} was listed before with another label or split. "
-                    "An image with several labels has one line, its labels separated by |."
+                    f"{where}: {name} was listed before with another {'value' if quantities else 'label'} or split. "
+                    "An image has one line" + ("." if quantities else "; several labels are separated by |.")
                 )
             excluded.append((shown(name), "listed twice"))
             continue
@@ -488,14 +509,16 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
         raise UserError(f"{path} lists no images: it has a header and no lines.")
     if missing:
         raise UserError(f"{path} lists {len(missing)} files that do not exist below {root}: {_few(missing)}.")
-    used = {split: {c for labels, s, _ in files.values() if s == split for c in labels} for split in SPLITS.values()}
     if not any(split == "train" for _, split, _ in files.values()):
         raise UserError(f"{path} has no training images: no line's split is train.")
+    if quantities:
+        return _by_split(files, tuple(quantities.values()), lambda rows: np.array(rows, np.float64), True), excluded
+    used = {split: {c for labels, s, _ in files.values() if s == split for c in labels} for split in SPLITS.values()}
     classes = tuple(sorted(used["train"]))
     if not several and _are_quantities(classes):
         raise UserError(
-            f"The labels of {path} are decimal numbers: {_few(classes)}. A label names a class, and quantities are not "
-            "predicted yet: sort the images into classes, or give numbers that are names other names, as v0.5."
+            f"The labels of {path} are decimal numbers: {_few(classes)}. A label names a class. Where the numbers are "
+            "what is to be predicted, name the column value instead of label; where they are names, write them as v0.5."
         )
     if several and 4 * len(files) * len(classes) > MAX_MATRIX:
         raise UserError(
@@ -508,19 +531,48 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
                 f"{path}: the labels {_few(unknown)} of {split} have no training images.{near(unknown[0], classes)}"
             )
     index = {name: i for i, name in enumerate(classes)}
+
+    def matrix(rows: list[tuple[str, ...]]) -> np.ndarray:
+        if not several:
+            return np.array([index[labels[0]] for labels in rows], np.int32)
+        of_all = np.zeros((len(rows), len(classes)), np.float32)
+        for i, labels in enumerate(rows):
+            of_all[i, [index[label] for label in labels]] = 1
+        return of_all
+
+    return _by_split(files, classes, matrix), excluded
+
+
+def _by_split(
+    files: Mapping[str, tuple[tuple[Any, ...], str, Path]],
+    classes: tuple[str, ...],
+    matrix: Callable[[list[tuple[Any, ...]]], np.ndarray],
+    quantities: bool = False,
+) -> dict[str, Dataset]:
+    """A Dataset of each split that a CSV's lines name, in the order of their names."""
     datasets = {}
     for split in ("train", "val", "test"):
         chosen = sorted((name, labels, target) for name, (labels, s, target) in files.items() if s == split)
-        if not chosen:
-            continue
-        if several:
-            matrix = np.zeros((len(chosen), len(classes)), np.float32)
-            for i, (_, labels, _) in enumerate(chosen):
-                matrix[i, [index[label] for label in labels]] = 1
-        else:
-            matrix = np.array([index[labels[0]] for _, labels, _ in chosen], np.int32)
-        datasets[split] = _files_dataset([(shown(name), target) for name, _, target in chosen], matrix, classes)
-    return datasets, excluded
+        if chosen:
+            found = [(shown(name), target) for name, _, target in chosen]
+            labels = matrix([labels for _, labels, _ in chosen])
+            datasets[split] = replace(_files_dataset(found, labels, classes), quantities=quantities)
+    return datasets
+
+
+def _quantity_columns(row: Mapping[str, str]) -> dict[str, str]:
+    """The columns `value` and `value:NAME` of a CSV, with the names of their quantities."""
+    return {c: printable(c.partition(":")[2].strip() or c) for c in row if c.partition(":")[0] == VALUE}
+
+
+def _number(text: str, name: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{where}: the {name} is {text[:40]!r}; a number is expected.")
+    return value
 
 
 def _are_quantities(labels: Iterable[str]) -> bool:
@@ -533,15 +585,20 @@ def _are_quantities(labels: Iterable[str]) -> bool:
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line number and `path`, `label`, `split` of each line that is not blank."""
+    """Line number and `path`, `label` or `value`, `split` of each line that is not blank."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
-            header = [column.strip().lower() for column in next(reader, [])]
-            if not {"path", "label"} <= set(header):
+            words = [column.strip().partition(":") for column in next(reader, [])]
+            header = [kind.lower() + colon + name for kind, colon, name in words]
+            if twice := [c for c, n in Counter(header).items() if n > 1 and c.partition(":")[0] in COLUMNS]:
+                raise UserError(f"{path} has the column {twice[0][:40]!r} twice.")
+            wanted = ["label" in header, bool(_quantity_columns(dict.fromkeys(header, "")))]
+            if "path" not in header or sum(wanted) != 1:
                 raise UserError(
-                    f"{path} has the columns {_few([c[:40] for c in header], 10) or '(none)'}; "
-                    "expected path,label[,split] in its first line."
+                    f"{path} has the columns {_few([c[:40] for c in header], 10) or '(none)'}; expected "
+                    f"path,label[,split] in its first line, or where numbers are to be predicted path,value[,split]"
+                    f"{', not both: give one of them another name' if all(wanted) else ''}."
                 )
             rows = []
             for cells in reader:
@@ -581,10 +638,11 @@ def _mapping(data: Mapping) -> dict[str, Dataset]:
         raise UserError(f"data has the keys {', '.join(map(str, data)) or '(none)'}, and no train.")
     if pairs:
         sets = [np.asarray(labels) for _, labels in pairs.values()]
+        numbers = any(labels.dtype.kind == "f" for labels in sets)
         if found:
             classes = next(iter(found.values())).classes
             known = {name: i for i, name in enumerate(classes)}
-        elif any(labels.ndim == 2 for labels in sets):
+        elif numbers or any(labels.ndim == 2 for labels in sets):
             known = None
         else:
             train = np.unique(np.asarray(pairs["train"][1]))
@@ -598,6 +656,8 @@ def _mapping(data: Mapping) -> dict[str, Dataset]:
                 raise UserError(f"The labels {_few(unknown)} of {split} do not occur in train.")
             _label_indices(np.asarray(labels), None)  # refuses labels of the wrong kind
             found[split] = arrays(images, np.array([known[v] for v in values]), classes)
+    if len({dataset.quantities for dataset in found.values()}) > 1:
+        raise UserError("The labels of one of the given sets are quantities, those of another are not.")
     if len({dataset.classes for dataset in found.values()}) > 1:
         raise UserError(
             "The classes of the given sets differ: " + "; ".join(f"{s}: {_few(d.classes)}" for s, d in found.items())
@@ -659,6 +719,19 @@ def _label_indices(labels: np.ndarray, classes: Sequence[str] | None) -> tuple[n
             f"The labels reach from {labels.min()} to {labels.max()}; expected 0 to {len(names) - 1}, one per class."
         )
     return labels.astype(np.int32), names
+
+
+def _quantities(labels: np.ndarray, names: Sequence[str] | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    if labels.ndim not in (1, 2):
+        raise UserError(f"The labels are {labels.dtype} {list(labels.shape)}; quantities are [n], or [n, k].")
+    values = labels.astype(np.float64).reshape(len(labels), -1)
+    if not np.isfinite(values).all():
+        raise UserError(f"The label of image {int(np.argmin(np.isfinite(values).all(1)))} is no finite number.")
+    k = values.shape[1]
+    names = tuple(names or ([VALUE] if k == 1 else [f"{VALUE}{i}" for i in range(k)]))
+    if len(names) != k:
+        raise UserError(f"The labels have {k} columns for {len(names)} names of quantities.")
+    return values, names
 
 
 def _check_classes(train: Dataset, where: Any) -> None:

@@ -23,6 +23,9 @@ _METRICS = (
     ("auroc", "roc_auc", "AUROC"),
     ("log_loss", "log_loss", "Log loss (nats)"),
     ("ece", "ece", "Expected calibration error"),
+    ("r2", "r_squared", "R²"),
+    ("mae", "mae", "Mean absolute error"),
+    ("rmse", "rmse", "Root mean square error"),
 )
 _SHARES = {"accuracy", "top5_accuracy", "balanced_accuracy"}
 
@@ -31,7 +34,8 @@ def model_card(about: Mapping[str, Any]) -> str:
     """A model card in Markdown, with the hub's metadata in front.
 
     `about` is what `result.json` says of the run. Two more keys are used where they are there: `origin`, where the
-    source weights came from (a receipt's `source`: `hf:ORG/REPO@COMMIT:FILE` or a path), and `multi_label`. Paths are
+    source weights came from (a receipt's `source`: `hf:ORG/REPO@COMMIT:FILE` or a path), and `multi_label`. Of a run of
+    `quantities` the classes are these. Paths are
     cut to their last part: a card is made to be shared.
 
     >>> bundle.save(…, card=model_card({**result, "origin": loaded.receipt.source}))
@@ -42,16 +46,21 @@ def model_card(about: Mapping[str, Any]) -> str:
     several = bool(about.get("multi_label"))
     name, data = str(about["model"]), _data(str(about["data"]))
     asked = "all that apply, of" if several else "one of"
+    named = "quantities" if about.get("quantities") else "classes"
+    what = f"Tells of a picture {asked} {len(classes)} classes"
+    if about.get("quantities"):
+        what = "a number" if len(classes) == 1 else f"{len(classes)} numbers"
+        what = f"Predicts {what} from a picture"
     lines = [
         f"# {_text(name)}, fine-tuned on {_text(data)}",
-        f"Tells of a picture {asked} {len(classes)} classes. Fine-tuned with jft {_plan(about)}, {_from(about, repo)}.",
+        f"{what}. Fine-tuned with jft {_plan(about)}, {_from(about, repo)}.",
         "## Use",
         '```python\nimport jft\n\nmodel = jft.load("path/to/this/folder")\nmodel.predict(["picture.jpg"])\n```',
         "Or `jft predict path/to/this/folder pictures/ --out predictions.csv`. The weights are in `model.safetensors`; "
-        "`config.json` has the classes in order and says how a picture is prepared; the lines above see to it.",
+        f"`config.json` has the {named} in order and says how a picture is prepared; the lines above see to it.",
         "## Results",
         _results(about),
-        "## Classes",
+        f"## {named.capitalize()}",
         _listed(classes),
     ]
     if stages := about.get("stages"):
@@ -71,7 +80,8 @@ def _front(
     about: Mapping[str, Any], name: str, data: str, repo: str | None, source: Source | None, several: bool
 ) -> str:
     """The metadata between its dashes. Every string is written as JSON, which YAML reads as it stands."""
-    lines = ["library_name: jft", "pipeline_tag: image-classification"]
+    task = "image-feature-extraction" if about.get("quantities") else "image-classification"
+    lines = ["library_name: jft", f"pipeline_tag: {task}"]
     if source:
         known = source.licence.lower()
         if known in _HUB_LICENCES:
@@ -80,7 +90,13 @@ def _front(
             lines += ["license: other", f"license_name: {_yaml(source.licence)}"]
     if repo:
         lines += [f"base_model: {_yaml(repo)}", "base_model_relation: finetune"]
-    lines += ["tags:", "- jft", "- jax", "- image-classification", *(["- multi-label"] if several else [])]
+    lines += [
+        "tags:",
+        "- jft",
+        "- jax",
+        "- image-regression" if about.get("quantities") else "- image-classification",
+        *(["- multi-label"] if several else []),
+    ]
     lines += ["metrics:", *(f"- {hub}" for key, hub, _ in _METRICS if key in about["val"])]
     kind = "csv" if data.endswith(".csv") else "imagefolder"
     lines += ["model-index:", f"- name: {_yaml(f'{name} on {data}')}", "  results:"]
@@ -89,7 +105,7 @@ def _front(
         if values:
             lines += [
                 "  - task:",
-                "      type: image-classification",
+                f"      type: {'image-regression' if about.get('quantities') else 'image-classification'}",
                 "    dataset:",
                 f"      name: {_yaml(data)}",
                 f"      type: {kind}",
@@ -150,9 +166,11 @@ def _results(about: Mapping[str, Any]) -> str:
         if any(key in scores for scores in splits.values()):
             rows.append([told, *(_figure(key, scores) for scores in splits.values())])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    figure = metrics.headline(about["val"])
+    intervals = "Intervals are Wilson's, at 95 %. " if figure == "accuracy" else ""
     return (
-        f"{table}\n\nIntervals are Wilson's, at 95 %. The state that was kept is the best of the run on the validation "
-        "images, so their accuracy leans to the high side."
+        f"{table}\n\n{intervals}The state that was kept is the best of the run on the validation images, so their "
+        f"{metrics.HEADLINES[figure]} leans to the high side."
     )
 
 
@@ -160,7 +178,7 @@ def _figure(key: str, scores: Mapping[str, Any]) -> str:
     if key not in scores:
         return ""
     if key not in _SHARES:
-        return f"{scores[key]:.3f}"
+        return f"{scores[key]:.4g}" if key in ("mae", "rmse") else f"{scores[key]:.3f}"
     if key != "accuracy":
         return f"{scores[key]:.1%}"
     low, high = metrics.wilson(round(scores[key] * scores["count"]), scores["count"])
@@ -173,14 +191,20 @@ def _listed(classes: Sequence[str]) -> str:
 
 
 def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
+    figure = next((metrics.headline(s, "val_") for s in stages), "accuracy")
     rows = [
-        "| Stage | Epochs | Peak rate | Parameters trained | Validation accuracy after it |",
+        f"| Stage | Epochs | Peak rate | Parameters trained | Validation {metrics.HEADLINES[figure]} after it |",
         "|---|---:|---:|---:|---:|",
     ]
     for s in stages:
         cells = [_text(str(s["name"]))]
-        for key, how in (("epochs", ".3g"), ("lr", ".2g"), ("trainable_params", ","), ("val_accuracy", ".1%")):
-            cells.append(format(s[key], how) if s.get(key) is not None else "")
+        for key, how in (
+            ("epochs", ".3g"),
+            ("lr", ".2g"),
+            ("trainable_params", ","),
+            (f"val_{figure}", ".3f" if figure == "r2" else ".1%"),
+        ):
+            cells.append(format(float(s[key]) if key == "val_r2" else s[key], how) if s.get(key) is not None else "")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -23,7 +23,7 @@ from jft.files import writing
 from jft.report import log, plots
 
 TABLE_CLASSES = 12  # a confusion matrix of more classes is drawn, not written
-MISTAKES, UNSURE, SUSPECTS, PAIRS, EXCLUDED = 16, 8, 12, 15, 100  # at most so many are shown
+MISTAKES, UNSURE, SUSPECTS, PAIRS, EXCLUDED, FIGURES = 16, 8, 12, 15, 100, 12  # at most so many are shown
 NAMED_CLASSES = 40  # a drawn confusion matrix of more classes numbers them
 EXPLAINED = "explained.npz"  # what `jft report --explain` found with the model at hand
 THUMBNAIL = 240  # pixels of its longer side: sharp on a phone's screen
@@ -69,16 +69,22 @@ class Run:
     rows: Sequence[Mapping[str, Any]]  # of the metrics log
     classes: Sequence[str]
     names: Sequence[str]  # of the validation images
-    labels: np.ndarray  # [n], or [n, k] where an image may have several
-    probabilities: np.ndarray  # [n, k]
+    labels: np.ndarray  # [n], or [n, k] where an image may have several, or where they are quantities
+    probabilities: np.ndarray  # [n, k]; of quantities what was predicted
     read: Read  # a picture by its name; None where it is not to be found
     bundle: Mapping[str, Any] = field(default_factory=dict)  # config.json of the model
     explained: Mapping[str, Any] = field(default_factory=dict)  # arrays of `jft.explain`, if it has been run
+    quantities: bool = False  # whether the labels are numbers, and `classes` their names
 
     @property
     def several(self) -> bool:
         """Whether an image may have several labels."""
-        return self.labels.ndim == 2
+        return self.labels.ndim == 2 and not self.quantities
+
+    @property
+    def figure(self) -> str:
+        """What runs like this one are compared by, a key of `metrics.HEADLINES`."""
+        return "r2" if self.quantities else "accuracy"
 
 
 def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
@@ -88,16 +94,21 @@ def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
     interrupted run gets a report of what there is. Raises UserError where the folder is no run's.
     """
     run = read_run(Path(workdir), images)
+    answers = [
+        ("Classes", _classes),
+        ("Calibration", _calibration),
+        ("Mistakes", _mistakes),
+        ("Explanations", _reasons),
+        ("Labels to check", _suspects),
+    ]
+    if run.quantities:
+        answers = [("Predictions", _agreement), ("Largest errors", _largest)]
     sections = [
         ("Result", _result(run)),
         ("What was trained when", _stages(run)),
         ("Curves", _curves(run)),
         ("Distance travelled", _distance(run)),
-        ("Classes", _classes(run)),
-        ("Calibration", _calibration(run)),
-        ("Mistakes", _mistakes(run)),
-        ("Explanations", _reasons(run)),
-        ("Labels to check", _suspects(run)),
+        *((title, section(run)) for title, section in answers),
         ("Data", _data(run)),
         ("Time", _time(run)),
         ("How to repeat it", _repeat(run)),
@@ -119,21 +130,25 @@ def read_run(folder: Path, images: Dataset | None = None) -> Run:
     classes = [str(c) for c in result.get("classes") or config.get("classes") or []]
     names: list[str] = []
     labels, probabilities = np.zeros(0, np.int64), np.zeros((0, len(classes)), np.float32)
+    quantities = bool(result.get("quantities")) or any("val_r2" in row for row in rows)
     if (folder / "predictions.npz").is_file():
         try:
             # Opened here: np.load leaves a damaged archive open.
             with open(folder / "predictions.npz", "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                names, labels, probabilities = [str(n) for n in file["names"]], file["labels"], file["probabilities"]
+                quantities = "values" in file.files
+                names, labels = [str(n) for n in file["names"]], file["labels"]
+                probabilities = file["values" if quantities else "probabilities"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{folder / 'predictions.npz'} is damaged: {error}") from None
-        labels = labels.astype(bool if labels.ndim == 2 else np.int64)
+        if not quantities:
+            labels = labels.astype(bool if labels.ndim == 2 else np.int64)
         if probabilities.shape[1] != len(classes):
             classes = classes or [str(i) for i in range(probabilities.shape[1])]
     data = str(result.get("data") or (config.get("config") or {}).get("data") or ".")
     about = read_json(folder / "model" / "config.json")
     explained = read_explained(folder)
     read = _reader(data, images)
-    return Run(folder, config, result, rows, classes, names, labels, probabilities, read, about, explained)
+    return Run(folder, config, result, rows, classes, names, labels, probabilities, read, about, explained, quantities)
 
 
 _TOGETHER = (
@@ -222,10 +237,16 @@ def data_name(run: Run) -> str:
     return Path(given.rstrip("/")).name or given
 
 
+def _what(run: Run) -> str:
+    if run.quantities:
+        return "quantity" if len(run.classes) == 1 else "quantities"
+    return "classes"
+
+
 def _subtitle(run: Run) -> str:
     plan = run.result.get("plan") or _settings(run).get("plan")
     said = [
-        f"{len(run.classes)} classes" if run.classes else "",
+        f"{len(run.classes)} {_what(run)}" if run.classes else "",
         f"plan {plan}" if isinstance(plan, str) else "",
         f"seed {run.result['seed']}" if "seed" in run.result else "",
         str(run.result.get("device", "")),
@@ -285,6 +306,8 @@ def seconds(value: float) -> str:
 def _result(run: Run) -> Any:
     if not run.result:
         return tag("p", "This run has not finished: the same command goes on with it. Below is what there is so far.")
+    if run.quantities:
+        return _quantities(run)
     scores = dict(run.result.get("val") or {})
     if len(run.labels):
         scores |= metrics.summary(run.probabilities, run.labels, run.classes)
@@ -351,6 +374,93 @@ def _result(run: Run) -> Any:
     return [tag("dl", tiles, class_="tiles"), tag("p", how, class_="small muted after") if ranges else None]
 
 
+def _quantities(run: Run) -> Any:
+    """What a run of quantities reached: R² and errors of each, beside those of always saying the mean."""
+    tiles, splits = [], (("test", "Test"), ("val", "Validation"))
+    for split, name in splits:
+        if (scores := run.result.get(split) or {}) and "r2" in scores:
+            told = f"share of the variance explained, of {scores['count']:,} images"
+            if split == "val" and len(run.labels) > 1:
+                low, high = metrics.bootstrap_mean(credit(run))
+                told += f"; 95 % interval {low:.3f} to {high:.3f}"
+            if len(run.classes) > 1:
+                told += f"; the mean of {len(run.classes)}"
+            tiles.append(_tile(f"{name} R²", f"{scores['r2']:.3f}", told, class_="main"))
+    if "r2" in (last := run.result.get("last") or {}):
+        best = (run.result.get("val") or {}).get("best_step")
+        kept = f"; the model kept is that of step {best:,}" if best is not None else ""
+        tiles.append(_tile("Last state, R²", f"{float(last['r2']):.3f}", f"after the last step{kept}"))
+    if total := (run.result.get("seconds") or {}).get("total"):
+        tiles.append(_tile("Time", seconds(total), "from the command to the result"))
+    rows = []
+    for split, name in splits:
+        scores = run.result.get(split) or {}
+        for i, quantity in enumerate(run.classes):
+            of = (scores.get("each") or {}).get(quantity) or scores
+            if "mae" not in of:
+                continue
+            mean = (run.result.get("train") or {}).get("mean")
+            always = (
+                number(abs(run.labels[:, i] - mean[i]).mean()) if mean and split == "val" and len(run.labels) else ""
+            )
+            rows.append((quantity, name.lower(), f"{of['r2']:.3f}", number(of["mae"]), always, number(of["rmse"])))
+    columns = ("quantity", "images", "R²", "mean absolute error", "that of always saying the mean", "root mean square")
+    how = (
+        "The model kept is the one that did best on the validation images, so their figures are a little too good; "
+        "those of a test split are not. The interval says how far R² would move with other images of the same kind."
+    )
+    return [tag("dl", tiles, class_="tiles"), table(columns, rows, text=(1,), class_="wide"),
+            tag("p", how, class_="small muted after")]  # fmt: skip
+
+
+def number(value: float) -> str:
+    """A quantity, to four digits."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def credit(run: Run) -> Any:
+    """What each validation image adds to the run's figure, which is their mean.
+
+    Of classes whether it is right; of quantities 1 − (y − ŷ)² / the mean of (y − ȳ)², the mean over them.
+    """
+    if run.quantities:
+        squares = np.square(run.probabilities - run.labels)
+        spread = np.square(run.labels - run.labels.mean(0)).mean(0)
+        return np.where(spread > 0, 1 - squares / np.where(spread > 0, spread, 1), squares == 0).mean(1)
+    if run.several:
+        return np.all((run.probabilities >= 0.5) == run.labels, axis=1)
+    return run.probabilities.argmax(axis=1) == run.labels
+
+
+def _agreement(run: Run) -> Any:
+    """Predicted against true values, a figure for each quantity."""
+    if not len(run.labels):
+        return None
+    shown = run.classes[:FIGURES]
+    drawn = [
+        figure(name, plots.agreement(f"{name}: predicted against true", run.labels[:, i], run.probabilities[:, i]))
+        for i, name in enumerate(shown)
+    ]
+    told = "A point for each validation image; on the line both agree."
+    if len(shown) < len(run.classes):
+        told += f" The first {len(shown)} of {len(run.classes)} quantities."
+    return [tag("p", told, class_="small muted"), tag("div", drawn, class_="figures")]
+
+
+def _largest(run: Run) -> Any:
+    """The images whose values are furthest off."""
+    if not len(run.labels):
+        return None
+    order = metrics.furthest(run.probabilities, run.labels)[:MISTAKES]
+    told = []
+    for i in order:
+        c = metrics.worst_quantity(run.probabilities[i], run.labels[i], run.labels)
+        name = [tag("b", run.classes[c]), " "] if len(run.classes) > 1 else []
+        told.append([*name, tag("b", number(run.labels[i, c])), f", predicted {number(run.probabilities[i, c])}"])
+    why = "Look for wrong labels, and for what these pictures have in common."
+    return [tag("p", why), _pictures(run, order, told)]
+
+
 def _tile(name: str, value: str, note: str = "", **attributes: Any) -> Markup:
     return tag("div", tag("dt", name), tag("dd", value, tag("small", note) if note else None), **attributes)
 
@@ -366,12 +476,13 @@ def _stages(run: Run) -> Any:
             f"{s['epochs']:.3g}" if s.get("epochs") is not None else "",
             f"{s['lr']:.2g}" if s.get("lr") is not None else "",
             f"{s.get('trainable_params', 0):,}",
-            percent(s["val_accuracy"]) if "val_accuracy" in s else "",
+            percent(s["val_accuracy"]) if "val_accuracy" in s else f"{float(s['val_r2']):.3f}" if "val_r2" in s else "",
             seconds(s.get("seconds", 0)),
         )
         for i, s in enumerate(done, 1)
     ]
-    columns = ("stage", "steps", "epochs", "peak rate", "parameters trained", "validation accuracy after it", "time")
+    reached = f"validation {metrics.HEADLINES[run.figure]} after it"
+    columns = ("stage", "steps", "epochs", "peak rate", "parameters trained", reached, "time")
     names = [str(s.get("name", "")) for s in done]
     numbered = table(columns, numbers, class_="wide")
     try:
@@ -471,11 +582,13 @@ def _curves(run: Run) -> Any:
             step += int(stage.get("steps", 0))
     stages = list(firsts.items())
     loss, val_loss = series(run, "loss"), series(run, "val_loss")
-    right, val_right = series(run, "accuracy"), series(run, "val_accuracy")
+    right, val_right = series(run, run.figure), series(run, f"val_{run.figure}")
+    name = metrics.HEADLINES[run.figure]
+    name = name[0].upper() + name[1:]
     rate = series(run, "lr")
     drawn = [
         ("Loss", plots.curve("Loss over the steps", loss, val_loss, stages)) if loss or val_loss else None,
-        ("Accuracy", plots.curve("Accuracy over the steps", right, val_right, stages, percent=True))
+        (name, plots.curve(f"{name} over the steps", right, val_right, stages, percent=not run.quantities))
         if right or val_right
         else None,
         ("Learning rate of each group", plots.rates("Learning rate over the steps", _group_rates(run, rate), stages))
@@ -945,7 +1058,12 @@ def _data(run: Run) -> Any:
         parts.append(tag("p", "From ", tag("b", source), "."))
     if rows:
         parts.append(table(("split", "images"), rows))
-    if len(run.labels):
+    if run.quantities and (trained := run.result.get("train") or {}).get("mean"):
+        kinds = ("mean", "std", "min", "max")
+        of_each = [(c, *(number(trained[k][i]) for k in kinds)) for i, c in enumerate(run.classes)]
+        names = ("quantity", "mean", "standard deviation", "least", "largest")
+        parts.append(table(names, of_each, "Of the training images."))
+    elif len(run.labels):
         support = run.labels.sum(0) if run.several else np.bincount(run.labels, minlength=len(run.classes))
         few = int(support.min())
         told = f"The validation set has {few:,} to {int(support.max()):,} images a class."

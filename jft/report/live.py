@@ -56,7 +56,11 @@ def duration(seconds: float) -> str:
 
 def figures(values: Mapping[str, float]) -> str:
     """`loss 0.312, accuracy 94.1 %`."""
-    return ", ".join(f"{k} {v:.1%}" if "accuracy" in k else f"{k} {v:.3g}" for k, v in values.items())
+    return ", ".join(f"{'R²' if k == 'r2' else k} {_told(k, v)}" for k, v in values.items())
+
+
+def _told(name: str, value: float) -> str:
+    return f"{value:.1%}" if "accuracy" in name else f"{value:.3g}"
 
 
 def sparkline(values: Sequence[float], width: int = SPARK_WIDTH, ascii: bool = False) -> str:
@@ -357,6 +361,7 @@ class ViewDisplay(PlainDisplay):
         self.remaining: dict[str, float] = {}
         self.losses: deque[float] = deque(maxlen=KEPT)
         self.scores: list[float] = []  # of the validations
+        self.figure = "accuracy"  # what they are of
         self.warnings, self.last_warning = 0, ""
         self.drawn = -math.inf
 
@@ -395,7 +400,8 @@ class ViewDisplay(PlainDisplay):
 
     def validation(self, values: Mapping[str, float], best: bool) -> None:
         super().validation(values, best)
-        self.scores.append(values.get("accuracy", 0.0))
+        self.figure = "r2" if "r2" in values else "accuracy"
+        self.scores.append(values.get(self.figure, 0.0))
         self.draw()
 
     def warn(self, text: str) -> None:
@@ -428,7 +434,7 @@ class ViewDisplay(PlainDisplay):
                 f"train       {sparkline(list(self.losses), ascii=ascii):{SPARK_WIDTH}}  {figures(_shown(self.values))}"
             )
             if self.scores:
-                told = f"accuracy {self.scores[-1]:.1%}, best {max(self.scores):.1%}"
+                told = f"{figures({self.figure: self.scores[-1]})}, best {_told(self.figure, max(self.scores))}"
                 lines.append(f"validation  {sparkline(list(self.scores), ascii=ascii):{SPARK_WIDTH}}  {told}")
         if self.at and (bytes_of := self.look()):
             names = {"process": "process", "device": "device", "device_peak": "at most", "device_limit": "of"}

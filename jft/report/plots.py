@@ -103,13 +103,14 @@ def lines(title: str, curves: Sequence[Sequence[tuple[int, float]]], *, percent:
     return _svg(frame, title, out)
 
 
-def ranges(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
+def ranges(title: str, rows: Sequence[tuple[str, float, float, float]], *, percent: bool = True) -> str:
     """Shares with their intervals, one below the other: name, share, lower and upper end."""
+    told = _share if percent else _number
     edge = 16 + 6.5 * max(len(_short(name)) for name, *_ in rows)
     height = 26 * len(rows) + 44
     low, high = min(r[2] for r in rows), max(r[3] for r in rows)
     frame = Frame(_range([low, high], (0.0, 1.0)), (len(rows), 0), 460, height, edge, 4, 18, 40)
-    out = [_axes(frame, ticks(frame.x), [], _share, "", "", x_told=_share)]
+    out = [_axes(frame, ticks(frame.x), [], told, "", "", x_told=told)]
     for i, (name, share, start, end) in enumerate(rows):
         y = frame.at_y(i + 0.5)
         out.append(f'<text class="end" x="{edge - 8:.1f}" y="{y + 4:.1f}">{escape(_short(name))}</text>')
@@ -170,6 +171,7 @@ def scatter(
     logarithmic: bool = False,
     names: Sequence[str] = (),
     best: Sequence[tuple[float, float]] = (),
+    percent: bool = True,
 ) -> str:
     """Shares against a number, or against `names` where x counts these; `best` is a line.
 
@@ -189,10 +191,23 @@ def scatter(
     if logarithmic:  # whole powers where there are two of them or more, else what lies between too
         marks = ticks(frame.x, whole=frame.x[1] - frame.x[0] > 2)
     told = (lambda x: names[round(x)]) if names else (lambda x: f"{10**x:.2g}") if logarithmic else _number
-    out = [_axes(frame, marks, ticks(frame.y), _share, escape(x_title), "", x_told=lambda x: escape(told(x)))]
+    y_told = _share if percent else _number
+    out = [_axes(frame, marks, ticks(frame.y), y_told, escape(x_title), "", x_told=lambda x: escape(told(x)))]
     out += [_line(frame, best, "train"), _dots(frame, ended, "train"), _dots(frame, stopped, "val")]
     if stopped:
         out.append(_legend(frame, (("train", "to the end"), ("val", "stopped early"))))
+    return _svg(frame, title, out)
+
+
+def agreement(title: str, true: Float[np.ndarray, " n"], said: Float[np.ndarray, " n"]) -> str:
+    """What was said against what is true, a point each, with the line on which the two agree."""
+    span = _range([*true.tolist(), *said.tolist()], (-math.inf, math.inf))
+    frame = Frame(span, span, width=360, height=360, top=10)
+    marks, (low, high) = ticks(span), span
+    out = [_axes(frame, marks, marks, _number, "true", "predicted")]
+    ends = (f"{frame.at_x(v):.1f} {frame.at_y(v):.1f}" for v in (low, high))
+    out.append(f'<path class="edge" d="M{"L".join(ends)}"/>')
+    out.append(_dots(frame, list(zip(true.tolist(), said.tolist(), strict=True)), "train"))
     return _svg(frame, title, out)
 
 

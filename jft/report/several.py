@@ -31,8 +31,10 @@ def make_comparison(folders: Sequence[str | Path], out: str | Path | None = None
     paths = list(dict.fromkeys(p for folder in folders for p in _runs(Path(folder))))
     groups = _grouped([html.read_run(p) for p in paths])
     for run in (r for _, runs in groups for r in runs):
-        if "accuracy" not in (run.result.get("val") or {}):
+        if run.figure not in (run.result.get("val") or {}):
             raise UserError(f"{run.folder} holds a run that is not finished, so there is nothing to compare yet.")
+    if len({r.quantities for _, runs in groups for r in runs}) > 1:
+        raise UserError("Some of these runs predict numbers and others classes: there is nothing to compare.")
     target = Path(out) if out else Path(folders[0]).resolve().parent / "comparison.html"
     count = sum(len(runs) for _, runs in groups)
     data = sorted({html.data_name(r) for _, runs in groups for r in runs})
@@ -88,35 +90,50 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _reached(runs: Sequence[Run], split: str) -> tuple[float, tuple[float, float]] | None:
-    """Accuracy on a split with its interval: of the mean over seeds, or of one run by Wilson's; None without it."""
+    """Accuracy or R² on a split with its interval: of the mean over seeds, or of one run; None without it.
+
+    Of one run's accuracy by Wilson's interval, of R² by the bootstrap, where its predictions are at hand.
+    """
     scores = [r.result.get(split) or {} for r in runs]
-    values = [s["accuracy"] for s in scores if "accuracy" in s]
+    values = [s[runs[0].figure] for s in scores if runs[0].figure in s]
     if len(values) < len(runs):
         return None
     if len(values) > 1:
         return float(np.mean(values)), mean_interval(values)
+    if runs[0].quantities:
+        known = split == "val" and len(runs[0].labels)
+        return values[0], metrics.bootstrap_mean(html.credit(runs[0])) if known else (values[0], values[0])
     n = scores[0]["count"]
     return values[0], metrics.wilson(round(values[0] * n), n)
 
 
 def _result(groups: Sequence[Group], target: Path) -> Any:
     splits = [s for s in ("test", "val") if all(_reached(runs, s) for _, runs in groups)]
-    names = {"test": "test accuracy", "val": "validation accuracy"}
     rows, points = [], []
     first = groups[0]
+    quantities, figure = first[1][0].quantities, first[1][0].figure
+    name_of = metrics.HEADLINES[figure]
+    names = {"test": f"test {name_of}", "val": f"validation {name_of}"}
+    shown = {"log_loss": "log loss", "ece": "calibration error"}
+    if quantities:
+        shown = {"mae": "mean absolute error", "rmse": "root mean square error"}
     for name, runs in groups:
         cells = []
         for split in splits:
             found = _reached(runs, split)
             assert found is not None
             mean, (low, high) = found
-            cells += [html.percent(mean), f"{100 * max(low, 0):.1f} to {100 * min(high, 1):.1f}"]
+            low, high = low if quantities else max(low, 0.0), min(high, 1.0)
+            if quantities:
+                cells += [f"{mean:.3f}", f"{low:.3f} to {high:.3f}"]
+            else:
+                cells += [html.percent(mean), f"{100 * low:.1f} to {100 * high:.1f}"]
             if split == splits[0]:
-                points.append((name, mean, max(low, 0.0), min(high, 1.0)))
+                points.append((name, mean, low, high))
         cells.append("" if runs is first[1] else _paired(first[1], runs))
-        for key in ("log_loss", "ece"):
+        for key in shown:
             values = [r.result["val"][key] for r in runs if key in r.result["val"]]
-            cells.append(f"{np.mean(values):.3f}" if values else "")
+            cells.append((html.number(np.mean(values)) if quantities else f"{np.mean(values):.3f}") if values else "")
         cells.append(
             f"{max((s.get('trainable_params', 0) for r in runs for s in r.result.get('stages', [])), default=0):,}"
         )
@@ -125,17 +142,22 @@ def _result(groups: Sequence[Group], target: Path) -> Any:
     columns = ["run", "seeds"]
     for split in splits:
         columns += [names[split], "95 % interval"]
-    columns += ["difference to the first", "log loss", "calibration error", "trained at most", "weights"]
+    columns += ["difference to the first", *shown.values(), "trained at most", "weights"]
+    one = "the bootstrap's" if quantities else "Wilson's"
     how = (
         "Several seeds: their mean, with the interval of the mean over seeds (Student's t), which says what another "
-        "training would reach. One run: Wilson's interval, which says what other images would give; where these "
-        "overlap, train more seeds before you choose. Difference to the first: of the validation accuracy, in points, "
-        "on the same images, with the interval of 1,000 resamples of them; one that holds 0 shows no difference yet."
+        f"training would reach. One run: {one} interval, which says what other images would give; where these "
+        "overlap, train more seeds before you choose. Difference to the first: of the validation "
+        f"{name_of if quantities else 'accuracy, in points,'} on the same images, with the interval of 1,000 resamples "
+        "of them; one that holds 0 shows no difference yet."
     )
-    figure = html.figure(
-        names[splits[0]].capitalize(), plots.ranges(f"{names[splits[0]]} with intervals", points), class_="square"
-    )
-    return [figure, html.table(columns, rows, class_="wide"), tag("p", how, class_="small muted after")]
+    title = names[splits[0]][0].upper() + names[splits[0]][1:]
+    drawn = plots.ranges(f"{title} with intervals", points, percent=not quantities)
+    return [
+        html.figure(title, drawn, class_="square"),
+        html.table(columns, rows, class_="wide"),
+        tag("p", how, class_="small muted after"),
+    ]
 
 
 def _link(name: str, runs: Sequence[Run], target: Path) -> Markup:
@@ -150,22 +172,15 @@ def _link(name: str, runs: Sequence[Run], target: Path) -> Markup:
     return tag("a", name, href=quote(there))
 
 
-def _right(run: Run) -> np.ndarray:
-    """Which validation images a run has right."""
-    if run.several:
-        return np.all((run.probabilities >= 0.5) == run.labels, axis=1)
-    return run.probabilities.argmax(axis=1) == run.labels
-
-
 def _paired(first: Sequence[Run], other: Sequence[Run]) -> str:
     """The difference to the first in points, with its interval over the images, where both were asked the same."""
+    how, times = ("+.3f", 1) if first[0].quantities else ("+.1f", 100)
     known = [(r.names, r.labels) for r in (*first, *other)]
     if not len(known[0][0]) or any(n != known[0][0] or not np.array_equal(v, known[0][1]) for n, v in known):
         return "other images"
-    gap = np.mean([_right(r) for r in other], axis=0) - np.mean([_right(r) for r in first], axis=0)
-    draws = np.random.default_rng(0).integers(0, len(gap), (1000, len(gap)))
-    low, high = np.quantile(gap[draws].mean(axis=1), (0.025, 0.975))
-    return f"{100 * gap.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    gap = np.mean([html.credit(r) for r in other], axis=0) - np.mean([html.credit(r) for r in first], axis=0)
+    low, high = metrics.bootstrap_mean(gap)
+    return f"{times * gap.mean():{how}} ({times * low:{how}} to {times * high:{how}})"
 
 
 def _settings(groups: Sequence[Group]) -> Any:
@@ -195,8 +210,9 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 def _curves(groups: Sequence[Group]) -> Any:
     shown = groups[:DRAWN]
     figures = []
+    figure = groups[0][1][0].figure
     for key, caption, percent in (
-        ("val_accuracy", "Validation accuracy", True),
+        (f"val_{figure}", f"Validation {metrics.HEADLINES[figure]}", figure == "accuracy"),
         ("val_loss", "Validation loss", False),
     ):
         lines = [html.series(runs[0], key) for _, runs in shown]
@@ -217,7 +233,11 @@ def _curves(groups: Sequence[Group]) -> Any:
 def _classes(groups: Sequence[Group]) -> Any:
     """Recall of the classes in which the runs differ most, where they have the same classes."""
     runs = [r for _, of in groups for r in of]
-    if len(groups) < 2 or any(list(r.classes) != list(runs[0].classes) or not len(r.labels) for r in runs):
+    if (
+        len(groups) < 2
+        or runs[0].quantities
+        or any(list(r.classes) != list(runs[0].classes) or not len(r.labels) for r in runs)
+    ):
         return None
     recall = np.stack([np.mean([_recall(r) for r in of], axis=0) for _, of in groups])
     spread = np.nan_to_num(recall.max(axis=0) - recall.min(axis=0), nan=-1.0)

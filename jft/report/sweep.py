@@ -1,9 +1,10 @@
 """The page of a sweep: its trials as a table, and what each field did, as figures."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from jft import __version__
+from jft import __version__, metrics
 from jft.report import html, plots
 from jft.report.html import Markup, tag
 
@@ -24,33 +25,37 @@ def page(
     """
     title = f"{len(rows)} trials on {data}"
     chosen = ", ".join(f"{n} {v}" for n, v in best["values"].items())
-    told = f"The best is trial {best['number']}: validation accuracy {best['accuracy']:.2%} with {chosen}."
+    figure = metrics.headline(best)
+    name = metrics.HEADLINES[figure]
+    told = f"The best is trial {best['number']}: validation {name} {metrics.told(figure, best[figure])} with {chosen}."
     more = (
-        f"Its accuracy on the test set, which no trial was chosen by, is {best['test_accuracy']:.2%}."
-        if "test_accuracy" in best
-        else "It was chosen by this accuracy, which therefore flatters it; the data have no test split to tell by."
+        f"Its {name} on the test set, which no trial was chosen by, is {metrics.told(figure, best[f'test_{figure}'])}."
+        if f"test_{figure}" in best
+        else f"It was chosen by this {name}, which therefore flatters it; the data have no test split to tell by."
     )
     sections = [
         ("Result", [tag("p", told), tag("p", more, class_="muted")]),
-        ("What each field did", tag("div", _figures(rows, names, ranges, logarithmic), class_="figures")),
-        ("Trials", _table(rows, names)),
+        ("What each field did", tag("div", _figures(rows, figure, names, ranges, logarithmic), class_="figures")),
+        ("Trials", _table(rows, figure, names)),
     ]
     return html.page(title, "", sections, f"Made by jft {__version__}.")
 
 
 def _figures(
-    rows: Sequence[Row], names: Sequence[str], ranges: Collection[str], logarithmic: Collection[str]
+    rows: Sequence[Row], key: str, names: Sequence[str], ranges: Collection[str], logarithmic: Collection[str]
 ) -> list[Markup]:
-    scored = [r for r in rows if "accuracy" in r]
+    name_of, percent = metrics.HEADLINES[key], key == "accuracy"
+    title = name_of[0].upper() + name_of[1:]
+    scored = [r for r in rows if key in r]
     ended = [r for r in scored if r["state"] == "complete"]
     stopped = [r for r in scored if r["state"] != "complete"]
-    best, line = 0.0, []
+    best, line = -math.inf, []
     for row in ended:
-        best = max(best, row["accuracy"])
+        best = max(best, row[key])
         line.append((float(row["number"]), best))
 
     def points(some: Sequence[Row], x: Any) -> list[tuple[float, float]]:
-        return [(float(x(r)), r["accuracy"]) for r in some]
+        return [(float(x(r)), r[key]) for r in some]
 
     def figure(caption: str, svg: str) -> Markup:
         return tag("figure", tag("figcaption", caption), Markup(svg))
@@ -58,8 +63,10 @@ def _figures(
     def number(row: Row) -> float:
         return row["number"]
 
-    order = plots.scatter("Accuracy by trial", "trial", points(ended, number), points(stopped, number), best=line)
-    figures = [figure("Validation accuracy, trial by trial; the line is the best so far", order)]
+    order = plots.scatter(
+        f"{title} by trial", "trial", points(ended, number), points(stopped, number), best=line, percent=percent
+    )
+    figures = [figure(f"Validation {name_of}, trial by trial; the line is the best so far", order)]
     for name in names:
         words = [] if name in ranges else list(dict.fromkeys(r["values"][name] for r in scored))
 
@@ -67,24 +74,24 @@ def _figures(
             return words.index(row["values"][name]) if words else float(row["values"][name])
 
         svg = plots.scatter(
-            f"Accuracy by {name}", name, points(ended, at), points(stopped, at),
-            logarithmic=name in logarithmic, names=words,
+            f"{title} by {name}", name, points(ended, at), points(stopped, at),
+            logarithmic=name in logarithmic, names=words, percent=percent,
         )  # fmt: skip
-        figures.append(figure(f"Validation accuracy against {name}", svg))
+        figures.append(figure(f"Validation {name_of} against {name}", svg))
     return figures
 
 
-def _table(rows: Sequence[Row], names: Sequence[str]) -> Markup:
+def _table(rows: Sequence[Row], figure: str, names: Sequence[str]) -> Markup:
     def shown(row: Row, key: str) -> str:
-        return f"{row[key]:.2%}" if key in row else ""
+        return metrics.told(figure, row[key]) if key in row else ""
 
-    tests = ["test_accuracy"] if any("test_accuracy" in r for r in rows) else []
+    tests = [f"test_{figure}"] if any(f"test_{figure}" in r for r in rows) else []
     columns = ["trial", *names, "validation", *("test" for _ in tests), "state"]
     lines = [
         tag("tr", tag("th", r["number"], scope="row"), [tag("td", r["values"].get(n, "")) for n in names],
-            tag("td", shown(r, "accuracy")), [tag("td", shown(r, t)) for t in tests],
+            tag("td", shown(r, figure)), [tag("td", shown(r, t)) for t in tests],
             tag("td", r.get("error", r["state"]), class_="text"))
-        for r in sorted(rows, key=lambda r: (r["state"] != "complete", -r.get("accuracy", -1.0)))
+        for r in sorted(rows, key=lambda r: (r["state"] != "complete", -r.get(figure, -math.inf)))
     ]  # fmt: skip
     heads = tag("tr", [tag("th", c, scope="col", **({"class_": "text"} if c == "state" else {})) for c in columns])
     return tag("div", tag("table", tag("thead", heads), tag("tbody", lines), class_="wide"), class_="scroll")

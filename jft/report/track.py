@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jft import metrics
 from jft.errors import UserError, near
 from jft.files import writing
 from jft.report.log import MetricsLog, plain
@@ -368,6 +369,15 @@ def mistakes(
         told = [f"{classes[labels[i]]} taken for {classes[said[i]]}, {sure[i]:.2f}" for i in wrong]
     order = np.argsort(-sure[wrong], kind="stable")[:count]
     return [(int(wrong[i]), told[i]) for i in order]
+
+
+def furthest(values: np.ndarray, labels: np.ndarray, names: Sequence[str], count: int = 16) -> list[tuple[int, str]]:
+    """The images whose quantities are furthest off: their places, and `width 3.2, predicted 1.9`."""
+    told = []
+    for i in metrics.furthest(values, labels)[:count]:
+        c = metrics.worst_quantity(values[i], labels[i], labels)
+        told.append((i, f"{names[c]} {labels[i, c]:.4g}, predicted {values[i, c]:.4g}"))
+    return told
 
 
 def thumbnail(content: Any) -> np.ndarray | None:

@@ -120,7 +120,7 @@ def export_hf(
     *,
     classes: Sequence[str],
     preprocess: Preprocess,
-    multi_label: bool = False,
+    problem: str = transformers.ONE,
     dtype: str = "float32",
     card: str = "",
     timm_options: Mapping[str, Any] | None = None,
@@ -141,7 +141,7 @@ def export_hf(
     ours = {name: tuple(array.shape) for name, array in {**wide, **batch_stats}.items()}
     try:
         named("hf", model, ours)
-        files["config.json"] = transformers.config(model, ours, classes, multi_label)
+        files["config.json"] = transformers.config(model, ours, classes, problem)
         format, more = "hf", transformers.unused(ours)
         padded = [name for name in params if wide[name].shape != params[name].shape]
         notes += [f"filled up with zeros, which change nothing: {', '.join(padded)}"] if padded else []
@@ -149,7 +149,7 @@ def export_hf(
         if timm_options is None:
             raise
         named("timm", model, {name: tuple(array.shape) for name, array in {**params, **batch_stats}.items()})
-        files["config.json"] = transformers.timm_config(model, timm_options, classes, preprocess, multi_label)
+        files["config.json"] = transformers.timm_config(model, timm_options, classes, preprocess, problem)
         format, wide, more = "timm", dict(params), {}
         notes.append("transformers has this model through timm, which must be installed beside it")
     if by_timm:

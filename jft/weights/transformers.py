@@ -18,6 +18,9 @@ from jft.weights import original, vit
 from jft.weights.rules import LINEAR, Concat, Leading, Rule, Source, batch_norm, conv, linear, norm, present
 from jft.weights.torchvision import blocks as cnn_blocks
 
+# What the library calls one label an image, several, and quantities.
+ONE, SEVERAL, NUMBERS = "single_label_classification", "multi_label_classification", "regression"
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -264,7 +267,7 @@ def _convs(ours: Shapes, block: str) -> int:
 # --- config.json
 
 
-def config(model: Any, ours: Shapes, classes: Sequence[str], multi_label: bool = False) -> dict[str, Any]:
+def config(model: Any, ours: Shapes, classes: Sequence[str], problem: str = ONE) -> dict[str, Any]:
     """What `config.json` says of a classifier, so that the library builds the same one; `ours` are those of `widened`.
 
     Raises UserError for a model that none of the library's own computes.
@@ -282,12 +285,12 @@ def config(model: Any, ours: Shapes, classes: Sequence[str], multi_label: bool =
         "num_channels": 3,
         "id2label": {str(i): name for i, name in enumerate(classes)},
         "label2id": {name: i for i, name in enumerate(classes)},
-        "problem_type": _problem(multi_label),
+        "problem_type": problem,
     }
 
 
 def timm_config(
-    model: Any, options: Mapping[str, Any], classes: Sequence[str], preprocess: Preprocess, multi_label: bool = False
+    model: Any, options: Mapping[str, Any], classes: Sequence[str], preprocess: Preprocess, problem: str = ONE
 ) -> dict[str, Any]:
     """What `config.json` says of a model that the library has through timm alone; `options` are `create_model`'s."""
     return {
@@ -297,7 +300,7 @@ def timm_config(
         "model_args": dict(options),
         "num_classes": len(classes),
         "label_names": list(classes),
-        "problem_type": _problem(multi_label),
+        "problem_type": problem,
         "pretrained_cfg": _pretrained_cfg(preprocess),
     }
 
@@ -317,10 +320,6 @@ def _pretrained_cfg(preprocess: Preprocess) -> dict[str, Any]:
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
     }
-
-
-def _problem(multi_label: bool) -> str:
-    return "multi_label_classification" if multi_label else "single_label_classification"
 
 
 def widened(model: Any, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -48,8 +48,8 @@ def data(tmp_path_factory) -> Path:
 
 def config(file, workdir, **changes) -> Config:
     base = Config(
-        data=str(file), model="tiny_vit", weights="none", plan="full", epochs=30, batch=8, lr=3e-3, augment=(), eval_every=5,
-        workdir=str(workdir), display="quiet",
+        data=str(file), model="tiny_vit", weights="none", plan="full", epochs=30, batch=8, lr=3e-3, augment=(),
+        eval_every=5, workdir=str(workdir), display="quiet",
     )  # fmt: skip
     return base.replace(**changes)
 

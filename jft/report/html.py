@@ -404,7 +404,14 @@ def _quantities(run: Run) -> Any:
                 number(abs(run.labels[:, i] - mean[i]).mean()) if mean and split == "val" and len(run.labels) else ""
             )
             rows.append((quantity, name.lower(), f"{of['r2']:.3f}", number(of["mae"]), always, number(of["rmse"])))
-    columns = ("quantity", "images", "R²", "mean absolute error", "that of always saying the mean", "root mean square")
+    columns = (
+        "quantity",
+        "images",
+        "R²",
+        "mean absolute error",
+        "that of always saying the mean",
+        "root mean square error",
+    )
     how = (
         "The model kept is the one that did best on the validation images, so their figures are a little too good; "
         "those of a test split are not. The interval says how far R² would move with other images of the same kind."

@@ -57,7 +57,7 @@ def forward(name: str, repeat: int, batch: int = 32) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from jft import optim
+    from jft import optim, shard
     from jft.models import make_model
     from jft.step import State, make_eval_step, make_train_step, supervised
 
@@ -69,8 +69,8 @@ def forward(name: str, repeat: int, batch: int = 32) -> dict[str, float]:
     names = [n for n in params if n.startswith("head/")]
     optimizer = optim.make_optimizer("adam", lambda step: 1e-3, dict.fromkeys(names, 1.0))
     objective = supervised(model, train_parts=["head"], update_stats=[], trainable=names)
-    step = jax.jit(make_train_step(objective, optimizer, trainable=names, prepare=lambda batch, key: dict(batch)))
-    evaluate = jax.jit(make_eval_step(model))
+    step = shard.jit(make_train_step(objective, optimizer, trainable=names, prepare=lambda batch, key: dict(batch)))
+    evaluate = shard.jit(make_eval_step(model))
     data = {
         "image": jnp.asarray(rng.standard_normal((batch, *model.input_shape)), jnp.float32),
         "label": jnp.asarray(rng.integers(0, 2, batch), jnp.int32),

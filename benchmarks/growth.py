@@ -72,7 +72,7 @@ def step_job(kind: str, size: int, repeat: int) -> dict[str, float]:
     import jax.numpy as jnp
     import numpy as np
 
-    from jft import optim
+    from jft import optim, shard
     from jft.models import make_model
     from jft.models.vit import make_vit
     from jft.step import State, make_train_step, supervised
@@ -87,7 +87,7 @@ def step_job(kind: str, size: int, repeat: int) -> dict[str, float]:
     names, parts, batch = sorted(params), list(model.parts), 8
     optimizer = optim.make_optimizer("adam", lambda step: 1e-3, dict.fromkeys(names, 1.0))
     objective = supervised(model, train_parts=parts, update_stats=parts, trainable=names)
-    step = jax.jit(make_train_step(objective, optimizer, trainable=names, prepare=lambda batch, key: dict(batch)))
+    step = shard.jit(make_train_step(objective, optimizer, trainable=names, prepare=lambda batch, key: dict(batch)))
     state = State(
         step=jnp.int32(0),
         params=params,

@@ -23,7 +23,7 @@ def jft_worker(name: str, batch: int, size: int | None) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jft import optim
+    from jft import optim, shard
     from jft.data.prepare import make_prepare
     from jft.models import make_model
     from jft.preprocess import Preprocess
@@ -38,7 +38,7 @@ def jft_worker(name: str, batch: int, size: int | None) -> None:
     objective = supervised(model, train_parts=parts, update_stats=parts, trainable=names)
     height, width, _ = model.input_shape
     prepare = make_prepare(Preprocess(size=(height, width)), (), train=True)
-    step = jax.jit(make_train_step(objective, optimizer, trainable=names, prepare=prepare), donate_argnums=0)
+    step = shard.jit(make_train_step(objective, optimizer, trainable=names, prepare=prepare), donate_argnums=0)
     state = State(
         step=jnp.int32(0),
         params=params,

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 import jft
-from jft import average, distil, losses, penalties, weights
+from jft import average, distil, losses, penalties, shard, weights
 from jft.build import plain_model
 from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare
@@ -125,7 +125,7 @@ class Scorer:
         self.source = weights.load(self.model, made.weights)
         pictures, kept, _ = pipeline.decode_all(dataset, self.source.preprocess)
         self.images, self.labels = pictures, dataset.labels[kept]
-        self.step = jax.jit(make_eval_step(self.model, prepare=make_prepare(self.source.preprocess)))
+        self.step = shard.jit(make_eval_step(self.model, prepare=make_prepare(self.source.preprocess)))
 
     def __call__(self, params: Any, stats: Any) -> np.ndarray:
         rows = []

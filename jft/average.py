@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jft import bundle, metrics, weights
+from jft import bundle, metrics, shard, weights
 from jft.bundle import Bundle
 from jft.config import write_json
 from jft.data import order, pipeline, sources
@@ -182,7 +182,7 @@ def scorer(model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 3
     """
     images, kept, _ = pipeline.decode_all(dataset, model.preprocess)
     labels = dataset.labels[kept]
-    step = jax.jit(make_eval_step(model.model, prepare=make_prepare(model.preprocess)))
+    step = shard.jit(make_eval_step(model.model, prepare=make_prepare(model.preprocess)))
 
     def score(of: Bundle) -> float:
         params, stats = jax.device_put((dict(of.params), dict(of.batch_stats)))

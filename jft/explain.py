@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from jft import metrics, probes, weights
+from jft import metrics, probes, shard, weights
 from jft.build import few_shots
 from jft.bundle import Bundle
 from jft.config import load_object
@@ -122,7 +122,7 @@ def _near(model: Bundle, pixels: np.ndarray, seen: Predicted, train: Dataset) ->
     prepare = make_prepare(model.preprocess, (), train=False)
     body = make_eval_step(model.model, prepare=prepare, stop="head")
     given = {"image": pixels, "index": np.arange(len(pixels), dtype=np.int32)}
-    own = np.asarray(jax.jit(body)(dict(model.params), dict(model.batch_stats), given)).reshape(len(pixels), -1)
+    own = np.asarray(shard.jit(body)(dict(model.params), dict(model.batch_stats), given)).reshape(len(pixels), -1)
     assert seen.features is not None
     similar = _unit(own) @ _unit(seen.features).T
     nearest = np.argsort(-similar, axis=1, kind="stable")[:, :NEIGHBOURS]
@@ -190,7 +190,7 @@ def grad_cam(
         y, _ = model.model.apply(params, stats, h, start=part)
         return jnp.take_along_axis(y.astype(jnp.float32), c[:, None], axis=1).sum()
 
-    @jax.jit
+    @shard.jit
     def maps(params: Any, stats: Any, given: Any, classes: Array) -> Float[Array, "m b y x"]:
         h = body(params, stats, given)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jft import shard
 from jft.data.cache import cache_dir
 from jft.files import writing
 from jft.models.base import Model
@@ -46,7 +47,7 @@ def key(model: Model, stop: str, variables: Mapping[str, Any], images: np.ndarra
     """
     span = model.span(None, stop)
     versions = [importlib.metadata.version(n) for n in ("jax", "jaxlib", "flax")]
-    by = [*versions, jax.devices()[0].device_kind, jax.device_count()]
+    by = [*versions, jax.devices()[0].device_kind, jax.device_count(), shard.compiler_options()]
     by += [jax.config.jax_default_matmul_precision, os.environ.get("XLA_FLAGS", "")]  # type: ignore[attr-defined]
     digest = hashlib.blake2b(repr([stop, [(name, model.parts[name]) for name in span], by, *also]).encode())
     for name in sorted(variables):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jft import features, optim, plan, tree
+from jft import features, optim, plan, shard, tree
 from jft.build import (
     Leg,
     check,
@@ -159,8 +159,8 @@ def _step(
 def _cost(lowered: Any) -> dict[str, float]:
     """FLOPs, and bytes of temporary memory, of the compiled program."""
     # Neither changes with what LLVM does to a CPU's program afterwards, which is half of the time of compiling it.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    compiled = lowered.compile(compiler_options=quick)
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    compiled = lowered.compile(compiler_options=quick | shard.compiler_options())
     cost = compiled.cost_analysis()
     memory = compiled.memory_analysis()
     found = {"flops": float((cost or {}).get("flops", float("nan")))}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jft import features, metrics, probes, weights
+from jft import features, metrics, probes, shard, weights
 from jft.build import Split, few_shots, memory_budget
 from jft.data import order, pipeline, sources
 from jft.data.cache import cache_dir
@@ -254,7 +254,7 @@ def _see(candidate: Candidate, images: Images, batch: int, display: Any) -> tupl
     decoded = time.perf_counter()
     prepare = make_prepare(loaded.preprocess, (), train=False)
     picture = jax.ShapeDtypeStruct((batch, *splits[0].size, 3), np.uint8)
-    lowered = jax.jit(make_eval_step(model, prepare=prepare, stop="head")).lower(params, stats, {"image": picture})
+    lowered = shard.jit(make_eval_step(model, prepare=prepare, stop="head")).lower(params, stats, {"image": picture})
     compiled = lowered.compile()
     cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     ready = time.perf_counter()
@@ -295,7 +295,7 @@ def _see(candidate: Candidate, images: Images, batch: int, display: Any) -> tupl
 
 def _head(model: Model, params: Any, stats: Any, x: np.ndarray) -> np.ndarray:
     """The logits of the model's own head."""
-    step = jax.jit(make_eval_step(model, start="head"))
+    step = shard.jit(make_eval_step(model, start="head"))
     rows = zip(*order.evaluation_batches(len(x), min(ROWS, len(x))), strict=True)
     return np.asarray(features.compute(step, params, stats, ({FEATURES: x[i], "mask": mask} for i, mask in rows)))
 

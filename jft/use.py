@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jft import bundle, losses, metrics, weights
+from jft import bundle, losses, metrics, shard, weights
 from jft.bundle import Bundle
 from jft.config import is_loaded, load_object
 from jft.data import order, pipeline, sources
@@ -99,7 +99,7 @@ def _prediction(
     plain = make_prepare(preprocess, (), train=False)
     body, top = make_eval_step(model, prepare=plain, stop="head"), make_eval_step(model, start="head")
 
-    @jax.jit
+    @shard.jit
     def step(params: Any, stats: Any, given: Any) -> tuple[Any, Any]:
         taken = body(params, stats, given) if features else None
         if features and not tta:

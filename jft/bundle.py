@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jft import __version__
+from jft.data.sources import VALUE
 from jft.errors import UserError, brief
 from jft.models import make_model
 from jft.models.base import Model
@@ -192,7 +193,7 @@ def write_predictions(out: str | Path | Writable, rows: Sequence[Mapping[str, An
     Columns `p:CLASS`, a class's probability each, come in the order of the first row. Rows of quantities have the
     columns of the first.
     """
-    if rows and "label" not in rows[0]:
+    if rows and any(column.partition(":")[0] == VALUE for column in rows[0]):
         with rows_to(out, {column: type(value) for column, value in rows[0].items()}, "csv") as write:
             write(rows)
         return

@@ -189,6 +189,7 @@ def test_units_are_no_matter(finished, data, tmp_path):
     assert theirs * 256 == pytest.approx(mine, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_averages_and_comparisons_go_by_r2(finished, data, tmp_path):
     soup = average.soup_of_run(finished.workdir)
     assert soup.figure == "r2" and soup.score >= max(r["r2"] for r in soup.rows) - 1e-9
@@ -214,12 +215,14 @@ def test_averages_and_comparisons_go_by_r2(finished, data, tmp_path):
         make_comparison([finished.workdir, tmp_path / "classes"])
 
 
+@pytest.mark.slow
 def test_a_sweep_seeks_the_best_r2(data, tmp_path):
     found = sweep(config(data / "one.csv", tmp_path / "sweep", plan="head", epochs=2), {"lr": [1e-5, 1e-2]})
     assert found.best["r2"] == max(r["r2"] for r in found.rows) and "accuracy" not in found.best
     assert "R²" in (tmp_path / "sweep/sweep.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_kept_head_goes_on_in_the_values_own_units(finished, data, tmp_path):
     more = train.train(
         config(

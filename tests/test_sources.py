@@ -367,7 +367,7 @@ def test_labels_of_a_mapping_mean_the_same_in_every_split():
         ({"train": (np.zeros((2, 4, 4), np.uint8), [0])}, "2 images and 1 labels"),
         ({"train": (np.full((2, 4, 4), 1.5), [0, 1])}, "floating point beyond 0..1"),
         ({"train": (np.zeros((2, 4, 4), np.int64), [0, 1])}, "images are int64"),
-        ({"train": (np.zeros((2, 4, 4), np.uint8), [0.5, 1])}, "labels are float64"),
+        ({"train": (np.zeros((2, 4, 4), np.uint8), [0.5, np.inf])}, "image 1 is no finite number"),
         ({"train": (np.zeros((0, 4, 4), np.uint8), [])}, "no images"),
         (
             {"train": (np.zeros((2, 4, 4), np.uint8), [0, 1]), "val": (np.zeros((1, 4, 4), np.uint8), [2])},

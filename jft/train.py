@@ -574,6 +574,8 @@ class Run:
         """Tell of the first loss, where what it should be is known."""
         if self.config.loss is None and self.config.objective is None:
             train = self.data["train"].dataset
+            if train.quantities and not self.data["train"].scale:  # a kept head's, in units of their own
+                return
             fresh = any(name.startswith("head/") for name in self.loaded.missing)
             told, odd = sanity.first_loss(loss, sanity.guessing(train), fresh)
             (self.display.warn if odd else self.display.note)(told)

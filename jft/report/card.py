@@ -35,8 +35,7 @@ def model_card(about: Mapping[str, Any]) -> str:
 
     `about` is what `result.json` says of the run. Two more keys are used where they are there: `origin`, where the
     source weights came from (a receipt's `source`: `hf:ORG/REPO@COMMIT:FILE` or a path), and `multi_label`. Of a run of
-    `quantities` the classes are these. Paths are
-    cut to their last part: a card is made to be shared.
+    `quantities` the classes are these. Paths are cut to their last part: a card is made to be shared.
 
     >>> bundle.save(…, card=model_card({**result, "origin": loaded.receipt.source}))
     """

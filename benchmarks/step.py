@@ -1,10 +1,12 @@
 """One training step of everything, float32, batch 32: jft's compiled step against torch's, taking turns in one run.
 
-    python benchmarks/step.py --torch-python TORCH/bin/python                ViT-Ti and ResNet-18: 3 minutes
+    python benchmarks/step.py --torch-python TORCH/bin/python                ViT-Ti and ResNet-18: 4 minutes
     python benchmarks/step.py --torch-python … --models vit_tiny_patch16_224 vit_small_patch16_224 resnet18 resnet50
 
-Both processes hold the model with Adam's state; one takes a step while the other waits for its turn, `--repeat` times
-(9) after two that are not counted. jft's step takes uint8 pictures and normalises them, torch's takes them normalised.
+Both processes hold the model with Adam's state; one takes `--steps` (3) steps while the other waits for its turn,
+`--repeat` times (5) after one turn that is not counted. A turn's first step is not counted either (`first` in the
+JSON): steps follow each other in training, and the first after a wait finds its memory given away, which on a virtual
+machine can take it half as long again. jft's step takes uint8 pictures and normalises them, torch's normalised ones.
 `ratio` is that of the medians, jft's to torch's: below 1 jft is faster. `cpu` is processor time; on a machine that is
 busy with other work that of torch counts its threads' spinning too, which `--passive` leaves out.
 """
@@ -12,6 +14,8 @@ busy with other work that of torch counts its threads' spinning too, which `--pa
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import harness
@@ -23,7 +27,7 @@ def jft_worker(name: str, batch: int, size: int | None) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jft import optim, shard
+    from jft import build, optim, shard
     from jft.data.prepare import make_prepare
     from jft.models import make_model
     from jft.preprocess import Preprocess
@@ -38,7 +42,11 @@ def jft_worker(name: str, batch: int, size: int | None) -> None:
     objective = supervised(model, train_parts=parts, update_stats=parts, trainable=names)
     height, width, _ = model.input_shape
     prepare = make_prepare(Preprocess(size=(height, width)), (), train=True)
-    step = shard.jit(make_train_step(objective, optimizer, trainable=names, prepare=prepare), donate_argnums=0)
+    leg = SimpleNamespace(cut=None)  # everything trains; on a CPU in the pieces that a run takes
+    tokens = build.takes_tokens(model, leg, params) if jax.default_backend() == "cpu" else 0
+    pieces = build.usual_pieces(batch, tokens)
+    made = make_train_step(objective, optimizer, trainable=names, prepare=prepare, accumulate=pieces)
+    step = shard.jit(made, donate_argnums=0)
     state = State(
         step=jnp.int32(0),
         params=params,
@@ -52,17 +60,17 @@ def jft_worker(name: str, batch: int, size: int | None) -> None:
         "index": jnp.arange(batch, dtype=jnp.int32),
     }
 
-    def answer() -> dict[str, Any]:
+    def once() -> None:
         nonlocal state
+        state, metrics = step(state, data)
+        jax.block_until_ready((state, metrics))
 
-        def once() -> None:
-            nonlocal state
-            state, metrics = step(state, data)
-            jax.block_until_ready((state, metrics))
+    harness.serve(lambda steps: turn(once, steps))
 
-        return harness.timed(once) | {"peak": harness.peak_memory()}
 
-    harness.serve(answer)
+def turn(once: Callable[[], None], steps: int) -> dict[str, Any]:
+    """Steps, each with what it took, and the memory at most."""
+    return {"steps": [harness.timed(once) for _ in range(steps)], "peak": harness.peak_memory()}
 
 
 def torch_worker(name: str, batch: int, size: int | None) -> None:
@@ -86,7 +94,7 @@ def torch_worker(name: str, batch: int, size: int | None) -> None:
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
 
-    harness.serve(lambda: harness.timed(once) | {"peak": harness.peak_memory()})
+    harness.serve(lambda steps: turn(once, steps))
 
 
 def main() -> None:
@@ -96,7 +104,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vit_tiny_patch16_224", "resnet18"])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, metavar="N", help="side of the pictures (default: 224)")
-    parser.add_argument("--repeat", type=int, default=9, metavar="N")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="turns of each")
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="of a turn, the first not counted")
     parser.add_argument("--passive", action="store_true", help="torch's threads sleep while they wait")
     parser.add_argument("--json", metavar="FILE", help="write all that was measured")
     parser.add_argument("--worker", choices=("jft", "torch"), help=argparse.SUPPRESS)
@@ -105,6 +114,8 @@ def main() -> None:
         {"jft": jft_worker, "torch": torch_worker}[given.worker](given.models[0], given.batch, given.size)
         return
 
+    if given.steps < 2:
+        parser.error("--steps: of a turn the first is not counted; 2 at least")
     if given.passive:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     pythons = {"jft": sys.executable} | ({"torch": given.torch_python} if given.torch_python else {})
@@ -112,16 +123,21 @@ def main() -> None:
     for name in given.models:
         args = ["--models", name, "--batch", str(given.batch), *(["--size", str(given.size)] if given.size else [])]
         workers = {who: harness.Worker(p, __file__, "--worker", who, *args) for who, p in pythons.items()}
-        told: dict[str, list[dict[str, float]]] = {who: [] for who in workers}
-        for turn in range(given.repeat + 2):
+        told: dict[str, list[dict[str, Any]]] = {who: [] for who in workers}
+        for number in range(given.repeat + 1):
             for who, worker in workers.items():
-                found = worker.ask()
-                if turn >= 2:  # the first compiles or allocates, the second warms up
-                    told[who].append(found)
+                first, *rest = (found := worker.ask(steps=given.steps))["steps"]
+                if number:  # the first turn compiles and allocates
+                    told[who].append({"first": first, "steps": rest, "peak": found["peak"]})
         for worker in workers.values():
             worker.close()
         measured[name] = told
-        mid = {(w, k): harness.median(f[k] for f in t) for w, t in told.items() for k in ("wall", "cpu", "peak")}
+        mid = {
+            (w, k): harness.median(s[k] for f in t for s in f["steps"])
+            for w, t in told.items()
+            for k in ("wall", "cpu")
+        }
+        mid |= {(w, "peak"): max(f["peak"] for f in t) for w, t in told.items()}
         row = {"model": name}
         for key, unit in (("wall", "s"), ("cpu", "cpu s")):
             row |= {f"{who} {unit}": mid[who, key] for who in workers}

@@ -27,6 +27,8 @@ from jft.plan import Stage
 from jft.preprocess import Preprocess
 from jft.step import Batch, Metrics, Objective, State, TrainStep, make_train_step, supervised
 
+PIECE = 1500  # tokens that a piece of a batch has at least on a CPU
+
 
 def read_data(config: Config) -> sources.Splits:
     """The splits the config names, with `shots` images a class where it asks for them."""
@@ -269,6 +271,19 @@ def convolves(model: Model, leg: "Leg", params: Mapping[str, Any]) -> bool:
         len(v.shape) == 4 and tuple(v.shape[:2]) != (1, 1) and plan.part_of(n, model.parts) in parts
         for n, v in params.items()
     )
+
+
+def takes_tokens(model: Model, leg: "Leg", params: Mapping[str, Any]) -> int:
+    """Tokens an example that gradients go through matrix products of, as a transformer's; 0 where there are none."""
+    parts = model.span(leg.cut)
+    products = [n for n in params if n.endswith("/kernel") and plan.part_of(n, model.parts) in parts[:-1]]
+    shapes = [model.shape_before(part) for part in parts[1:]]
+    return max((s[0] for s in shapes if len(s) == 2), default=0) if products and shapes else 0
+
+
+def usual_pieces(batch: int, tokens: int) -> int:
+    """The most pieces of a batch that have `PIECE` tokens each at least."""
+    return max((n for n in range(1, batch + 1) if batch % n == 0 and batch // n * tokens >= PIECE), default=1)
 
 
 @dataclass(frozen=True)

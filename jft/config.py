@@ -172,7 +172,10 @@ class Config:
         choices=("none", "dots", "full"),
     )
     accumulate: int | None = _opt(
-        None, "pieces a batch is taken in, their gradients averaged; default: as few as memory allows", least=1
+        None,
+        "pieces a batch is taken in, their gradients averaged; default: as few as memory allows, a ViT's on a CPU in "
+        "pieces of some 1,500 tokens (8 images of 224 pixels), which is faster",
+        least=1,
     )
     sharding: str = _opt(
         "replicate", "how the state lies on the devices: replicate, fsdp, pmap", choices=("replicate", "fsdp", "pmap")

@@ -36,6 +36,8 @@ from jft.build import (
     options_of,
     read_data,
     summarise,
+    takes_tokens,
+    usual_pieces,
 )
 from jft.checkpoint import Checkpoints
 from jft.config import PLACE, Config, describe, load_object, write_json
@@ -642,6 +644,10 @@ class Run:
         # XLA on a CPU runs the gradient of a convolution inside a loop sixty times slower than outside of one.
         slow = jax.default_backend() == "cpu" and convolves(self.model, leg, self.initial)
         loop = resident and not slow
+        # A transformer's step of 32 images takes a fifth less time in four pieces there: less memory is touched anew.
+        tokens = takes_tokens(self.model, leg, self.initial) if jax.default_backend() == "cpu" else 0
+        share = batch // self.mesh.shape[shard.DATA]
+        usual = 1 if leg.update_stats or config.objective else usual_pieces(share, tokens)
         depth = MAX_STEPS_PER_DISPATCH if loop else 1
         placement = "pmap" if config.sharding == "pmap" else "replicate"
 
@@ -679,12 +685,13 @@ class Run:
             stream = batches()
             data = next(stream)
         index = np.zeros((depth, batch), np.int32)
-        for pieces in itertools.count(self.pieces or config.accumulate or 1):
+        for pieces in itertools.count(self.pieces or config.accumulate or usual):
             if batch % (pieces * self.mesh.shape[shard.DATA]):
                 continue
 
             def make(pieces: int = pieces) -> Any:
-                step = make_leg_step(config, self.model, leg, self.preprocess, self.loss, start, pieces, unroll=slow)
+                unroll = slow and not tokens
+                step = make_leg_step(config, self.model, leg, self.preprocess, self.loss, start, pieces, unroll)
                 placed = "replicate" if resident and not spread else "cut"
                 steps = shard.compile_steps(
                     repeat(step, loop, resident), self.state, self.mesh, config.sharding, placed
@@ -704,7 +711,7 @@ class Run:
             self.display.note(
                 f"A step in {pieces} pieces needs {needs / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
             )
-        if pieces > 1 and not (config.accumulate or self.pieces):
+        if pieces > usual and not (config.accumulate or self.pieces):
             also = " BatchNorms that train see one piece at a time." if leg.update_stats else ""
             self.display.note(f"Each batch is taken in {pieces} pieces, their gradients averaged (--accumulate).{also}")
         self.pieces = pieces

@@ -1,6 +1,7 @@
 """Train again and again in one process: memory, threads, open files, processes and shared memory stay what they were.
 
 python scripts/leaks.py --runs 50
+python scripts/leaks.py --runs 50 --own      without what TensorStore keeps of every array saved or read (see `own`)
 """
 
 import argparse
@@ -38,13 +39,27 @@ def held() -> dict[str, float]:
     }
 
 
+def own() -> None:
+    """Have TensorStore tell a spec, which Orbax asks of every array, by a way that frees what it told.
+
+    Up to 0.1.86 at least it never does: two strings for each pair, 0.3 kB an array. Here all specs are of files, so
+    that the path says everything of one; a product cannot say that of those of others.
+    """
+    import tensorstore as ts
+
+    ts.KvStore.Spec.to_json = lambda self, **_: {"driver": "file", "path": self.path}
+
+
 def main() -> None:
     """Train, look, train again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no run after so many")
+    parser.add_argument("--own", action="store_true", help="without what TensorStore is known to keep")
     parser.add_argument("--out", metavar="FILE.json")
     options = parser.parse_args()
+    if options.own:
+        own()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="jft-leaks-") as folder:
         root = Path(folder)

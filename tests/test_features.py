@@ -1,6 +1,7 @@
 """The frozen-prefix cache: on the disk, of augmented views, and never stale; and a batch taken in pieces for memory."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -112,6 +113,34 @@ def test_a_step_that_memory_does_not_hold_is_taken_in_pieces(plain, folder, tmp_
     pieces = train.train(config(folder, tmp_path / "pieces", features="none"))
     assert len(needed) == 2
     same(plain, pieces, rtol=1e-4, atol=1e-5)
+
+
+def test_on_a_cpu_a_transformer_takes_a_batch_in_pieces(folder, tmp_path, monkeypatch):
+    """As few tokens at a time as keep the processor busy, with the result of the whole batch."""
+    assert [build.usual_pieces(32, tokens) for tokens in (0, 37, 197, 785)] == [1, 1, 4, 16]
+    monkeypatch.setattr(train.shard, "make_mesh", lambda model=1, make=train.shard.make_mesh: make(jax.devices()[:1]))
+    vit, seen, make = make_model("tiny_vit"), [], train.make_leg_step
+    tokens = vit.shape_before("block0")[0]
+    monkeypatch.setattr(train, "make_leg_step", lambda *args: seen.append(args[6:]) or make(*args))
+    monkeypatch.setattr(build, "PIECE", 4 * tokens)
+    given = dict(plan="full", epochs=1, features="none", lr=1e-2, optimizer="sgd")  # Adam enlarges a zero's rounding
+    runs = [train.train(config(folder, tmp_path / str(n), accumulate=n, **given)) for n in (1, None)]
+    assert seen == [(1, False), (2, False)]
+    same(*runs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_taken_in_pieces():
+    vit = make_model("tiny_vit")
+    tokens = vit.shape_before("block0")[0]
+    for model, cut, expected in (
+        (vit, None, tokens),
+        (vit, "block1", tokens),
+        (vit, "norm", 0),
+        (vit, "head", 0),
+        (make_model("tiny_resnet"), None, 0),
+        (make_model("tiny_convnext"), None, 0),
+    ):
+        assert build.takes_tokens(model, SimpleNamespace(cut=cut), model.shapes()[0]) == expected
 
 
 def test_examples_that_one_device_does_not_hold_lie_spread(plain, folder, tmp_path, monkeypatch):

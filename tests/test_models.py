@@ -14,7 +14,7 @@ from parity import differences, quick_jit, relative, run_part
 
 from jft import tree
 from jft.errors import UserError
-from jft.models import MODELS, convnext, make_model, resnet, vgg
+from jft.models import MODELS, convnext, layers, make_model, resnet, vgg, vit
 from jft.models.base import Model
 from jft.models.layers import SMALL_MAP, BatchNorm, Conv, DropPath, convolve
 from jft.models.resnet import mean_pool
@@ -349,6 +349,33 @@ def test_gradient_of_max_pool_goes_to_the_first_of_equals(side):
 def test_mean_pool_at_odd_edges_counts_what_is_there():
     x = jnp.arange(15.0).reshape(1, 3, 5, 1)
     assert mean_pool(x)[0, :, :, 0].tolist() == [[3, 5, 6.5], [10.5, 12.5, 14]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_written_out_gradients_are_the_derived_ones(dtype):
+    """Of LayerNorm and of GELU, at values from the middle to the tails."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 * rng.normal(size=(5, 4, 16)) + 1, dtype)
+    scale, bias = jnp.asarray(rng.normal(size=(2, 16)), jnp.float32)
+    slope = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+
+    def derived(x, scale, bias):
+        x = x.astype(jnp.float32)
+        return jax.nn.standardize(x, -1, epsilon=1e-6) * scale[None, None] + bias[None, None]
+
+    def weighed(f):
+        return lambda *args: (f(*args).astype(jnp.float32) * slope).sum()
+
+    pairs = [
+        (partial(layers.layer_normalise, epsilon=1e-6), derived, (x, scale, bias)),
+        (vit.gelu, partial(jax.nn.gelu, approximate=False), (x,)),
+    ]
+    for ours, theirs, args in pairs:
+        found, expected = (jax.jit(jax.grad(weighed(f), range(len(args))))(*args) for f in (ours, theirs))
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == b.dtype
+            tolerance = 2e-5 if a.dtype == jnp.float32 else 2e-2
+            np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), rtol=tolerance, atol=tolerance)
 
 
 def test_batch_norm_far_from_zero_and_over_devices():

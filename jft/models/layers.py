@@ -113,6 +113,36 @@ def _by_taps(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], stride
     return reduce(jnp.add, map(matmul, seen, kernel.reshape(-1, *kernel.shape[2:])))
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_normalise(
+    x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
+) -> Float[Array, "*b c"]:
+    """Layer normalisation over the last axis, computed and given in float32 (Ba et al. 2016)."""
+    # What jax derives keeps more arrays as large as x for the backward pass. Here it is x alone, which is there anyway.
+    return _layer_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, tuple[Array, ...]]:
+    d = x.astype(jnp.float32)
+    mean = d.mean(-1, keepdims=True)
+    d = d - mean
+    rate = jax.lax.rsqrt(jnp.square(d).mean(-1, keepdims=True) + epsilon)
+    return d * rate * along_last(scale, x.ndim) + along_last(bias, x.ndim), (x, mean, rate, scale)
+
+
+def _layer_backward(epsilon: float, kept: tuple[Array, ...], slope: Array) -> tuple[Array, Array, Array]:
+    x, mean, rate, scale = kept
+    x = jax.lax.optimization_barrier(x)  # else XLA keeps the difference of the forward pass
+    y = (x.astype(jnp.float32) - mean) * rate
+    inner = slope * along_last(scale, x.ndim)
+    dx = (inner - inner.mean(-1, keepdims=True) - y * (inner * y).mean(-1, keepdims=True)) * rate
+    axes = tuple(range(x.ndim - 1))
+    return dx.astype(x.dtype), (slope * y).sum(axes), slope.sum(axes)
+
+
+layer_normalise.defvjp(_layer_forward, _layer_backward)
+
+
 class Linear(nn.Module):
     """x @ kernel + bias over the last axis; kernel [in, out]. Fresh as timm's transformers: normal, 0.02."""
 
@@ -212,10 +242,7 @@ class LayerNorm(nn.Module):
     ) -> Float[Array, "*b c"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        d = x.astype(jnp.float32)
-        d = d - d.mean(-1, keepdims=True)
-        y = d * jax.lax.rsqrt(jnp.square(d).mean(-1, keepdims=True) + self.epsilon)
-        return (y * along_last(scale, x.ndim) + along_last(bias, x.ndim)).astype(self.dtype)
+        return layer_normalise(x, scale, bias, self.epsilon).astype(self.dtype)
 
 
 class DropPath(nn.Module):

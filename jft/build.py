@@ -277,8 +277,10 @@ def takes_tokens(model: Model, leg: "Leg", params: Mapping[str, Any]) -> int:
     """Tokens an example that gradients go through matrix products of, as a transformer's; 0 where there are none."""
     parts = model.span(leg.cut)
     products = [n for n in params if n.endswith("/kernel") and plan.part_of(n, model.parts) in parts[:-1]]
-    shapes = [model.shape_before(part) for part in parts[1:]]
-    return max((s[0] for s in shapes if len(s) == 2), default=0) if products and shapes else 0
+    # The kernel of a patch embedding is kept as a convolution's and used as a product's.
+    if not products or any(params[n].ndim == 4 and not n.endswith("/patch/kernel") for n in products):
+        return 0
+    return max((s[0] for s in map(model.shape_before, parts[1:]) if len(s) == 2), default=0)
 
 
 def usual_pieces(batch: int, tokens: int) -> int:

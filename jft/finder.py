@@ -20,8 +20,8 @@ from jft.errors import UserError, near
 from jft.hyper import settle
 from jft.report import plots
 from jft.report.live import make_display
-from jft.run import Clock
-from jft.train import Run, compile_cache
+from jft.run import Clock, compile_cache
+from jft.train import Run
 
 LOWEST, HIGHEST = 1e-6, 10.0
 STEPS, PASSES = 60, 10  # of the sweep, and how often it may go through a small training set

@@ -13,13 +13,13 @@ import numpy as np
 from jft import features, metrics, probes, shard, weights
 from jft.build import Split, few_shots, memory_budget
 from jft.data import order, pipeline, sources
-from jft.data.cache import cache_dir
 from jft.data.prepare import make_prepare
 from jft.errors import UserError, near
 from jft.models import MODELS, make_model
 from jft.models.base import Model
 from jft.preprocess import Preprocess
 from jft.report.live import duration, make_display
+from jft.run import compile_cache
 from jft.step import FEATURES, make_eval_step
 from jft.use import probabilities
 
@@ -112,9 +112,7 @@ def rank(
         raise UserError("A model is named twice, with the same weights." if pairs else "There are no models to rank.")
     if batch < 1 or not epochs > 0:
         raise UserError(f"--batch is {batch} and --epochs {epochs:g}; at least 1 and above 0 are expected.")
-    # Compiled programs outlive the process, as in train.
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    compile_cache()
     display = display or make_display("quiet")
     candidates = [_open(name, source, image_size) for name, source in pairs]  # what is wrong with any, before the work
     splits = sources.load(data, seed=seed, val_fraction=0)

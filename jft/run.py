@@ -19,6 +19,7 @@ import numpy as np
 
 from jft import lock
 from jft.config import PLACE, Config, describe, differences, write_json
+from jft.data.cache import cache_dir
 from jft.data.sources import Splits
 from jft.errors import FULL, UserError, disk
 from jft.files import PART
@@ -199,6 +200,16 @@ def versions() -> dict[str, str]:
     """Of Python, of this package and of what it computes with."""
     names = ("jft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def compile_cache() -> None:
+    """Compiled programs outlive the process: the next seed, a resumed run and a repeated one find them."""
+    folder = cache_dir() / "xla"
+    with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        check_compiled(folder)
+    # JAX finds a program again under the very path alone under which it was written.
+    jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def check_compiled(folder: Path) -> None:

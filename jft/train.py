@@ -42,7 +42,6 @@ from jft.build import (
 from jft.checkpoint import Checkpoints
 from jft.config import PLACE, Config, describe, load_object, write_json
 from jft.data import order, pipeline, sources
-from jft.data.cache import cache_dir
 from jft.data.prepare import make_prepare
 from jft.errors import UserError
 from jft.files import writing
@@ -58,7 +57,7 @@ from jft.run import (
     Clock,
     Result,
     Shared,
-    check_compiled,
+    compile_cache,
     data_path,
     default_workdir,
     entered,
@@ -187,16 +186,6 @@ def draw_report(workdir: Path, val: sources.Dataset | None, display: Any) -> Non
         display.note(f"The report is in {make_report(workdir, val)}.")
     except Exception as error:
         display.warn(f"The report could not be made: {type(error).__name__}: {error}")
-
-
-def compile_cache() -> None:
-    """Compiled programs outlive the process: the next seed, a resumed run and a repeated one find them."""
-    folder = cache_dir() / "xla"
-    with contextlib.suppress(OSError):  # a cache that cannot be written is none
-        check_compiled(folder)
-    # JAX finds a program again under the very path alone under which it was written.
-    jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @contextlib.contextmanager

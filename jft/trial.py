@@ -18,8 +18,8 @@ from jft.errors import UserError
 from jft.hyper import settle
 from jft.report.live import make_display
 from jft.report.log import read
-from jft.run import Clock, default_workdir, running
-from jft.train import Run, compile_cache
+from jft.run import Clock, compile_cache, default_workdir, running
+from jft.train import Run
 
 STEPS = 60  # of learning a batch by heart, over all stages
 LEARNED = 0.1  # share of the first loss below which it is known by heart

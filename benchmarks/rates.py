@@ -1,4 +1,4 @@
-"""The learning-rate finder's suggestion against a grid of rates: is it within a point of the best of them?
+"""The learning-rate finder's suggestion, and a published rule's, against a grid: within a point of the best rate?
 
     python benchmarks/rates.py $JFT_ASSETS rates.csv                 every line that is not there yet
     python benchmarks/rates.py $JFT_ASSETS rates.csv --plan head     of one plan; --model and --data likewise
@@ -6,6 +6,10 @@
 
 The runs are those of transfer.py on all images: as many steps, as many pixels, the accuracy of the last state. The
 finder is asked once a seed, with that seed. `preset` is the rate of the plan itself.
+
+`--plan hyper` is a rule's: `bit` for the ResNet, `vit` for the ViT, its optimizer, schedule and 500 steps of 512 images
+of a head on fixed crops (the rules train everything; that is too much for two cores). There `preset` is
+the rate that the rule has, and the finder is not asked.
 """
 
 import argparse
@@ -21,8 +25,23 @@ import jft
 from jft.run import Shared
 from jft.train import train
 
-GRIDS = {"head": (1e-4, 1e-3, 1e-2, 1e-1, 1.0), "full": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)}
+GRIDS = {
+    "head": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+    "full": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+    "hyper": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
+}
+RULES = {"vit_tiny_patch16_224": "vit", "resnet18": "bit"}
 SEEDS = range(3)
+
+
+def config(assets: Path, data: str, model: str, plan: str, seed: int, workdir: str) -> jft.Config:
+    """The run of a line, at the plan's or the rule's own rate."""
+    made = transfer.config(assets, data, model, None, plan if plan != "hyper" else "head", seed, workdir)
+    if plan != "hyper":
+        return made
+    ruled = {"optimizer", "lr", "schedule", "warmup", "epochs", "weight_decay", "clip"}
+    kept = {name: getattr(made, name) for name in made.given - ruled}
+    return jft.Config(**kept | {"batch": 512, "augment": (), "hyper": RULES[model]})
 
 
 def measure(assets: Path, file: Path, plans: list[str], models: list[str], sets: list[str]) -> None:
@@ -30,13 +49,14 @@ def measure(assets: Path, file: Path, plans: list[str], models: list[str], sets:
     done = {tuple(row[f] for f in transfer.FIELDS[:5]) for row in transfer.read(file)}
     shared = Shared()
     for plan, model, data in itertools.product(plans, models, sets):
-        for what, seed in itertools.product((*GRIDS[plan], "preset", "finder"), SEEDS):
+        asked = ("preset",) if plan == "hyper" else ("preset", "finder")
+        for what, seed in itertools.product((*GRIDS[plan], *asked), SEEDS):
             found: float | None = None
             key = (data, model, "all", f"{plan}, {what if isinstance(what, str) else f'{what:g}'}", str(seed))
             if key in done:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                made = transfer.config(assets, data, model, None, plan, seed, folder + "/run")
+                made = config(assets, data, model, plan, seed, folder + "/run")
                 begun = time.process_time()
                 if what == "finder":
                     found = jft.find_lr(made).suggestion

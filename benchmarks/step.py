@@ -15,7 +15,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import harness
@@ -42,9 +41,9 @@ def jft_worker(name: str, batch: int, size: int | None) -> None:
     objective = supervised(model, train_parts=parts, update_stats=parts, trainable=names)
     height, width, _ = model.input_shape
     prepare = make_prepare(Preprocess(size=(height, width)), (), train=True)
-    leg = SimpleNamespace(cut=None)  # everything trains; on a CPU in the pieces that a run takes
-    tokens = build.takes_tokens(model, leg, params) if jax.default_backend() == "cpu" else 0
-    pieces = build.usual_pieces(batch, tokens)
+    # On a CPU in the pieces that a run takes.
+    tokens = build.takes_tokens(model, None, params) if jax.default_backend() == "cpu" else 0
+    pieces = build.most_pieces(batch, tokens)
     made = make_train_step(objective, optimizer, trainable=names, prepare=prepare, accumulate=pieces)
     step = shard.jit(made, donate_argnums=0)
     state = State(

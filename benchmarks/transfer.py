@@ -39,7 +39,12 @@ from jft.train import train
 BATCH, SIZE = 8, 96
 STEPS = {1: 40, 5: 40, 20: 80, None: 160}  # by images a class
 SEEDS = range(5)
-MODELS = {"vit_tiny_patch16_224": "vit_tiny_patch16_224.safetensors", "resnet18": "resnet18_imagenet_ktb.pth"}
+FILES = {
+    "vit_tiny_patch16_224": "vit_tiny_patch16_224.safetensors",
+    "resnet18": "resnet18_imagenet_ktb.pth",
+    "resnet50": "resnet50_imagenet_ktb.safetensors",
+}
+MODELS = ("vit_tiny_patch16_224", "resnet18")
 DATA = {"ants and bees": "hymenoptera_data", "CIFAR-10": "cifar10_subset"}
 SCORED = 20  # images a class of CIFAR's test set; of the ants and bees all 153
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -113,7 +118,7 @@ def config(assets: Path, data: str, model: str, shots: int | None, method: str, 
     """The run of a line."""
     folder = assets / "data" / DATA[data]
     count = len(images(folder)["train"]) if shots is None else shots * len(images(folder)["train"].classes)
-    file = assets / "weights" / MODELS[model]
+    file = assets / "weights" / FILES[model]
     changed = METHODS[method]
     if method == "full, answers held 1":
         changed = {"objective": answers_held(file, model)}

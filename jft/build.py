@@ -28,6 +28,7 @@ from jft.preprocess import Preprocess
 from jft.step import Batch, Metrics, Objective, State, TrainStep, make_train_step, supervised
 
 PIECE = 1500  # tokens that a piece of a batch has at least on a CPU
+PRODUCT = "/patch/kernel"  # kept as a convolution's kernel and used as a matrix product's
 
 
 def read_data(config: Config) -> sources.Splits:
@@ -264,26 +265,23 @@ def memory_budget(share: float) -> int:
     return int(shard.agree(share * memory_free(), min))
 
 
-def convolves(model: Model, leg: "Leg", params: Mapping[str, Any]) -> bool:
-    """Whether gradients go through a convolution that is more than a matrix product."""
-    parts = model.span(leg.cut)
-    return any(
-        len(v.shape) == 4 and tuple(v.shape[:2]) != (1, 1) and plan.part_of(n, model.parts) in parts
-        for n, v in params.items()
-    )
+def convolves(model: Model, cut: str | None, params: Mapping[str, Any]) -> bool:
+    """Whether gradients of what lies from the cut on go through a convolution that is more than a matrix product."""
+    parts = model.span(cut)
+    kernels = (v for n, v in params.items() if plan.part_of(n, model.parts) in parts and not n.endswith(PRODUCT))
+    return any(len(v.shape) == 4 and tuple(v.shape[:2]) != (1, 1) for v in kernels)
 
 
-def takes_tokens(model: Model, leg: "Leg", params: Mapping[str, Any]) -> int:
+def takes_tokens(model: Model, cut: str | None, params: Mapping[str, Any]) -> int:
     """Tokens an example that gradients go through matrix products of, as a transformer's; 0 where there are none."""
-    parts = model.span(leg.cut)
-    products = [n for n in params if n.endswith("/kernel") and plan.part_of(n, model.parts) in parts[:-1]]
-    # The kernel of a patch embedding is kept as a convolution's and used as a product's.
-    if not products or any(params[n].ndim == 4 and not n.endswith("/patch/kernel") for n in products):
+    parts = model.span(cut)
+    products = any(n.endswith("/kernel") and plan.part_of(n, model.parts) in parts[:-1] for n in params)
+    if not products or convolves(model, cut, params):
         return 0
     return max((s[0] for s in map(model.shape_before, parts[1:]) if len(s) == 2), default=0)
 
 
-def usual_pieces(batch: int, tokens: int) -> int:
+def most_pieces(batch: int, tokens: int) -> int:
     """The most pieces of a batch that have `PIECE` tokens each at least."""
     return max((n for n in range(1, batch + 1) if batch % n == 0 and batch // n * tokens >= PIECE), default=1)
 
@@ -325,6 +323,17 @@ def lay_out(config: Config, stages: Sequence[Stage], model: Model, examples: int
         )  # fmt: skip
         step = last
     return legs
+
+
+def usual_pieces(config: Config, model: Model, leg: Leg, params: Mapping[str, Any]) -> int:
+    """In how many pieces a batch of this leg is taken where nothing asks for others.
+
+    A transformer's step of 32 images takes a fifth less time in four of them on a CPU: less memory is touched anew.
+    """
+    if jax.default_backend() != "cpu" or leg.update_stats or config.objective:
+        return 1
+    share = config.batch // shard.make_mesh(model=config.tensor).shape[shard.DATA]
+    return most_pieces(share, takes_tokens(model, leg.cut, params))
 
 
 def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources.Splits) -> None:

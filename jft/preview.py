@@ -13,6 +13,7 @@ from jft.build import (
     Leg,
     check,
     choose_loss,
+    convolves,
     lay_out,
     make_leg_optimizer,
     make_leg_step,
@@ -20,6 +21,7 @@ from jft.build import (
     needs_source,
     read_data,
     summarise,
+    usual_pieces,
 )
 from jft.config import Config
 from jft.data.prepare import work_size
@@ -34,8 +36,9 @@ from jft.weights import default_preprocess
 def preview(config: Config, compile: bool = True) -> dict[str, Any]:
     """For each stage: what trains at which rate, parameters, optimizer bytes, FLOPs and memory of a step, BatchNorms.
 
-    FLOPs and memory are the compiler's own counts for the step it compiled, on the device at hand; without `compile`
-    they are left out. Raises UserError for whatever the run itself would refuse of data and plan.
+    FLOPs and memory are the compiler's own counts for the step it compiled, on the device at hand, the memory with the
+    batch in the pieces that a run takes; without `compile` they are left out. Raises UserError for whatever the run
+    itself would refuse of data and plan.
     """
     config = config.replace(sharding="replicate")
     splits = read_data(config)
@@ -99,11 +102,14 @@ def _stage(
         "features_bytes": features.nbytes(model, leg.cut, kept, config.features_dtype) if leg.cut and cached else 0,
     }
     if compile:
-        told["step"] = _cost(_step(config, model, preprocess, splits, leg, optimizer, params, stats, None))
-        if cached:
-            told["step_from_features"] = _cost(
-                _step(config, model, preprocess, splits, leg, optimizer, params, stats, leg.cut)
-            )
+        pieces = config.accumulate or usual_pieces(config, model, leg, params)
+        for name, start in {"step": None, **({"step_from_features": leg.cut} if cached else {})}.items():
+            given = (config, model, preprocess, splits, leg, optimizer, params, stats, start)
+            told[name] = _cost(_step(*given))
+            if pieces > 1:  # of a loop the compiler counts one turn
+                told[name] |= {"pieces": pieces} | {
+                    what: n for what, n in _cost(_step(*given, pieces)).items() if what != "flops"
+                }
     return told
 
 
@@ -130,6 +136,7 @@ def _step(
     params: Any,
     stats: Any,
     start: str | None,
+    pieces: int = 1,
 ) -> Any:
     state = State(
         step=jax.ShapeDtypeStruct((), jnp.int32),
@@ -152,7 +159,8 @@ def _step(
         batch["features"] = jax.ShapeDtypeStruct(shape.shape, jnp.float32)
     else:
         batch["image"] = _images(config, work_size(preprocess, leg.augment), jnp.uint8)
-    step = make_leg_step(config, model, leg, preprocess, choose_loss(config, splits.train), start)
+    unroll = jax.default_backend() == "cpu" and convolves(model, leg.cut, params)
+    step = make_leg_step(config, model, leg, preprocess, choose_loss(config, splits.train), start, pieces, unroll)
     return jax.jit(step, donate_argnums=0).lower(state, batch)
 
 
@@ -196,7 +204,8 @@ def text(name: str, told: dict[str, Any], names: bool = False) -> str:
         if "step" in stage:
             flops, memory = stage["step"]["flops"], stage["step"].get("temporary_bytes", 0)
             ratio = f", {flops / forward:.2f} × the forward pass" if forward else ""
-            lines.append(f"  a step        {_flops(flops)}{ratio}, {_bytes(memory)} of temporaries")
+            pieces = f", in {stage['step']['pieces']} pieces" if "pieces" in stage["step"] else ""
+            lines.append(f"  a step        {_flops(flops)}{ratio}, {_bytes(memory)} of temporaries{pieces}")
         if stage["features_at"]:
             kept = f"the parts before {stage['features_at']} run once: {_bytes(stage['features_bytes'])} kept"
             after = f"; then a step is {_flops(stage['step_from_features']['flops'])}" if "step" in stage else ""

@@ -137,6 +137,17 @@ def test_plan_trains_nothing_and_tells_all(folder, tmp_path, capsys):
     assert "head/kernel" in capsys.readouterr().out
 
 
+def test_plan_tells_the_memory_of_the_pieces_that_a_run_takes(folder, capsys):
+    told = []
+    for pieces in (1, 4):
+        words = f"plan --data {folder} --model tiny_vit --plan full --batch 32 --accumulate {pieces} --json"
+        assert cli.main(words.split()) == 0
+        told.append(json.loads(capsys.readouterr().out)["stages"][0]["step"])
+    whole, parted = told
+    assert parted["pieces"] == 4 and "pieces" not in whole and parted["flops"] == whole["flops"]
+    assert parted["temporary_bytes"] < whole["temporary_bytes"]
+
+
 def test_models_lists_by_pattern(capsys):
     assert cli.main(["models", "resnet*"]) == 0
     shown = capsys.readouterr().out

@@ -1,7 +1,6 @@
 """The frozen-prefix cache: on the disk, of augmented views, and never stale; and a batch taken in pieces for memory."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -117,7 +116,7 @@ def test_a_step_that_memory_does_not_hold_is_taken_in_pieces(plain, folder, tmp_
 
 def test_on_a_cpu_a_transformer_takes_a_batch_in_pieces(folder, tmp_path, monkeypatch):
     """As few tokens at a time as keep the processor busy, with the result of the whole batch."""
-    assert [build.usual_pieces(32, tokens) for tokens in (0, 37, 197, 785)] == [1, 1, 4, 16]
+    assert [build.most_pieces(32, tokens) for tokens in (0, 37, 197, 785)] == [1, 1, 4, 16]
     monkeypatch.setattr(train.shard, "make_mesh", lambda model=1, make=train.shard.make_mesh: make(jax.devices()[:1]))
     vit, seen, make = make_model("tiny_vit"), [], train.make_leg_step
     tokens = vit.shape_before("block0")[0]
@@ -140,7 +139,7 @@ def test_what_is_taken_in_pieces():
         (make_model("tiny_resnet"), None, 0),
         (make_model("tiny_convnext"), None, 0),
     ):
-        assert build.takes_tokens(model, SimpleNamespace(cut=cut), model.shapes()[0]) == expected
+        assert build.takes_tokens(model, cut, model.shapes()[0]) == expected
 
 
 def test_examples_that_one_device_does_not_hold_lie_spread(plain, folder, tmp_path, monkeypatch):

@@ -188,11 +188,13 @@ def top(parts: Sequence[str], lr: float | None = None, *, k: int) -> tuple[Stage
 def surgical(parts: Sequence[str], lr: float | None = None, *, where: str = "auto") -> tuple[Stage, ...]:
     """One third of the parts and the head; by default all, each at a rate after its relative gradient norm.
 
+    Then the part of the largest has a tenth of the head's rate.
+
     Lee et al. 2023, "Surgical fine-tuning improves adaptation to distribution shifts": first blocks for shifts of the
     input, last blocks for shifts of the output; Auto-RGN chooses by itself.
     """
     if where == "auto":
-        return (Stage("surgical", ("*",), lr=lr or 1e-3, surgical=True),)
+        return (Stage("surgical", ("head", ("*", 0.1)), lr=lr or 1e-3, surgical=True),)
     third = groups(parts, 3)[("first", "middle", "last").index(where)]
     return (Stage(f"surgical-{where}", ("head", *third), lr=lr or 1e-4),)
 

@@ -64,7 +64,7 @@ def measure(assets: Path, file: Path, plans: list[str], models: list[str], sets:
                         print(*key, "no suggestion", sep=", ", flush=True)
                         continue
                 rate = {"preset": None, "finder": found}.get(what) if isinstance(what, str) else what
-                result = train(made.replace(lr=rate), shared=shared).result
+                result = train(made if rate is None else made.replace(lr=rate), shared=shared).result
                 row = dict(zip(transfer.FIELDS[:5], key, strict=True)) | {
                     "accuracy": f"{result['last']['accuracy']:.4f}",
                     "steps": result["last"]["step"],

@@ -34,9 +34,9 @@ def measure(assets: Path, file: Path) -> None:
             models = [(name, str(assets / "weights" / weights)) for name, weights in transfer.FILES.items()]
             found = rank(transfer.images(assets / "data" / transfer.DATA[data]), models, shots=SHOTS)
             spent = {"steps": 0, "seconds": f"{time.process_time() - begun:.1f}", "trained": 0}
-            for row in found.rows:
-                key = dict(zip(transfer.FIELDS, (data, row["model"], SHOTS, "rank", 0), strict=False))
-                transfer.write(file, [key | {"accuracy": f"{row['linear']['accuracy']:.4f}"} | spent])
+            scores = {row["model"]: {"accuracy": f"{row['linear']['accuracy']:.4f}"} | spent for row in found.rows}
+            about = {"data": data, "shots": SHOTS, "method": "rank", "seed": 0}
+            transfer.write(file, [about | {"model": model} | told for model, told in scores.items()])
         shared = Shared()
         for plan, model, seed in itertools.product(PLANS, transfer.FILES, SEEDS):
             key = dict(zip(transfer.FIELDS, (data, model, str(SHOTS), plan, str(seed)), strict=False))

@@ -8,8 +8,8 @@ The runs are those of transfer.py on all images: as many steps, as many pixels, 
 finder is asked once a seed, with that seed. `preset` is the rate of the plan itself.
 
 `--plan hyper` is a rule's: `bit` for the ResNet, `vit` for the ViT, its optimizer, schedule and 500 steps of 512 images
-of a head on fixed crops (the rules train everything; that is too much for two cores). There `preset` is
-the rate that the rule has, and the finder is not asked.
+of a head on fixed crops (the rules train everything; that is too much for two cores). There `preset` is the rate that
+the rule has, and the finder is not asked.
 """
 
 import argparse
@@ -39,8 +39,7 @@ def config(assets: Path, data: str, model: str, plan: str, seed: int, workdir: s
     made = transfer.config(assets, data, model, None, plan if plan != "hyper" else "head", seed, workdir)
     if plan != "hyper":
         return made
-    ruled = {"optimizer", "lr", "schedule", "warmup", "epochs", "weight_decay", "clip"}
-    kept = {name: getattr(made, name) for name in made.given - ruled}
+    kept = {name: getattr(made, name) for name in made.given - {"epochs"}}  # which the rule tells
     return jft.Config(**kept | {"batch": 512, "augment": (), "hyper": RULES[model]})
 
 

@@ -20,15 +20,16 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 import jft
-from jft import average, distil, losses, penalties, shard, weights
+from jft import average, distil, losses, penalties, plan, shard, weights
 from jft.build import plain_model
 from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare
@@ -49,8 +50,25 @@ DATA = {"ants and bees": "hymenoptera_data", "CIFAR-10": "cifar10_subset"}
 SCORED = 20  # images a class of CIFAR's test set; of the ants and bees all 153
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
-# What each changes of a Config. `full` is what the others are told against.
-METHODS: dict[str, dict[str, Any]] = {
+
+@cache
+def answers_held(file: Path, model: str) -> dict[str, Any]:
+    """Learning without Forgetting: what the pretrained head says of the features is held as well."""
+    own = plain_model(jft.Config(model=model, image_size=SIZE), 1000)
+    params = weights.load(own, str(file), keep_head=True).params
+    head = {n: params[f"head/{n}"] for n in ("kernel", "bias")}
+    return {"objective": partial(distil.features, weight=1.0, head=head)}
+
+
+def then(lr: float, batch_norm: Literal["auto", "frozen"] = "auto") -> dict[str, Any]:
+    """LP-FT with its second stage at another rate, or with BatchNorms that keep their statistics."""
+    probe, rest = plan.lp_ft(())
+    return {"plan": (probe, replace(rest, lr=lr, batch_norm=batch_norm))}
+
+
+# What each changes of a Config, or a function that tells from the weights and the model. `full` is what the others are
+# told against.
+METHODS: dict[str, Any] = {
     "full": {},
     "head": {"plan": "head"},
     "lp-ft": {"plan": "lp-ft"},
@@ -66,13 +84,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "surgical-last": {"plan": "surgical-last"},
     "full, layer decay 0.75": {"layer_decay": 0.75},
     "full, features held 1": {"objective": partial(distil.features, weight=1.0)},
-    "full, answers held 1": {},  # see `answers_held`
+    "full, answers held 1": answers_held,
     "full, L2 0.1": {"penalty": penalties.l2, "penalty_weight": 0.1},
     "full, rate 3e-5": {"lr": 3e-5},
     "full, rate 3e-4": {"lr": 3e-4},
     "full, rate 1e-3": {"lr": 1e-3},
     "full, EMA 0.9": {"ema": 0.9},
     "full, SAM 0.05": {"sam": 0.05},
+    "lp-ft, then 1e-5": then(1e-5),
+    "lp-ft, then 3e-5": then(3e-5),
+    "lp-ft, then 1e-4, frozen": then(1e-4, "frozen"),
+    "lp-ft, then 1e-5, frozen": then(1e-5, "frozen"),
 }
 LATER = {"surgical-first", "surgical-last", *list(METHODS)[13:]}
 BETWEEN = ("full",)  # runs whose weights are interpolated with their source's too; of one stage
@@ -83,7 +105,8 @@ def settings() -> Iterator[tuple[str, str, int | None, str, int]]:
     """(data, model, shots, method, seed), the most telling first: few images, then single ones and more, then all."""
     for shots, later in ((5, False), (1, False), (20, False), (5, True), (None, False), (1, True), (20, True)):
         for model, data, method in itertools.product(MODELS, DATA, METHODS):
-            if (method in LATER) == later and not (method == "vpt" and "vit" not in model):
+            unfit = (method == "vpt" and "vit" not in model) or (method.startswith("lp-ft, ") and shots != 5)
+            if (method in LATER) == later and not unfit:
                 for seed in SEEDS:  # one after the other, so that they compile once
                     yield data, model, shots, method, seed
 
@@ -106,22 +129,12 @@ def reader(folder: Path) -> Callable[[], dict[str, sources.Dataset]]:
     return partial(images, folder)
 
 
-@cache
-def answers_held(file: Path, model: str) -> Callable[..., Any]:
-    """Learning without Forgetting: what the pretrained head says of the features is held as well."""
-    own = plain_model(jft.Config(model=model, image_size=SIZE), 1000)
-    params = weights.load(own, str(file), keep_head=True).params
-    return partial(distil.features, weight=1.0, head={n: params[f"head/{n}"] for n in ("kernel", "bias")})
-
-
 def config(assets: Path, data: str, model: str, shots: int | None, method: str, seed: int, workdir: str) -> jft.Config:
     """The run of a line."""
     folder = assets / "data" / DATA[data]
     count = len(images(folder)["train"]) if shots is None else shots * len(images(folder)["train"].classes)
     file = assets / "weights" / FILES[model]
-    changed = METHODS[method]
-    if method == "full, answers held 1":
-        changed = {"objective": answers_held(file, model)}
+    changed = METHODS[method](file, model) if callable(METHODS[method]) else METHODS[method]
     return jft.Config(
         data=reader(folder),
         model=model,

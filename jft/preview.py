@@ -107,9 +107,7 @@ def _stage(
             given = (config, model, preprocess, splits, leg, optimizer, params, stats, start)
             told[name] = _cost(_step(*given))
             if pieces > 1:  # of a loop the compiler counts one turn
-                told[name] |= {"pieces": pieces} | {
-                    what: n for what, n in _cost(_step(*given, pieces)).items() if what != "flops"
-                }
+                told[name] = _cost(_step(*given, pieces)) | {"pieces": pieces, "flops": told[name]["flops"]}
     return told
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -138,6 +139,7 @@ from jft import checkpoint, train
 save, left = checkpoint.Checkpoints.save, [int(sys.argv[1])]
 def kill(self, step, *args):
     save(self, step, *args)
+    print("state of step", step, flush=True)
     left[0] -= 1
     if left[0] == 0:
         os.kill(os.getpid(), signal.SIGKILL if sys.argv[2] == "kill" else signal.SIGTERM)
@@ -166,8 +168,17 @@ def test_killed_by_the_system_and_begun_again_ends_bit_equal(folder, tmp_path):
     reference = start(-1, "kill", *arguments("reference"))
     assert reference.returncode == 0, reference.stderr
     assert "Validation accuracy" in reference.stdout
-    for name, saves, how in (("one", 3, "kill"), ("boundary", 8, "kill"), ("two", 11, "kill"), ("term", 5, "term")):
-        stopped = start(saves, how, *arguments(name))
+    # A call takes several steps, more or fewer by the model and the machine: which are saved the reference tells.
+    steps = [int(s) for s in re.findall(r"^state of step (\d+)$", reference.stdout, re.M)]
+    boundary = steps.index(steps[-1] // 2)
+    for name, saved, how in (
+        ("one", 0, "kill"),
+        ("boundary", boundary, "kill"),
+        ("two", boundary + 1, "kill"),
+        ("term", 1, "term"),
+    ):
+        assert saved < len(steps) - 1, steps  # or nothing is left to do
+        stopped = start(saved + 1, how, *arguments(name))
         if how == "kill":
             assert stopped.returncode == -signal.SIGKILL, stopped.stderr
         else:

@@ -94,7 +94,7 @@ def wise_ft(workdir: str | Path, alphas: Sequence[float] = ALPHAS, display: Any 
             batch_stats=interpolate(loaded.batch_stats, stats, alpha),
         )
 
-    rows, figure = [], figure_of(model)
+    rows, figure = [], metrics.figure(model.quantities)
     with display.task("Interpolating", total=len(alphas), unit="models") as advance:
         for alpha in alphas:
             rows.append({"alpha": alpha, figure: score(at(alpha))})
@@ -162,17 +162,13 @@ def _soup(
         )
 
     scores = [score_of(as_model(tree)) for tree in trees]
-    rows: list[dict[str, Any]] = [{"run": n, figure_of(first): s} for n, s in zip(names, scores, strict=True)]
+    figure = metrics.figure(first.quantities)
+    rows: list[dict[str, Any]] = [{"run": n, figure: s} for n, s in zip(names, scores, strict=True)]
     kept = greedy_soup(trees, lambda tree: score_of(as_model(tree)))[0] if greedy else list(range(len(trees)))
     for i, row in enumerate(rows):
         row["in_soup"] = i in kept
     made = as_model(mean([trees[i] for i in kept]))
     return _write(out, made, like, rows, score_of(made))
-
-
-def figure_of(model: Bundle) -> str:
-    """What a model is scored by."""
-    return "r2" if model.quantities else "accuracy"
 
 
 def scorer(model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 32) -> Callable[[Bundle], float]:
@@ -215,5 +211,6 @@ def _write(path: Path, model: Bundle, like: Path, rows: list[dict[str, Any]], sc
         multi_label=model.multi_label,
         quantities=model.quantities,
     )
-    write_json(path / "average.json", {"rows": rows, figure_of(model): score})
-    return Averaged(path, rows, score, figure_of(model))
+    figure = metrics.figure(model.quantities)
+    write_json(path / "average.json", {"rows": rows, figure: score})
+    return Averaged(path, rows, score, figure)

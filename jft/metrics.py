@@ -16,9 +16,14 @@ Targets = Shaped[np.ndarray, "n k"]  # several labels an example: 0 or 1, or boo
 HEADLINES = {"accuracy": "accuracy", "r2": "R²"}  # by which runs are told and compared, and their names
 
 
+def figure(quantities: bool) -> str:
+    """Which of `HEADLINES` a model is told by: R² where it says quantities, else accuracy."""
+    return "r2" if quantities else "accuracy"
+
+
 def headline(scores: Mapping[str, Any], prefix: str = "") -> str:
-    """Which of `HEADLINES` these scores are told by: R² where they have it, of quantities, else accuracy."""
-    return "r2" if prefix + "r2" in scores else "accuracy"
+    """Which of `HEADLINES` these scores are told by."""
+    return figure(prefix + "r2" in scores)
 
 
 def told(name: str, value: float) -> str:

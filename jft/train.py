@@ -296,7 +296,7 @@ class Run:
         train = data["train"].taken
         self.order = order.Order(len(train), config.seed, train.labels if config.balance else None)
         self.loss = choose_loss(config, train)
-        self.figure = "r2" if train.quantities else "accuracy"  # what a validation is told by
+        self.figure = metrics.figure(train.quantities)  # what a validation is told by
         self.eval_loss, self.eval_correct = jax.jit(self.loss), jax.jit(losses.correct)
         self.eval_steps: dict[Any, Any] = {}  # compiled, by the span they run
         self.features: dict[

@@ -84,7 +84,7 @@ class Run:
     @property
     def figure(self) -> str:
         """What runs like this one are compared by, a key of `metrics.HEADLINES`."""
-        return "r2" if self.quantities else "accuracy"
+        return metrics.figure(self.quantities)
 
 
 def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:

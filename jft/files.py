@@ -1,12 +1,21 @@
 """Files that appear whole or not at all."""
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PART = ".part"  # the ending of what is being written; what a killed process left of it may be removed
+
+
+def sweep(folder: Path, age: float = 86400) -> None:
+    """Remove what writers that were killed left in a folder, when it is older than `age` seconds."""
+    for left in folder.glob(f"*{PART}"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > age:
+                left.unlink()
 
 
 @contextmanager

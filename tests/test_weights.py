@@ -1,10 +1,12 @@
 """Weights into models and out again: rules, the choice of format, heads, position embeddings, sources, receipts."""
 
 import hashlib
+import http.server
 import io
 import json
 import re
 import sys
+import threading
 import tracemalloc
 import urllib.request
 from pathlib import Path
@@ -642,6 +644,34 @@ def test_buckets(vit, tmp_path, monkeypatch):
     opened = SimpleNamespace(open=lambda address, mode: SimpleNamespace(open=lambda: io.BytesIO(content)))
     monkeypatch.setitem(sys.modules, "fsspec", opened)
     assert weights.load(vit, "gs://private/w.safetensors").sha256 == digest and len(asked) == 4
+
+
+def test_a_connection_that_breaks_off_keeps_nothing(vit, tmp_path, monkeypatch):
+    """Without a checksum nothing else tells a file's first half from the whole."""
+    write_safetensors(tmp_path / "w.safetensors", theirs(vit, "timm"))
+    content = (tmp_path / "w.safetensors").read_bytes()
+    sent = [content[:-1], content]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(sent.pop(0))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        real, here = urllib.request.urlopen, f"http://127.0.0.1:{server.server_port}/w.safetensors"
+        monkeypatch.setattr(urllib.request, "urlopen", lambda address, timeout: real(here, timeout=timeout))
+        with pytest.raises(UserError, match=rf"broke off after {len(content) - 1:,} of {len(content):,} bytes"):
+            weights.load(vit, "gs://breaking/w.safetensors")
+        path = weights.load(vit, "gs://breaking/w.safetensors").path
+        server.shutdown()
+    assert path is not None and path.read_bytes() == content
+    assert [p.name for p in path.parent.iterdir()] == ["w.safetensors"]
 
 
 def test_default_sources():

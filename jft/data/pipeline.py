@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from jft.data.cache import cache_dir
 from jft.data.order import Order, Rows, evaluation_batches
 from jft.data.sources import Dataset, Excluded
 from jft.errors import UserError, printable
-from jft.files import PART, writing
+from jft.files import sweep, writing
 from jft.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
@@ -310,7 +309,7 @@ def _write(
 ) -> None:
     """Raises OSError where the file cannot be written, or where a picture changed since its digest was taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    sweep(path.parent)
     kept: list[int] = []
     failed: list[tuple[int, str]] = []
     sums: list[int] = []
@@ -358,13 +357,3 @@ def _read(path: Path, size: tuple[int, int], n: int, threads: int) -> Decoded | 
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("The decoded images in %s are damaged (%s); decoding again.", path, error)
         return None
-
-
-def _sweep(folder: Path, age: float = 86400) -> None:
-    """Remove what writers that were killed left behind."""
-    for left in folder.glob(f"*{PART}"):
-        try:
-            if time.time() - left.stat().st_mtime > age:
-                left.unlink()
-        except OSError:
-            pass

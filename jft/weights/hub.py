@@ -14,7 +14,7 @@ from typing import Any
 
 from jft.data.cache import cache_dir
 from jft.errors import UserError
-from jft.files import writing
+from jft.files import sweep, writing
 from jft.preprocess import Preprocess
 
 # The names under which repositories and folders keep their weights, the better readable first.
@@ -245,13 +245,24 @@ def _kept(key: str, address: str) -> Path:
 
 def _fetch(opened: Callable[[], Any], address: str, digest: str, path: Path) -> None:
     """Copy what `opened` reads to `path`, which appears when it is whole and, where there is one, of this digest."""
+    from huggingface_hub.utils import tqdm  # so that all downloads look alike, and are hushed alike
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    seen = hashlib.sha256()
+    sweep(path.parent)
+    seen, count = hashlib.sha256(), 0
     with writing(path) as part:
         with opened() as response, open(part, "wb") as out:
-            while block := response.read(1 << 20):
-                seen.update(block)
-                out.write(block)
+            size = getattr(response, "length", getattr(response, "size", None))  # of an HTTP response, of a file
+            with tqdm(desc=path.name, total=size, unit="B", unit_scale=True, disable=None) as bar:
+                while block := response.read(1 << 20):
+                    seen.update(block)
+                    count += out.write(block)
+                    bar.update(len(block))
+                # A connection that breaks off looks like an end to who reads block by block.
+                if size is not None and count != size:
+                    raise UserError(
+                        f"{address} broke off after {count:,} of {size:,} bytes. Nothing was kept; try again."
+                    )
         if digest and seen.hexdigest() != digest:
             raise UserError(f"{address} has the SHA-256 {seen.hexdigest()}, expected {digest}. Nothing was kept.")
 

@@ -38,7 +38,7 @@ from jft.step import make_eval_step
 from jft.train import train
 
 BATCH, SIZE = 8, 96
-STEPS = {1: 40, 5: 40, 20: 80, None: 160}  # by images a class
+STEPS = {1: 40, 5: 40, 20: 60, None: 100}  # by images a class
 SEEDS = range(5)
 FILES = {
     "vit_tiny_patch16_224": "vit_tiny_patch16_224.safetensors",
@@ -98,6 +98,7 @@ METHODS: dict[str, Any] = {
 }
 LATER = {"surgical-first", "surgical-last", *list(METHODS)[13:]}
 BETWEEN = ("full",)  # runs whose weights are interpolated with their source's too; of one stage
+WEIGHED = ("WiSE-FT 0.5", "WiSE-FT")  # what these give beside their own line
 FIELDS = ("data", "model", "shots", "method", "seed", "accuracy", "steps", "seconds", "trained")
 
 
@@ -186,7 +187,8 @@ class Scorer:
         chosen = np.concatenate(
             [right[::-1, there][right[::-1, here].mean(1).argmax()] for here, there in (halves, halves[::-1])]
         )
-        return {"WiSE-FT 0.5": float(right[ALPHAS.index(0.5)].mean()), "WiSE-FT": float(chosen.mean())}
+        found = (right[ALPHAS.index(0.5)].mean(), chosen.mean())
+        return {name: float(value) for name, value in zip(WEIGHED, found, strict=True)}
 
 
 def measure(assets: Path, file: Path, wanted: Callable[[dict[str, str]], bool]) -> None:
@@ -238,23 +240,28 @@ def write(file: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """A Markdown table for each model and number of shots: a row a method, a column a data set."""
+    """A Markdown table for each number of shots: a row a method, for each model a column a data set and the seconds."""
     lines = []
-    for model, shots in dict.fromkeys((r["model"], r["shots"]) for r in rows):
-        here = [r for r in rows if (r["model"], r["shots"]) == (model, shots)]
-        sets = [d for d in DATA if any(r["data"] == d for r in here)]
-        lines += [f"\n{model}, {shots} images a class", "| method | trained | " + " | ".join(sets) + " | s |"]
-        lines.append("|---|---|" + "---|" * (len(sets) + 1))
-        for method in dict.fromkeys(r["method"] for r in here):
+    order: list[str] = []
+    for method in METHODS:
+        order += [method, *(f"{method}, {name}" for name in WEIGHED if method in BETWEEN)]
+    for shots in dict.fromkeys(r["shots"] for r in rows):
+        here = [r for r in rows if r["shots"] == shots]
+        models = [m for m in MODELS if any(r["model"] == m for r in here)]
+        head = [f"{model}: {' | '.join(DATA)} | s" for model in models]
+        title = {"1": "1 image a class", "all": "all images"}.get(shots, f"{shots} images a class")
+        lines += [f"\n| {title} | {' | '.join(head)} |", "|---" * (1 + len(models) * (len(DATA) + 1)) + "|"]
+        for method in sorted({r["method"] for r in here}, key=order.index):
             cells = []
-            mine = [r for r in here if r["method"] == method]
-            for data in sets:
-                found = [100 * float(r["accuracy"]) for r in mine if r["data"] == data]
-                spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
-                few = f" ({len(found)})" if 0 < len(found) < len(SEEDS) else ""
-                cells.append(f"{np.mean(found):.1f}{spread}{few}" if found else "")
-            seconds = np.median([float(r["seconds"]) for r in mine])
-            lines.append(f"| {method} | {int(mine[0]['trained']):,} | {' | '.join(cells)} | {seconds:.0f} |")
+            for model in models:
+                mine = [r for r in here if (r["method"], r["model"]) == (method, model)]
+                for data in DATA:
+                    found = [100 * float(r["accuracy"]) for r in mine if r["data"] == data]
+                    spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+                    few = f" ({len(found)})" if 0 < len(found) < len(SEEDS) else ""
+                    cells.append(f"{np.mean(found):.1f}{spread}{few}" if found else "")
+                cells.append(f"{np.median([float(r['seconds']) for r in mine]):.0f}" if mine else "")
+            lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines).strip()
 
 

@@ -8,7 +8,6 @@
 seeds. Seconds are the processor's, those of a rank for all three and of fine-tuning for one, the median.
 """
 
-import argparse
 import itertools
 import tempfile
 import time
@@ -75,11 +74,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("assets", type=Path, help="the folder of weights and data")
-    parser.add_argument("file", type=Path, help="the CSV of what is measured")
-    parser.add_argument("--table", action="store_true", help="print what is there and measure nothing")
-    options = parser.parse_args()
+    options = transfer.make_parser(__doc__).parse_args()
     if not options.table:
         measure(options.assets, options.file)
     print(table(transfer.read(options.file)))

@@ -12,7 +12,6 @@ of a head on fixed crops (the rules train everything; that is too much for two c
 the rule has, and the finder is not asked.
 """
 
-import argparse
 import itertools
 import tempfile
 import time
@@ -95,13 +94,10 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("assets", type=Path, help="the folder of weights and data")
-    parser.add_argument("file", type=Path, help="the CSV of what is measured")
+    parser = transfer.make_parser(__doc__)
     parser.add_argument("--plan", choices=GRIDS)
     parser.add_argument("--model", choices=transfer.MODELS)
     parser.add_argument("--data", choices=transfer.DATA)
-    parser.add_argument("--table", action="store_true", help="print what is there and measure nothing")
     o = parser.parse_args()
     if not o.table:
         chosen = ([one] if one else list(all_) for one, all_ in ((o.plan, GRIDS), (o.model, transfer.MODELS)))

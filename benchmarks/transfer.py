@@ -265,12 +265,18 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines).strip()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """What every script takes that appends to a CSV."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("assets", type=Path, help="the folder of weights and data")
     parser.add_argument("file", type=Path, help="the CSV of what is measured")
-    parser.add_argument("--only", action="append", default=[], metavar="FIELD=TEXT", help="of fields that hold this")
     parser.add_argument("--table", action="store_true", help="print what is there and measure nothing")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--only", action="append", default=[], metavar="FIELD=TEXT", help="of fields that hold this")
     options = parser.parse_args()
     asked = [text.partition("=")[::2] for text in options.only]
     if unknown := [field for field, _ in asked if field not in FIELDS[:5]]:

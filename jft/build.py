@@ -1,6 +1,5 @@
 """From a config to what a run needs: its data, its model with weights, and its stages laid out over the data."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -21,6 +20,7 @@ from jft.data.prepare import check as check_augment
 from jft.diagnose import Suspect, make_diagnosis
 from jft.errors import UserError
 from jft.lora import LoraModel, with_lora
+from jft.memory import available
 from jft.models import make_model
 from jft.models.base import Model
 from jft.plan import Stage
@@ -253,11 +253,11 @@ def few_shots(dataset: sources.Dataset, shots: int, seed: int) -> sources.Datase
 
 
 def memory_free() -> int:
-    """Bytes of a device's memory that nothing uses; on a CPU those of the machine."""
+    """Bytes of a device's memory that nothing uses; on a CPU those that the machine can give this process."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return available()
 
 
 def memory_budget(share: float) -> int:

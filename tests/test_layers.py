@@ -8,7 +8,7 @@ import pytest
 import jft
 
 LAYERS = (
-    {"errors", "files", "preprocess", "__version__"},
+    {"errors", "files", "memory", "preprocess", "__version__"},
     {"table", "tree", "losses", "metrics", "probes", "checkpoint", "lock", "data.cache"},
     {"plan", "shard", "models", "data", "weights", "penalties"},
     {"optim", "step", "features", "lora"},

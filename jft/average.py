@@ -80,7 +80,8 @@ def wise_ft(workdir: str | Path, alphas: Sequence[float] = ALPHAS, display: Any 
     source = str(about["weights"])
     if source.startswith(("hf:", "http:", "https:")) or not Path(source).exists():
         raise UserError(f"{workdir} began from {source[:200]}, which is no file here now.")
-    plain = make_model(model.model.name, **_options(workdir))
+    # Prompts are no source's: they stay as they were tuned.
+    plain = make_model(model.model.name, **{n: v for n, v in _options(workdir).items() if "prompts" not in n})
     loaded = weights.load(plain, about["weights"], keep_head=about["config"]["keep_head"])
     if loaded.sha256 != about["weights_sha256"]:
         raise UserError(f"{about['weights']} is not the file that {workdir} began from: its sha256 differs.")
@@ -109,8 +110,9 @@ def soup(
 ) -> Averaged:
     """Average the models of several runs of one architecture on one data set, all or greedily; write `out`.
 
-    Scored on the first run's validation set; a greedy soup has seen it, so that its accuracy there flatters it a
-    little. Raises UserError where the models differ in more than their values.
+    Scored on their validation set; a greedy soup has seen it, so that its accuracy there flatters it a little. Raises
+    UserError where the models differ in more than their values, and where the runs held out different images: each was
+    then trained on what another was validated on.
     """
     display = display or make_display("quiet")
     folders = [Path(w) for w in workdirs]
@@ -123,6 +125,14 @@ def soup(
         same = same and model.quantities == first.quantities
         if not same or model.preprocess != first.preprocess:
             raise UserError(f"{folder} and {folders[0]} cannot be averaged: model, classes or preprocessing differ.")
+    held_out = [frozenset(own_validation(folder).names) for folder in folders]
+    for folder, names in zip(folders, held_out, strict=True):
+        if names != held_out[0]:
+            raise UserError(
+                f"{folder} and {folders[0]} held out different images, as the seed draws them, so each was trained on "
+                "what the other was validated on, and no score of their mean would be honest. Give the data a val "
+                "split (folders train/ and val/, or a column split), or average runs of one seed that differ otherwise."
+            )
     trees = [{**m.params, **m.batch_stats} for m in models]
     out = Path(out or folders[0].parent / "soup")
     return _soup(first, trees, [str(f) for f in folders], folders[0], out, greedy, display)

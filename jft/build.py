@@ -132,13 +132,17 @@ class Scale:
         return np.asarray(outputs, np.float64) * self.std + self.mean
 
     def into_head(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of a model that says `values` itself: its head's kernel and bias hold the scale.
+        """The parameters of a model that says `values` itself: its head's kernels and biases hold the scale.
+
+        Of a head that is the mean of two, as DeiT's distilled one, both do.
 
         >>> scale.into_head({"head/kernel": kernel, "head/bias": bias})["head/bias"]  # bias * std + mean
         """
-        kernel, bias = (np.asarray(params[f"head/{name}"], np.float64) for name in ("kernel", "bias"))
-        told = {"head/kernel": kernel * self.std, "head/bias": bias * self.std + self.mean}
-        return {**params, **{name: value.astype(np.float32) for name, value in told.items()}}
+        told = dict(params)
+        for name in (n for n in params if n.startswith("head/") and n.endswith(("kernel", "bias"))):
+            scaled = np.asarray(params[name], np.float64) * self.std
+            told[name] = (scaled + self.mean if name.endswith("bias") else scaled).astype(np.float32)
+        return told
 
 
 @dataclass
@@ -356,6 +360,15 @@ def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources
         )
     if config.penalty_decoupled and (config.penalty is None or config.objective):
         raise UserError("--penalty-decoupled is about --penalty, and there is none, or an --objective of its own.")
+    if config.penalty is not None and not config.penalty_weight and "penalty_weight" not in config.given:
+        raise UserError("--penalty counts for nothing without its factor: --penalty-weight 0.01, for one.")
+    if config.penalty_weight and config.penalty is None and config.objective is None:
+        raise UserError("--penalty-weight is the factor of a --penalty, and there is none; jft.penalties:l2_sp is one.")
+    if config.lora and not isinstance(model, LoraModel):
+        raise UserError(
+            f"--lora.{next(iter(config.lora))} is about low-rank updates, and there are none: take --plan lora, or "
+            "--lora.rank 8 and stages that train */lora_*."
+        )
     if config.balance and splits.train.labels.ndim != 1:
         other = "" if splits.train.quantities else ": --class-weights"
         raise UserError(f"--balance draws images by class; these data have {_no_classes(splits.train)}{other}.")
@@ -364,6 +377,7 @@ def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources
         raise UserError(f"{option} is about classes; these data have quantities.")
     if config.snapshots and isinstance(model, LoraModel):
         raise UserError("--snapshots holds whole weights, not low-rank updates; `jft average` takes several runs' too.")
+    _check_loss(config.loss, splits.train)
     loss, label = choose_loss(config, splits.train), splits.train.labels
     logits = jax.ShapeDtypeStruct((config.batch, model.num_classes), np.float32)
     dtype = label.dtype if label.ndim == 1 else np.float32
@@ -500,6 +514,25 @@ def make_leg_optimizer(
         pull=pull,
     )
     return optimizer, schedule
+
+
+def _check_loss(loss: Any, data: sources.Dataset) -> None:
+    """Raises UserError for a loss of ours on labels that it is not for: it would learn something else, or nothing."""
+    loss = loss.func if isinstance(loss, partial) else loss
+    of_classes = (losses.cross_entropy, losses.focal)
+    of_several = (losses.binary_cross_entropy, losses.binary_focal, losses.asymmetric)
+    of_quantities = (losses.squared_error, losses.huber)
+    if data.quantities and loss in (*of_classes, *of_several):
+        fit = of_quantities
+    elif data.several and loss in of_classes:
+        fit = of_several
+    elif not data.quantities and loss in of_quantities:
+        fit = of_several if data.several else of_classes
+    else:
+        return
+    labels = "quantities" if data.quantities else "several labels an image" if data.several else "one label an image"
+    names = ", ".join(f"jft.losses:{f.__name__}" for f in fit)
+    raise UserError(f"--loss {loss.__name__} is not for these data, which have {labels}; for them are {names}.")
 
 
 def choose_loss(config: Config, data: sources.Dataset) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from jft import losses
 from jft.errors import UserError
 from jft.lora import LoraModel
 from jft.models.base import Model
-from jft.step import FEATURES, Batch, Metrics, Objective, truth
+from jft.step import FEATURES, Batch, Metrics, Objective, supervised, truth
 
 
 def features(
@@ -27,9 +27,14 @@ def features(
     weight: float = 1.0,
     head: Mapping[str, Any] | None = None,
     temperature: float = 2.0,
+    penalty: Callable[..., Array] | None = None,
+    penalty_weight: float = 0.0,
     **_: Any,
 ) -> Objective:
     """Mean L(f, batch) + weight · mean of ½ ‖h − h_s‖² / dim, h and h_s what the model and the source give before `at`.
+
+    In a stage that trains nothing before `at`, such as the first of `lp-ft`, there is nothing to hold: L(f, batch) is
+    all. A penalty of the config is added to either.
 
     The mean squared distance of features, as in FitNets (Romero et al. 2015) and DELTA without its attention (Li et al.
     2019). With `head`, the source's own `head/kernel` and `head/bias`, features are held by what that head says of
@@ -38,9 +43,17 @@ def features(
     Raises UserError where a part below `at` is not the source's.
     """
     below = model.span(start, at)
-    if not below:
-        raise UserError(
-            f"Features before {at} are frozen already in a stage that starts at {start}: nothing holds them."
+    if not any(name.startswith(part + "/") for name in trainable for part in below):
+        return supervised(
+            model,
+            train_parts=train_parts,
+            update_stats=update_stats,
+            trainable=trainable,
+            loss=loss,
+            penalty=penalty,
+            penalty_weight=penalty_weight,
+            source=source,
+            start=start,
         )
     plain = model.plain() if isinstance(model, LoraModel) else model
     params, stats = (
@@ -68,7 +81,10 @@ def features(
             old, new = ((v @ head["kernel"] + head["bias"][None]) / temperature for v in (h_s, h))
             distance = -(temperature**2) * jnp.mean(jnp.sum(jax.nn.softmax(old) * jax.nn.log_softmax(new), -1))
         fit = loss(logits, batch).mean()
-        metrics = {"loss": fit, "accuracy": losses.correct(logits, truth(batch)).mean(), "penalty": weight * distance}
-        return fit + weight * distance, (metrics, new_stats)
+        held = weight * distance
+        if penalty is not None:
+            held += penalty_weight * penalty({n: v for n, v in now.items() if n in trainable}, source)
+        metrics = {"loss": fit, "accuracy": losses.correct(logits, truth(batch)).mean(), "penalty": held}
+        return fit + held, (metrics, new_stats)
 
     return objective

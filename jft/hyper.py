@@ -25,8 +25,8 @@ def bit(examples: int, size: tuple[int, int], batch: int = BATCH) -> dict[str, A
     """BiT-HyperRule, for pictures of (height, width): Kolesnikov et al. 2020, "Big Transfer (BiT)", section 3.3.
 
     500, 10,000 or 20,000 steps of 512 images for fewer than 20,000, than 500,000, or more; with other batches as many
-    images are seen. SGD with momentum 0.9 at 0.003, a tenth of it after 30, 60 and 90 % of the steps that follow the
-    warm-up, no weight decay. Pictures smaller than 96×96 are resized to 160 and cropped to 128, others to 448 and 384
+    images are seen. SGD with momentum 0.9 at 0.003, a tenth of it after 30, 60 and 90 % of the steps, no weight
+    decay. Pictures smaller than 96×96 are resized to 160 and cropped to 128, others to 448 and 384
     (the released code: 512 and 480); here the shorter side is, and evaluation keeps its own centre crop. Mixup 0.1 from
     20,000 images on.
     """

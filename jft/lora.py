@@ -70,7 +70,7 @@ class LoraModel(Model):
 
     def merged(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The parameters of the plain model that computes the same: kernels summed, updates gone."""
-        scale = (self.lora.alpha or self.lora.rank) / self.lora.rank
+        scale = (self.lora.rank if self.lora.alpha is None else self.lora.alpha) / self.lora.rank
         whole = {n: v for n, v in params.items() if "/lora_" not in n}
         for name in self.kernels:
             prefix = name.removesuffix("kernel")
@@ -105,6 +105,8 @@ def with_lora(model: Model, lora: Lora) -> LoraModel:
     """
     if lora.rank < 1:
         raise UserError(f"--lora.rank is {lora.rank}; at least 1 is needed.")
+    if lora.alpha is not None and not lora.alpha > 0:
+        raise UserError(f"--lora.alpha is {lora.alpha:g}; it is above 0, and by default the rank.")
     shapes, _ = model.shapes()
     first = next(iter(model.parts))
     known = [

@@ -35,23 +35,39 @@ def lion(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
 
 
 def lamb(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
-    """AdamW whose step of each array is scaled to that array's norm, for large batches (You et al. 2020)."""
+    """AdamW whose step of each array is scaled to that array's norm, for large batches (You et al. 2020).
+
+    Biases and norms take AdamW's own step, as in the reference implementations, and so does what begins at zero, a new
+    head and low-rank updates: scaled to a norm near zero they would stay there.
+    """
+
+    def scaled(params: Mapping[str, Any]) -> dict[str, bool]:
+        return {n: v and not n.startswith("head/") and "/lora_" not in n for n, v in decays(params).items()}
+
     return optax.chain(
-        optax.scale_by_adam(eps=1e-6), optax.add_decayed_weights(weight_decay, mask), optax.scale_by_trust_ratio()
+        optax.scale_by_adam(eps=1e-6),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.masked(optax.scale_by_trust_ratio(), scaled),
     )
 
 
 def muon(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
     """Momentum made orthogonal for matrices below the head, Adam for all else; decoupled decay (Jordan et al. 2024).
 
-    Scaled to Adam's size of step, 0.2 of root mean square, so that the same rates serve (Liu et al. 2025).
+    A convolution's kernel is the matrix [height · width · channels, features]. Patch embeddings and tables of positions
+    are Adam's, as embeddings are in the reference. Scaled to Adam's size of step, 0.2 of root mean square, so that the
+    same rates serve (Liu et al. 2025).
     """
-    two = optax.contrib.MuonDimensionNumbers()
-    turned = optax.contrib.scale_by_muon(weight_dimension_numbers=lambda tree: jax.tree.map(lambda _: two, tree))
+
+    def numbers(p: Any) -> Any:
+        return optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
+
+    turned = optax.contrib.scale_by_muon(weight_dimension_numbers=lambda tree: jax.tree.map(numbers, tree))
     kinds = {"matrix": turned, "other": optax.scale_by_adam()}
 
     def matrix(name: str, p: Any) -> bool:
-        return getattr(p, "ndim", 0) == 2 and not name.startswith("head/")
+        kernel = getattr(p, "ndim", 0) in (2, 4) and not name.endswith(("rel_pos", "/patch/kernel"))
+        return kernel and not name.startswith("head/")
 
     def kind(params: Any) -> Any:
         # Other groups' parameters are nodes without leaves here, and stay so.
@@ -61,7 +77,10 @@ def muon(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
         }
 
     def to_adams_size(updates: Any, params: Any) -> Any:
-        return {n: u * (0.2 * max(u.shape) ** 0.5) if matrix(n, u) else u for n, u in updates.items()}
+        return {
+            n: u * (0.2 * max(u.shape[-1], u.size // u.shape[-1]) ** 0.5) if matrix(n, u) else u
+            for n, u in updates.items()
+        }
 
     return optax.chain(
         optax.multi_transform(kinds, kind),
@@ -74,7 +93,8 @@ def schedule_free(weight_decay: float, mask: Callable) -> optax.GradientTransfor
     """AdamW whose momentum is an average of the iterates, which is what is evaluated (Defazio et al. 2024).
 
     The averaging is `make_optimizer`'s, and `averaged` tells the weights to evaluate; decay is at the point of the
-    gradient. A constant rate after the warm-up is its schedule.
+    gradient. A constant rate after the warm-up is its schedule. BatchNorms that train gather their statistics at the
+    point of the gradient, which is near the average but is not it; `batch_norm="frozen"` in a stage keeps the source's.
     """
     return optax.chain(optax.scale_by_adam(b1=0.0), optax.add_decayed_weights(weight_decay, mask))
 
@@ -106,10 +126,6 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "constant": lambda peak, steps: optax.constant_schedule(peak),
     "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
     "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
-    # tenfold down at 30, 60 and 90 % of the steps, as in BiT's HyperRule
-    "step": lambda peak, steps: optax.piecewise_constant_schedule(
-        peak, {max(1, int(steps * at)): 0.1 for at in (0.3, 0.6, 0.9)}
-    ),
 }
 
 
@@ -118,10 +134,11 @@ def make_schedule(
 ) -> optax.Schedule:
     """Learning rate against the stage's step: a linear rise over `warmup` of the steps, then the schedule.
 
+    `step` falls tenfold after 30, 60 and 90 % of all the steps, those of the rise among them, as in BiT's HyperRule.
     `one-cycle` has a rise of its own: a cosine from a 25th of the peak over 30 % of the steps, and down to a 10,000th
     of where it began (Smith and Topin 2018).
     """
-    known = [*SCHEDULES, "one-cycle"]
+    known = [*SCHEDULES, "step", "one-cycle"]
     if isinstance(name, str) and name not in known:
         raise UserError(f"There is no schedule {name!r}.{near(name, known)} Schedules: {', '.join(known)}.")
     if not 0 <= warmup < 1:
@@ -130,7 +147,10 @@ def make_schedule(
         # Of fewer than 4 steps it would be all edges.
         return optax.cosine_onecycle_schedule(max(steps, 4), peak)
     rise = round(warmup * steps)
-    after = (SCHEDULES[name] if isinstance(name, str) else name)(peak, max(1, steps - rise))
+    if name == "step":
+        after = optax.piecewise_constant_schedule(peak, {max(1, int(steps * at) - rise): 0.1 for at in (0.3, 0.6, 0.9)})
+    else:
+        after = (SCHEDULES[name] if isinstance(name, str) else name)(peak, max(1, steps - rise))
     if not rise:
         return after
     # The first step already moves: rates peak/rise, 2·peak/rise, …, peak.
@@ -138,9 +158,11 @@ def make_schedule(
 
 
 def decays(params: Mapping[str, Any]) -> dict[str, bool]:
-    """Weight decay's usual mask: matrices and kernels, but no biases, norms, tokens or position embeddings."""
+    """Weight decay's usual mask: matrices and kernels, but no biases, norms, tokens, or embeddings of positions."""
     # multi_transform shows each group the other groups' parameters as nodes without dimensions.
-    return {n: getattr(p, "ndim", 0) >= 2 and not n.endswith(("_token", "pos_embed")) for n, p in params.items()}
+    return {
+        n: getattr(p, "ndim", 0) >= 2 and not n.endswith(("_token", "pos_embed", "rel_pos")) for n, p in params.items()
+    }
 
 
 def make_optimizer(

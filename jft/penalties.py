@@ -27,11 +27,16 @@ def l2_sp(
     """½ Σ (w − w_source)² over the pretrained parameters + `new` · ½ Σ w² over those the source lacks.
 
     L2-SP: Li, Grandvalet, Davoine 2018, "Explicit inductive bias for transfer learning", equation 3; `new` is β/α.
+    The magnitudes of DoRA are multiples of the source's, and are held to 1.
     Raises UserError for a pattern that names nothing.
     """
     factors = _factors(params, source, strengths)
     shared = (factors[n] * _half_square(w - source[n]) for n, w in params.items() if n in source and factors[n])
-    fresh = (factors[n] * _half_square(w) for n, w in params.items() if n not in source and factors[n])
+    fresh = (
+        factors[n] * _half_square(w - float(n.endswith("/lora_m")))
+        for n, w in params.items()
+        if n not in source and factors[n]
+    )
     return sum(shared, jnp.zeros(())) + new * sum(fresh, jnp.zeros(()))
 
 

@@ -201,7 +201,7 @@ def surgical(parts: Sequence[str], lr: float | None = None, *, where: str = "aut
 
 def bitfit(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
     """The biases and the head (Ben Zaken et al. 2022); BatchNorms keep their running statistics."""
-    return (Stage("bitfit", ("head", "*/bias"), lr=lr or 1e-3, batch_norm="frozen"),)
+    return (Stage("bitfit", ("head", "*bias"), lr=lr or 1e-3, batch_norm="frozen"),)
 
 
 def norm(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:

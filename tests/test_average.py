@@ -46,9 +46,7 @@ def runs(folder, tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"):
         source = train(base)
         file = str(source.workdir / "model/model.safetensors")
-        return [
-            train(base.replace(weights=file, seed=seed, workdir=str(root / f"seed{seed}"))).workdir for seed in (0, 1)
-        ]
+        return [train(base.replace(weights=file, lr=lr, workdir=str(root / f"lr{lr}"))).workdir for lr in (1e-2, 3e-2)]
 
 
 def test_wise_ft_takes_the_best_of_its_candidates(runs):
@@ -87,6 +85,28 @@ def test_a_soup_of_one_runs_validations(runs, capsys):
     assert cli.main(["average", str(runs[0]), "--snapshots", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["accuracy"] >= max(row["accuracy"] for row in told["rows"])
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_runs_that_held_out_different_images_are_not_averaged(runs, folder, tmp_path):
+    """Each was trained on what the other was validated on."""
+    common = dict(data=str(folder), model="tiny_vit", weights="none", batch=8, epochs=1, augment=(), display="quiet")
+    other = train(Config(**common, seed=1, workdir=str(tmp_path / "seed1"))).workdir
+    with pytest.raises(UserError, match="held out different images"):
+        soup([runs[0], other], tmp_path / "soup")
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_prompts_stay_between_source_and_tuned(folder, tmp_path):
+    """WiSE-FT of visual prompts: the source has none, so at every α they are as they were tuned."""
+    common = dict(data=str(folder), model="tiny_vit", batch=8, epochs=1, lr=1e-2, augment=(), display="quiet")
+    source = train(Config(**common, weights="none", workdir=str(tmp_path / "source"))).workdir
+    file = str(source / "model/model.safetensors")
+    run = train(Config(**common, weights=file, plan="vpt", workdir=str(tmp_path / "run"))).workdir
+    done = wise_ft(run)
+    tuned, made = open_model(run).params, open_model(done.path).params
+    prompts = [n for n in tuned if "prompts" in n]
+    assert prompts and all(np.array_equal(tuned[n], made[n]) for n in prompts)
 
 
 def test_refused(runs, folder, tmp_path):

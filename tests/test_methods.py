@@ -95,6 +95,12 @@ def test_wrong_combinations_are_refused(config, tmp_path):
         (dict(optimizer="schedule-free-sgd", ema=0.9), "leave out --ema"),
         (dict(penalty_decoupled=True), "there is none"),
         (dict(snapshots=True, plan="lora"), "not low-rank updates"),
+        (dict(penalty=l2_sp), "counts for nothing without its factor"),
+        (dict(penalty_weight=0.1), "and there is none"),
+        (dict(lora={"alpha": 16.0}, plan="full"), "--lora.alpha is about low-rank updates, and there are none"),
+        (dict(lora={"alpha": 0.0}, plan="lora"), "it is above 0"),
+        (dict(loss=losses.squared_error), "which have one label an image; for them are jft.losses:cross_entropy"),
+        (dict(loss=partial(losses.huber, delta=2.0)), "huber is not for these data"),
     ):
         with pytest.raises(UserError, match=message):
             train(config.replace(workdir=str(tmp_path / "run"), **options))

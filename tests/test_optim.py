@@ -55,21 +55,38 @@ def test_lamb_scales_adamws_step_to_the_weights():
     adam = np.array([1.0, 0.0]) + 0.01 * np.array([1.0, -2.0])
     expected = -0.1 * np.sqrt(5) * adam / np.linalg.norm(adam)
     np.testing.assert_allclose(updates["body/kernel"], [expected], rtol=1e-4)
-    np.testing.assert_allclose(updates["head/bias"], [-0.1 * 0.5], rtol=1e-4)
+    np.testing.assert_allclose(updates["head/bias"], [-0.1], rtol=1e-4)  # Adam's own step
+
+
+def test_lamb_moves_what_begins_at_zero():
+    """A step scaled to the norm of a new head would stay as small as that."""
+    params = {n: jnp.zeros((2, 2)) for n in ("head/kernel", "body/lora_b")} | {"body/norm/scale": jnp.ones(2)}
+    tx = optim.make_optimizer("lamb", optax.constant_schedule(1e-3), dict.fromkeys(params, 1.0))
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    for name, value in params.items():
+        np.testing.assert_allclose(value, (1.0 if "norm" in name else 0.0) - 3e-3, rtol=1e-3)
 
 
 def test_muon_makes_matrices_orthogonal_and_leaves_the_head_to_adam():
     rng = np.random.default_rng(0)
     params = {
         n: jnp.asarray(rng.normal(size=s), jnp.float32)
-        for n, s in {"a": (8, 4), "head/kernel": (4, 2), "b": (3,)}.items()
-    }
+        for n, s in {
+            "a": (8, 4), "conv": (3, 3, 2, 4), "head/kernel": (4, 2), "b": (3,),
+            "attn/rel_pos": (9, 2), "embed/patch/kernel": (2, 2, 3, 4),
+        }.items()
+    }  # fmt: skip
     tx = optim.make_optimizer("muon", optax.constant_schedule(1.0), dict.fromkeys(params, 1.0))
     updates = tx.update(params, tx.init(params), params)[0]
     singular = np.linalg.svd(np.asarray(updates["a"]) / (0.2 * 8**0.5), compute_uv=False)
     assert (singular > 0.6).all() and (singular < 1.3).all()  # five Newton-Schulz steps bring them near 1
-    np.testing.assert_allclose(updates["head/kernel"], -np.sign(params["head/kernel"]), rtol=1e-3)
-    np.testing.assert_allclose(updates["b"], -np.sign(params["b"]), rtol=1e-3)
+    singular = np.linalg.svd(np.asarray(updates["conv"]).reshape(18, 4) / (0.2 * 18**0.5), compute_uv=False)
+    assert (singular > 0.6).all() and (singular < 1.3).all()
+    for name in ("head/kernel", "b", "attn/rel_pos", "embed/patch/kernel"):
+        np.testing.assert_allclose(updates[name], -np.sign(params[name]), rtol=1e-3)
 
 
 def run(tx, params, grads, state=None):
@@ -178,7 +195,15 @@ def test_no_state_for_what_is_frozen():
     assert optim.state_bytes(tx, shapes) == 2 * 4 + 2 * 4  # two moments, Adam's count and the schedule's
 
 
-@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_step_falls_when_bits_does():
+    """BiT's get_schedule of 10,000 steps is [500, 3000, 6000, 9000, 10000]: the rise, and tenfold down from each."""
+    schedule = optim.make_schedule("step", 1.0, 10_000, 0.05)
+    ends = {499: 1.0, 500: 1.0, 2999: 1.0, 3000: 0.1, 5999: 0.1, 6000: 0.01, 8999: 0.01, 9000: 0.001, 9999: 0.001}
+    for step, rate in ends.items():
+        assert float(schedule(step)) == pytest.approx(rate), step
+
+
+@pytest.mark.parametrize("name", [*optim.SCHEDULES, "step"])
 def test_schedules_rise_to_the_peak_and_do_not_pass_it(name):
     schedule = optim.make_schedule(name, 0.4, 100, 0.1)
     rates = [float(schedule(i)) for i in range(100)]

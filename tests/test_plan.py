@@ -41,7 +41,7 @@ PRESETS = {  # but gradual: one stage of everything in it, or (name, what trains
     "surgical-middle": [("surgical-middle", ("head", "stage2", "stage3"), 1e-4)],
     "surgical-last": [("surgical-last", ("head", "stage4"), 1e-4)],
     "surgical": [("surgical", ("head", ("*", 0.1)), 1e-3)],
-    "bitfit": [("bitfit", ("head", "*/bias"), 1e-3)],
+    "bitfit": [("bitfit", ("head", "*bias"), 1e-3)],
     "norm": [("norm", ("head", "*norm*"), 1e-3)],
     "lora": [("lora", ("head", "*/lora_*"), 1e-3)],
     "vpt": [("vpt", ("head", "*/prompts"), 1e-3)],

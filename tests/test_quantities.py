@@ -128,10 +128,12 @@ def test_figures_are_those_of_scikit_learn():
     assert low < y[:, 0].mean() < high and high - low == pytest.approx(4 * y[:, 0].std() / 50**0.5, rel=0.1)
 
 
-def test_a_head_that_holds_the_scale_says_the_values():
-    model = make_model("tiny_vit", num_classes=2)
+@pytest.mark.parametrize("distilled", [False, True])
+def test_a_head_that_holds_the_scale_says_the_values(distilled):
+    model = make_model("tiny_vit", num_classes=2, distilled=distilled)
     params, stats = model.init(jax.random.key(0))
-    params = {**params, "head/kernel": jax.random.normal(jax.random.key(1), params["head/kernel"].shape)}
+    drawn = {n: jax.random.normal(jax.random.key(i), v.shape) for i, (n, v) in enumerate(params.items())}
+    params = {n: drawn[n] if n.startswith("head/") else v for n, v in params.items()}
     x = jax.numpy.asarray(np.random.default_rng(0).random((3, *model.input_shape), np.float32))
     labels = np.array([[1e6, 2e-4], [3e6, 2e-4], [5e6, 9e-4]])
     scale = Scale.of(labels)

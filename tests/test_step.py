@@ -319,8 +319,13 @@ def test_distillation_holds_the_features_where_they_were(problem):
     p, log_q = jax.nn.softmax(h_s @ head["kernel"] / 2), jax.nn.log_softmax(h @ head["kernel"] / 2)
     expected = -4 * np.mean(np.sum(p * log_q, -1))
     np.testing.assert_allclose(lwf(moved, stats, batch, key)[1][0]["penalty"], expected, rtol=1e-4)
-    with pytest.raises(UserError, match="nothing holds them"):
-        distil.features(model, start="head", **options)
+    head_only = options | {"trainable": {n for n in params if n.startswith("head/")}}
+    value, (metrics, _) = distil.features(model, **head_only)(moved, stats, batch, key)
+    assert value == metrics["loss"] and "penalty" not in metrics  # nothing before the head trains: nothing to hold
+    both = distil.features(model, weight=0.5, penalty=l2_sp, penalty_weight=2.0, **options)
+    pull = 2.0 * l2_sp({n: moved[n] for n in trainable}, source)
+    told = objective(moved, stats, batch, key)[1][0]["penalty"]
+    np.testing.assert_allclose(both(moved, stats, batch, key)[1][0]["penalty"], told + pull, rtol=1e-5)
     with pytest.raises(UserError, match="have no"):
         distil.features(model, **(options | {"source": {}}))
 

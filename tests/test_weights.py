@@ -1,5 +1,6 @@
 """Weights into models and out again: rules, the choice of format, heads, position embeddings, sources, receipts."""
 
+import errno
 import hashlib
 import http.server
 import io
@@ -438,6 +439,15 @@ TIMM_CONFIG = {
 }
 
 
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    with pytest.raises(UserError, match=r"w cannot be read: Permission denied"):
+        hub.locate(tmp_path / "w")
+
+
 def test_the_json_beside_the_weights(tmp_path, vit):
     write_safetensors(tmp_path / "model.safetensors", theirs(vit, "timm"))
     plain = weights.load(vit, tmp_path)
@@ -535,6 +545,54 @@ def test_hugging_face_cache_first(hf_cache, vit, monkeypatch):
     assert weights.load(vit, "hf:org/tiny@0123abc:model.safetensors").sha256 == loaded.sha256
     with pytest.raises(UserError, match="the network was asked"):
         hub.locate("hf:org/tiny@other")
+
+
+@pytest.fixture
+def alone(hf_cache, vit):
+    """A cache as timm leaves it: the weights, and not the JSON beside them."""
+    repo = hf_cache / "models--org--tiny"
+    (repo / "snapshots" / "0123abc").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0123abc")
+    write_safetensors(repo / "snapshots" / "0123abc" / "model.safetensors", theirs(vit, "timm"))
+    return repo
+
+
+def test_the_json_of_cached_weights_is_fetched(alone, vit, monkeypatch):
+    fetched = []
+
+    def fetch(repo, name, revision=None):
+        fetched.append((repo, name, revision))
+        (alone / "snapshots" / revision / name).write_text(json.dumps(TIMM_CONFIG))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    for _ in range(2):
+        loaded = weights.load(vit, "hf:org/tiny")
+        assert loaded.receipt.preprocess == "preprocessing: from the JSON beside the weights" and loaded.classes
+        assert fetched == [("org/tiny", "config.json", "0123abc")]  # of the weights' own commit, whatever main is now
+
+
+def test_json_that_cannot_be_fetched_is_told_and_what_is_missing_is_not_asked_for(alone, vit, monkeypatch, caplog):
+    asked = []
+
+    def unreachable(*arguments, **_):
+        asked.append(arguments)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    for _ in range(2):
+        assert weights.load(vit, "hf:org/tiny").receipt.source == "hf:org/tiny@0123abc:model.safetensors"
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert len(asked) == 1
+    for part in ("org/tiny without config.json and preprocessor_config.json", "Name or service not known"):
+        assert part in said
+    monkeypatch.setattr(hub, "_asked", {})
+    for name in ("config.json", "preprocessor_config.json"):
+        (alone / ".no_exist" / "0123abc").mkdir(parents=True, exist_ok=True)
+        (alone / ".no_exist" / "0123abc" / name).touch()
+    weights.load(vit, "hf:org/tiny")
+    assert len(asked) == 1
 
 
 def test_hugging_face_without_network(hf_cache, vit, monkeypatch):

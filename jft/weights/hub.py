@@ -3,7 +3,9 @@
 import hashlib
 import importlib.util
 import json
+import logging
 import re
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -27,6 +29,9 @@ WEIGHT_FILES = (
 WEIGHT_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".npz", ".ckpt")
 CONFIGS = ("config.json", "preprocessor_config.json")
 TIMEOUT = 10.0  # seconds until a silent network counts as none
+PAUSE = 60.0  # seconds in which the Hub is not asked again in vain: one command locates the same weights more than once
+_asked: dict[Path, float] = {}  # in vain, when
+log = logging.getLogger(__name__)
 _PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box"}
 
 
@@ -91,9 +96,13 @@ def locate(source: str | Path) -> Located:
             f"{text!r} is none of them."
         )
     path = Path(source).expanduser()
-    if path.is_dir():
-        path = path / _choose([p.name for p in path.iterdir() if p.is_file()], f"the folder {path}")
-    if not path.is_file():
+    try:
+        if path.is_dir():
+            path = path / _choose([p.name for p in path.iterdir() if p.is_file()], f"the folder {path}")
+        found = path.is_file()
+    except PermissionError as error:
+        raise UserError(f"{error.filename or path} cannot be read: {error.strerror}.") from None
+    if not found:
         raise UserError(
             f"There is no weight file {path}. Weights come from a file, a folder, hf:ORG/REPO, https://…#sha256=… or "
             "gs://BUCKET/FILE."
@@ -153,6 +162,7 @@ def _from_hub(uri: str) -> Located:
 
     for name in (wanted,) if wanted else WEIGHT_FILES:
         if (path := cached(name)) and all(cached(_beside(name, shard)) for shard in _shards(path)):
+            _complete(path, repo, name)
             return _located(path, repo)
     file = wanted or "model.safetensors"
     try:
@@ -177,6 +187,39 @@ def _from_hub(uri: str) -> Located:
     return _located(path, repo)
 
 
+def _complete(path: Path, repo: str, name: str) -> None:
+    """Fetch the JSON that belongs beside cached weights, of their commit: other libraries keep the weights alone."""
+    import huggingface_hub as hub
+
+    commit = _commit(path)
+
+    def wanted() -> list[str]:
+        # Neither in the cache nor known to be missing; the second only where the first tells no preprocessing.
+        told = {"pretrained_cfg", "preprocess"} & _configs(path.parent).get(CONFIGS[0], {}).keys()
+        names = [_beside(name, config) for config in CONFIGS[: 1 if told else None]]
+        return [n for n in names if hub.try_to_load_from_cache(repo, n, revision=commit) is None]
+
+    if not (missing := wanted()) or time.monotonic() - _asked.get(path, float("-inf")) < PAUSE:
+        return
+    try:
+        # Asked first because it fails at once where there is no network, which a download waits for.
+        hub.HfApi().model_info(repo, revision=commit, timeout=TIMEOUT)
+        for config in missing:
+            if config in wanted():
+                try:
+                    hub.hf_hub_download(repo, config, revision=commit)
+                except hub.errors.EntryNotFoundError as error:  # which the cache then knows
+                    if isinstance(error, hub.errors.LocalEntryNotFoundError):
+                        raise
+    except Exception as error:  # as in _from_hub
+        _asked[path] = time.monotonic()
+        log.warning(
+            f"The cache {hub.constants.HF_HUB_CACHE} has {name} of {repo} without {' and '.join(wanted())}, which "
+            f"cannot be fetched ({_reason(error)}), so what they say of preprocessing and classes is not known. With a "
+            "network they are fetched once and kept."
+        )
+
+
 def _beside(name: str, other: str) -> str:
     return f"{name.rpartition('/')[0]}/{other}".lstrip("/")
 
@@ -191,8 +234,11 @@ def _shards(path: Path) -> list[str]:
 
 
 def _located(path: Path, repo: str) -> Located:
-    commit = next((p.name for p in path.parents if p.parent.name == "snapshots"), "main")
-    return Located(path, f"hf:{repo}@{commit}:{path.name}", _configs(path.parent))
+    return Located(path, f"hf:{repo}@{_commit(path)}:{path.name}", _configs(path.parent))
+
+
+def _commit(path: Path) -> str:
+    return next((p.name for p in path.parents if p.parent.name == "snapshots"), "main")
 
 
 def _hub_failure(hub: Any, repo: str, revision: str | None, file: str, error: Exception) -> str:
@@ -206,13 +252,16 @@ def _hub_failure(hub: Any, repo: str, revision: str | None, file: str, error: Ex
         return f"The repository {repo} has no revision {revision}."
     if isinstance(error, kinds.EntryNotFoundError) and not isinstance(error, kinds.LocalEntryNotFoundError):
         return f"The repository {repo}{at} has no file {file}."
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return (
-        f"Cannot fetch {file} of {repo}{at} from Hugging Face ({reason}), and the cache "
+        f"Cannot fetch {file} of {repo}{at} from Hugging Face ({_reason(error)}), and the cache "
         f"{hub.constants.HF_HUB_CACHE} does not have it. With a network it is fetched once and kept. "
         f"Without: fetch it elsewhere (`hf download {repo} {file} config.json --local-dir FOLDER`) and pass "
         f"--weights FOLDER/{file}."
     )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 # --- addresses

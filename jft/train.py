@@ -336,6 +336,16 @@ class Run:
             self.clock.before, self.clock.by_phase = position["seconds"], self.clock.by_phase | position["by_phase"]
             self.display.note(f"Resumed after step {self.step} of {self.legs[-1].last}.")
 
+    def _same_images(self, before: Mapping[str, int]) -> None:
+        """Raises UserError where other images can be read than when the state was saved: the order would be another."""
+        for name, count in before.items():
+            if (now := len(self.data[name].labels)) != count:
+                raise UserError(
+                    f"Of {name} {count} images could be read when this run was saved, and {now} can be now; those left "
+                    "out are told above. When it is as before, the same command goes on; name another --workdir to "
+                    "train on what there is."
+                )
+
     def _go_to(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
         """Take the state of the newest checkpoint that is whole and `wanted`, and its position; or the first state."""
         self.state, self.best, self.accuracy = None, None, None
@@ -344,6 +354,7 @@ class Run:
         for step, position in shard.together(self.checkpoints.positions):
             if not wanted(position):
                 continue
+            self._same_images(position["images"])
             leg = self.legs[position["leg"]]
             like = {"state": self._changed(self._fresh(leg, self.initial, self.initial_stats), leg.number)}
             if position["best"]:
@@ -478,6 +489,7 @@ class Run:
             "rollbacks": self.rollbacks,
             "best": self.best.position() if self.best else None,
             "records": self.records,
+            "images": {name: len(split.labels) for name, split in self.data.items()},
             "leg_seconds": seconds,
             "seconds": self.clock.total,
             "by_phase": self.clock.by_phase,
@@ -659,7 +671,7 @@ class Run:
                 yield shard.put_rows(one, self.mesh, batch, config.sharding)
 
         # Each device holds everything if it can; else its share, and a batch is gathered from all of them.
-        whole = not resident or sum(v.nbytes for v in arrays.values()) <= memory_budget(config.resident or 0.5)
+        whole = not resident or sum(v.nbytes for v in arrays.values()) <= memory_budget(config.resident)
         spread = not whole and config.sharding != "pmap" and self.mesh.shape[shard.DATA] > 1
         if spread:
             self.display.note("The examples lie spread over the devices: one does not hold them all.")
@@ -758,7 +770,7 @@ class Run:
         if leg.augment and config.views is None and "train" in splits:
             train = self.data["train"]
             kept = features.nbytes(self.model, leg.cut, len(train.labels), config.features_dtype)
-            if kept <= memory_budget(config.resident or 0.5):
+            if kept <= memory_budget(config.resident):
                 self.display.note(
                     f"The parts before {leg.cut} are frozen and run anew for every augmented image. --views 10 runs "
                     "them for ten views an image, taken in turn; --augment none once per image."
@@ -774,7 +786,7 @@ class Run:
         views = config.views if split == "train" and leg.augment else None
         rows = len(data.labels) * (views or 1)
         size = features.nbytes(self.model, cut, rows, dtype)
-        fits = size <= memory_budget(config.resident or 0.5)
+        fits = size <= memory_budget(config.resident)
         if not fits and config.features != "disk":
             self.display.note(
                 f"The features of {split} at {cut}, {size / 1e9:.1f} GB, do not fit in memory: the frozen parts run "
@@ -815,7 +827,7 @@ class Run:
             pieces = (piece.astype(jnp.dtype(dtype)) for piece in features.rows(step, *args))
             if not fits:
                 name = name or f"run-{os.getpid()}-{split}"
-                features.save(name, pieces)
+                features.save(name, pieces, needed=True)
                 mapped = features.load(name, shape, dtype)
                 assert mapped is not None, "just written"
                 return mapped

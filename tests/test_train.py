@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,30 @@ def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, 
             train.train(config(folder, tmp_path / "run"))
     train.train(config(folder, tmp_path / "run"))
     assert traces(tmp_path / "run") == traces(finished.workdir)
+
+
+def test_an_image_that_can_no_longer_be_read_stops_a_resumed_run(folder, tmp_path, monkeypatch):
+    """The images left are others in another order: going on would be another run."""
+    shutil.copytree(folder, tmp_path / "data")
+    made = config(tmp_path / "data", tmp_path / "run")
+    write = Mirror.write
+
+    def crash(self, row):
+        if row["step"] == 9:
+            raise Crash
+        write(self, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Mirror, "write", crash)
+        with pytest.raises(Crash):
+            train.train(made)
+    file = tmp_path / "data/red/3.png"
+    content = file.read_bytes()
+    file.write_bytes(content[:40])
+    with pytest.raises(UserError, match=r"Of (train|val) \d+ images could be read .* and \d+ can be now"):
+        train.train(made)
+    file.write_bytes(content)
+    assert train.train(made).result["val"]["count"] == 6
 
 
 KILLER = """

@@ -1,5 +1,6 @@
 """Sources: folders, CSV, TFDS and arrays become the same names and labels on every machine, or a clear error."""
 
+import errno
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jft.data import pipeline
+from jft.data import pipeline, sources
 from jft.data.sources import arrays, load, stratified_split, unlabelled
 from jft.errors import UserError
 from jft.preprocess import Preprocess
@@ -51,6 +52,38 @@ def test_folder_with_splits(tmp_path):
     assert splits.val is not None and splits.val.names == ("valid/ants/0.png", "valid/bees/0.png")
     assert splits.test is not None and splits.test.labels.tolist() == [1, 1]
     assert splits.train.read(4) == (tmp_path / "train/bees/1.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Training", "Testing", "Validation"), ("TRAIN", "Test", "VAL"), ("training", "testing", "valid")],
+)
+def test_splits_go_by_the_names_that_public_sets_have(tmp_path, names):
+    for name, count in zip(names, (3, 2, 1), strict=True):
+        folder(tmp_path / name, cat=count, dog=count)
+    splits = load(tmp_path)
+    assert splits.classes == ("cat", "dog") and splits.val is not None and splits.test is not None
+    assert (len(splits.train), len(splits.test), len(splits.val)) == (6, 4, 2)
+    folder(tmp_path / "train", cat=1, dog=1)
+    if names[0].lower() != "train":
+        assert "both" in message(tmp_path)
+
+
+def test_folders_that_may_be_splits_are_no_classes(tmp_path):
+    root = tmp_path / "intel"
+    folder(root, seg_train__cat=2, seg_train__dog=2, seg_test__cat=2, seg_test__dog=2)
+    text = message(root)
+    assert "the folders seg_test, seg_train" in text and "lie in cat, dog in each" in text
+    assert "name the outer folders train, val and test" in text and "CSV" in text
+    assert load(root / "seg_train").classes == ("cat", "dog")
+    assert "lie in cat, dog" in message(folder(tmp_path / "one", pictures__cat=2, pictures__dog=2))
+    # What lies deeper belongs to a class wherever it is plain which folders are the classes.
+    put(root / "seg_train" / "0.png")
+    assert load(root).classes == ("seg_test", "seg_train")
+    folder(tmp_path / "deep", a__x=2, b__x=2)
+    assert load(tmp_path / "deep").classes == ("a", "b")
+    folder(tmp_path / "odd", a__x=2, a__y=2, b__x=2, b__z=2)
+    assert load(tmp_path / "odd").classes == ("a", "b")
 
 
 def test_class_folders_alone_are_split(tmp_path):
@@ -284,6 +317,50 @@ def test_csv_with_several_labels(pictures):
     assert splits.val is not None
     both = dict(zip(splits.train.names + splits.val.names, [*splits.train.labels, *splits.val.labels], strict=True))
     assert [both[f"p/{i}.png"].tolist() for i in range(4)] == [[1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
+
+
+def test_labels_and_paths_in_any_form_of_unicode_and_with_backslashes(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    put(tmp_path / nfc / "0.png")
+    put(tmp_path / nfd / "1.png", 1)
+    put(tmp_path / "sub" / "2.png", 2)
+    put(tmp_path / r"sub\3.png", 3)
+    put(tmp_path / "sub" / "3.png", 4)
+    rows = f"{nfd}/0.png,{nfc}\n{nfc}\\1.png,{nfd}\nsub\\2.png,b\n.\\sub\\x\\..\\2.png,b\nsub\\3.png,b\n"
+    splits = load(table(tmp_path, "path,label\n" + rows), val_fraction=0.0)
+    assert splits.classes == (nfc, "b")
+    # As they lie on the disk, and one that is there as it is spelt is meant so.
+    assert splits.train.names == tuple(sorted([f"{nfc}/0.png", f"{nfd}/1.png", "sub/2.png", r"sub\3.png"]))
+    assert splits.excluded == [("sub/2.png", "listed twice")]
+    assert splits.train.read(splits.train.names.index(r"sub\3.png")) == (tmp_path / r"sub\3.png").read_bytes()
+    values = load(table(tmp_path, f"path,value:{nfd}\nsub/2.png,1\nsub/3.png,2.5\n"), val_fraction=0.0)
+    assert values.classes == (nfc,)
+
+
+def test_no_other_spelling_leads_out_of_the_folder(tmp_path):
+    put(tmp_path / "secret.png")
+    put(tmp_path / "in" / "0.png")
+    for path in ("..\\secret.png", f"{tmp_path}/secret.png".replace("/", "\\"), "x\\..\\..\\secret.png"):
+        assert "do not exist" in message(table(tmp_path / "in", f"path,label\n{path},a\n0.png,b\n"))
+
+
+def test_what_may_not_be_read_is_named(pictures, monkeypatch):
+    def denied(path, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    listed = table(pictures, "path,label\np/0.png,a\np/1.png,b\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "open", denied, raising=False)
+        assert message(listed) == f"{listed} cannot be read: Permission denied."
+    real = os.stat
+
+    def stat(path, *arguments, **options):
+        return (denied if str(path).startswith(str(pictures / "p")) else real)(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert message(pictures / "p") == f"{pictures / 'p'} cannot be read: Permission denied."
+    picture = pictures / "p" / "0.png"
+    assert unlabelled([picture])[1] == [(str(picture), "no permission to read it")]
 
 
 def test_a_line_given_twice_counts_once(pictures):

@@ -8,7 +8,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,15 @@ from jft.errors import UserError, near, printable
 
 VALUE = "value"  # a CSV's column of a quantity, or what its name begins with: value:NAME
 COLUMNS = ("path", "label", VALUE, "split")
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 QUARANTINE = "quarantine.txt"
 MAX_FILE = 1 << 29  # bytes; each thread that decodes holds a whole file
@@ -106,10 +114,10 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
         found, excluded = _tfds(data.removeprefix("tfds:"))
     elif isinstance(data, (str, Path)):
         path = Path(data).expanduser()
-        if path.is_dir():
+        if os.path.isdir(path):
             found, excluded = _folder(path)
             root = path
-        elif path.is_file():
+        elif os.path.isfile(path):
             found, excluded = _csv(path)
             root = path.parent
         else:
@@ -272,8 +280,8 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
     files = [f for f in files if f.name != QUARANTINE]
     splits: dict[str, Path] = {}
     excluded: Excluded = []
-    train = next((f for f in folders if f.name.lower() == "train"), None)
-    if train is not None and _children(train)[0]:  # a class of trains holds images, not folders
+    # A class of trains holds images, not folders.
+    if any(SPLITS.get(f.name.lower()) == "train" and _children(f)[0] for f in folders):
         for folder in folders:
             split = SPLITS.get(folder.name.lower())
             if split is None:
@@ -290,8 +298,11 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
 
     found: dict[str, dict[str, list[tuple[str, Path]]]] = {}
     for split, folder in splits.items():
-        found[split], left_out = _class_folders(folder, "" if folder == root else f"{shown(folder.name)}/")
+        prefix = "" if folder == root else f"{shown(folder.name)}/"
+        found[split], left_out = _class_folders(folder, prefix)
         excluded += left_out
+        if split == "train":
+            _check_depth(folder, [[n.removeprefix(prefix) for n, _ in pictures] for pictures in found[split].values()])
     classes = tuple(sorted(name for name, pictures in found["train"].items() if pictures))
     if not classes:
         raise UserError(_no_images(root, splits["train"], excluded))
@@ -337,9 +348,24 @@ def _class_folders(folder: Path, prefix: str) -> tuple[dict[str, list[tuple[str,
     classes: dict[str, list[tuple[str, Path]]] = {}
     for inside in folders:
         pictures, left_out = _pictures(inside, prefix + shown(inside.name))
-        classes.setdefault(unicodedata.normalize("NFC", shown(inside.name)), []).extend(pictures)
+        classes.setdefault(_nfc(shown(inside.name)), []).extend(pictures)
         excluded += left_out
     return classes, excluded
+
+
+def _check_depth(folder: Path, by_class: Iterable[Sequence[str]]) -> None:
+    """Raises UserError where the class folders hold nothing but the same folders: those may be the classes."""
+    paths = [[name.split("/") for name in names] for names in by_class if names]
+    below = {frozenset(words[1] if len(words) > 2 else "" for words in of_class) for of_class in paths}
+    inner = sorted(next(iter(below))) if len(below) == 1 else []
+    if len(inner) < 2 or "" in inner:
+        return
+    outer = [of_class[0][0] for of_class in paths]
+    raise UserError(
+        f"{folder} has the folders {_few(outer)}, and the pictures lie in {_few(inner)} in each of them, so either may "
+        f"be the classes. If {inner[0]} is a class: name the outer folders train, val and test, or give one of them as "
+        f"--data. If {outer[0]} is one: move its pictures up into it, or list all in a CSV file with path,label."
+    )
 
 
 def _pictures(folder: Path, name: str) -> tuple[list[tuple[str, Path]], Excluded]:
@@ -394,6 +420,8 @@ def _no_file(path: Path) -> str:
     """What it is that is neither a folder nor a file."""
     try:
         mode = path.stat().st_mode
+    except PermissionError:
+        return "no permission to read it"
     except OSError as error:
         return "a link in a circle" if error.errno == errno.ELOOP else "a link that leads nowhere"
     kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -433,9 +461,15 @@ def shown(name: str) -> str:
 
 
 def _no_such(path: Path) -> str:
+    try:
+        path.stat()
+    except PermissionError as error:
+        return f"{path} cannot be read: {error.strerror}."
+    except OSError:
+        pass
     what = "file" if path.suffix else "folder or file"
     parent = path.parent
-    close = near(path.name, [p.name for kind in _children(parent) for p in kind]) if parent.is_dir() else ""
+    close = near(path.name, [p.name for kind in _children(parent) for p in kind]) if os.path.isdir(parent) else ""
     return f"There is no {what} {path}.{close} Expected a folder of class folders, a CSV file, or tfds:NAME."
 
 
@@ -459,7 +493,7 @@ def _few(items: Sequence[str], n: int = 5) -> str:
 
 def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
     """`path,label[,split]` or `path,value[,split]`; paths are relative to the CSV's folder, and stay in it."""
-    rows = _csv_rows(path)
+    rows = csv_rows(path, "path,label[,split]", _lacks)
     root = Path(os.path.abspath(path.parent))
     quantities = _quantity_columns(rows[0][1]) if rows else {}
     several = not quantities and any("|" in row["label"] for _, row in rows)
@@ -468,22 +502,23 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
     missing = []
     for line, row in rows:
         name, where = row["path"], f"{path}, line {line}"
-        if not name:
-            raise UserError(f"{where}: the path is empty.")
-        if "\0" in name:
-            raise UserError(f"{where}: the path {name[:80]!r} has a zero byte in it.")
         target = Path(os.path.normpath(root / name))
         if not target.is_relative_to(root):
             raise UserError(
                 f"{where}: {name!r} lies outside {root}. Paths in a CSV file are relative to it and stay in its "
                 "folder; move the CSV file to a folder that holds the images."
             )
+        there = os.path.isfile(target)
+        if not there:
+            others = (Path(os.path.normpath(root / other)) for other in spellings(name))
+            if other := next((o for o in others if o.is_relative_to(root) and os.path.isfile(o)), None):
+                target, there = other, True
         name = target.relative_to(root).as_posix()
         labels: tuple[Any, ...]
         if quantities:
             labels = tuple(_number(row[column], name, where) for column, name in quantities.items())
         else:
-            labels = tuple(sorted({printable(label.strip()) for label in row["label"].split("|")} - {""}))
+            labels = tuple(sorted({_nfc(label.strip()) for label in row["label"].split("|")} - {""}))
         if long := next((label for label in labels if not quantities and len(label) > MAX_LABEL), None):
             raise UserError(
                 f"{where}: a label has {len(long):,} characters, {long[:40]!r}…; {MAX_LABEL:,} are the limit. "
@@ -502,7 +537,7 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
                 )
             excluded.append((shown(name), "listed twice"))
             continue
-        if not os.path.isfile(target):
+        if not there:
             missing.append(name)
         files[name] = (labels, split, target)
     if not files:
@@ -562,7 +597,7 @@ def _by_split(
 
 def _quantity_columns(row: Mapping[str, str]) -> dict[str, str]:
     """The columns `value` and `value:NAME` of a CSV, with the names of their quantities."""
-    return {c: printable(c.partition(":")[2].strip() or c) for c in row if c.partition(":")[0] == VALUE}
+    return {c: _nfc(c.partition(":")[2].strip() or c) for c in row if c.partition(":")[0] == VALUE}
 
 
 def _number(text: str, name: str, where: str) -> float:
@@ -584,8 +619,34 @@ def _are_quantities(labels: Iterable[str]) -> bool:
     return all(map(math.isfinite, values)) and any(value % 1 for value in values)
 
 
-def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Line number and `path`, `label` or `value`, `split` of each line that is not blank."""
+def _nfc(name: str) -> str:
+    """A class's name: printable, and in one of Unicode's normal forms, as which systems write them differs."""
+    return unicodedata.normalize("NFC", printable(name))
+
+
+def spellings(path: str) -> Iterator[str]:
+    """What a path may be called here that another system wrote: in Unicode's other normal forms, with / for \\."""
+    for text in (path, path.replace("\\", "/")):
+        yield from (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
+
+
+def _lacks(header: Sequence[str]) -> str:
+    """What columns of labelled pictures lack, as a sentence; empty where it is nothing."""
+    wanted = ["label" in header, bool(_quantity_columns(dict.fromkeys(header, "")))]
+    if "path" in header and sum(wanted) == 1:
+        return ""
+    return (
+        "expected path,label[,split] in its first line, or where numbers are to be predicted path,value[,split]"
+        f"{', not both: give one of them another name' if all(wanted) else ''}."
+    )
+
+
+def csv_rows(path: Path, columns: str, lacks: Callable[[Sequence[str]], str]) -> list[tuple[int, dict[str, str]]]:
+    """Line number and cells, by column, of each line of a CSV that is not blank. Raises UserError.
+
+    `columns` says which are expected; `lacks` is given those that there are, and says what is wrong with them. No
+    `path` is empty.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
@@ -593,29 +654,31 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             header = [kind.lower() + colon + name for kind, colon, name in words]
             if twice := [c for c, n in Counter(header).items() if n > 1 and c.partition(":")[0] in COLUMNS]:
                 raise UserError(f"{path} has the column {twice[0][:40]!r} twice.")
-            wanted = ["label" in header, bool(_quantity_columns(dict.fromkeys(header, "")))]
-            if "path" not in header or sum(wanted) != 1:
-                raise UserError(
-                    f"{path} has the columns {_few([c[:40] for c in header], 10) or '(none)'}; expected "
-                    f"path,label[,split] in its first line, or where numbers are to be predicted path,value[,split]"
-                    f"{', not both: give one of them another name' if all(wanted) else ''}."
-                )
+            if wrong := lacks(header):
+                raise UserError(f"{path} has the columns {_few([c[:40] for c in header], 10) or '(none)'}; {wrong}")
             rows = []
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue
+                where = f"{path}, line {reader.line_num}"
                 if len(cells) != len(header):
                     raise UserError(
-                        f"{path}, line {reader.line_num}: {len(cells)} values for {len(header)} columns. "
-                        "Values with a comma in them go in double quotes."
+                        f"{where}: {len(cells)} values for {len(header)} columns. Values with a comma in them go in "
+                        "double quotes."
                     )
-                row = dict(zip(header, cells, strict=True))
-                rows.append((reader.line_num, {c: v if c == "path" else v.strip() for c, v in row.items()}))
+                row = {c: v if c == "path" else v.strip() for c, v in zip(header, cells, strict=True)}
+                if not row["path"].strip():
+                    raise UserError(f"{where}: the path is empty.")
+                if "\0" in row["path"]:
+                    raise UserError(f"{where}: the path {row['path'][:80]!r} has a zero byte in it.")
+                rows.append((reader.line_num, row))
             return rows
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no UTF-8 text; expected a CSV file with the columns path,label[,split].") from None
+        raise UserError(f"{path} is no UTF-8 text; expected a CSV file with the columns {columns}.") from None
     except csv.Error as error:
         raise UserError(f"{path} is no valid CSV file: {error}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 # Arrays
@@ -814,7 +877,7 @@ class _TfdsRead:
 
 def _tfds_folder(given: str) -> Path:
     """The prepared folder of `NAME[:CONFIG][:VERSION]`, or of `NAME/CONFIG`, or a path to one; its newest version."""
-    if (Path(given).expanduser() / "features.json").is_file():
+    if os.path.isfile(Path(given).expanduser() / "features.json"):
         return Path(given).expanduser()
     root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     parts = [part for part in re.split("[:/]", given) if part]
@@ -822,8 +885,8 @@ def _tfds_folder(given: str) -> Path:
     if not parts or len(parts) > 2 or any(part in (".", "..") for part in parts):
         raise UserError(f"tfds:{given} is no name of a TFDS data set; expected tfds:NAME or tfds:NAME:CONFIG.")
     folder = root.joinpath(*parts)
-    if not folder.is_dir():
-        prepared = [f.name for f in _children(root)[0]] if root.is_dir() else []
+    if not os.path.isdir(folder):
+        prepared = [f.name for f in _children(root)[0]] if os.path.isdir(root) else []
         raise UserError(
             f"There is no prepared TFDS data set in {folder}.{near(parts[0], prepared)} {_tfds_help(given)}"
         )

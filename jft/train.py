@@ -199,6 +199,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if asked and signum == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(signum)
+        if signum == signal.SIGINT:  # by hand, and a step may take long; nothing else may be called here
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nStopping after what is under way, and saving; Ctrl-C again stops at once.\n")
 
     old = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -167,7 +167,7 @@ def kill(self, step, *args):
     print("state of step", step, flush=True)
     left[0] -= 1
     if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL if sys.argv[2] == "kill" else signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL if sys.argv[2] == "kill" else signal.SIGINT)
 checkpoint.Checkpoints.save = kill
 from jft.cli import main
 sys.exit(main(sys.argv[3:]))
@@ -182,7 +182,7 @@ def start(saves, how, *arguments):
 
 @pytest.mark.slow
 def test_killed_by_the_system_and_begun_again_ends_bit_equal(folder, tmp_path):
-    """SIGKILL in stage 1, at the boundary, in stage 2, while a checkpoint is being written; SIGTERM saves and stops."""
+    """SIGKILL in stage 1, at the boundary, in stage 2, while a checkpoint is being written; Ctrl-C saves and stops."""
 
     def arguments(name):
         return (
@@ -200,7 +200,7 @@ def test_killed_by_the_system_and_begun_again_ends_bit_equal(folder, tmp_path):
         ("one", 0, "kill"),
         ("boundary", boundary, "kill"),
         ("two", boundary + 1, "kill"),
-        ("term", 1, "term"),
+        ("int", 1, "int"),
     ):
         assert saved < len(steps) - 1, steps  # or nothing is left to do
         stopped = start(saved + 1, how, *arguments(name))
@@ -208,7 +208,8 @@ def test_killed_by_the_system_and_begun_again_ends_bit_equal(folder, tmp_path):
             assert stopped.returncode == -signal.SIGKILL, stopped.stderr
         else:
             assert stopped.returncode == 130, stopped.stderr
-            assert "saved" in stopped.stderr and "goes on from there" in stopped.stderr
+            assert "Ctrl-C again stops at once" in stopped.stderr and "saved" in stopped.stderr
+            assert "goes on from there" in stopped.stderr
         assert not (tmp_path / name / "result.json").exists()
         again = start(-1, "kill", *arguments(name))
         assert again.returncode == 0, again.stderr

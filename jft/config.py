@@ -1,24 +1,31 @@
 """The configuration of a run: frozen, written to config.json, and made from Python files and command-line options."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import inspect
 import json
+import math
+import numbers
 import operator
+import os
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jft.errors import UserError, near
+from jft.errors import UserError, brief, near
 from jft.files import writing
-from jft.plan import Lora, Plan, preset
+from jft.plan import Lora, Plan, Stage, preset
 from jft.preprocess import Preprocess
+
+HERE = Path(__file__).parent
 
 
 def _opt(default: Any, help: str, **bounds: Any) -> Any:
@@ -33,9 +40,17 @@ class Config:
 
     def __new__(cls, *args: Any, **fields: Any) -> "Config":
         config = super().__new__(cls)
-        positional = [f.name for f in dataclasses.fields(cls)][: len(args)]
-        object.__setattr__(config, "given", frozenset([*positional, *fields]))
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise UserError(f"A config has no field {name!r}.{near(name, known)} Its fields: {', '.join(known)}.")
+        object.__setattr__(config, "given", frozenset([*known[: len(args)], *fields]))
         return config
+
+    def __post_init__(self) -> None:
+        for name in ("workdir", "weights"):  # a shell leaves the ~ of --workdir=~/x, and Python knows none
+            if isinstance(path := getattr(self, name), str | Path):
+                object.__setattr__(self, name, os.path.expanduser(path))
 
     data: Any = _opt(
         None,
@@ -66,7 +81,12 @@ class Config:
     lr: float | None = _opt(
         None, "peak learning rate of the fastest group; default: the plan's (head 1e-3, full 1e-4)", above=0
     )
-    seed: int = _opt(0, "random number seed of the split, the new head, the order of the images and their augmentation")
+    seed: int = _opt(
+        0,
+        "random number seed of the split, the new head, the order of the images and their augmentation",
+        least=0,
+        most=2**32 - 1,  # jax takes no more bits
+    )
     workdir: str | None = _opt(None, "the run's folder, W; default: runs/DATA-MODEL-PLAN")
     optimizer: Any = _opt(
         "adamw",
@@ -232,9 +252,21 @@ BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 
 def check(config: Config) -> None:
-    """Raises UserError for a field whose value is out of its bounds, and for a plan that is none."""
+    """Raises UserError for a field whose value is of another type or out of its bounds, and for a plan that is none."""
+    hints = typing.get_type_hints(Config)
+    for f in dataclasses.fields(config):
+        given, inside = getattr(config, f.name), f.metadata.get("fields")
+        _check_type(_flag(f.name), given, hints[f.name])
+        for name, value in given.items() if inside else ():
+            kinds = _hints(inside)
+            if name not in kinds:
+                raise _no_option(f"{f.name}.{name}", str(name), kinds)
+            _check_type(f"--{f.name}.{name}", value, kinds[name])
     if isinstance(config.plan, str):
         preset(config.plan)
+    for stage in config.plan if isinstance(config.plan, Sequence) and not isinstance(config.plan, str) else ():
+        for name, hint in _hints(Stage).items():
+            _check_type(f"Stage {stage.name!r}: {name}", getattr(stage, name), hint)
     for f in dataclasses.fields(config):
         bounds = {b: limit for b, limit in f.metadata.items() if b in BOUNDS}
         given = getattr(config, f.name)
@@ -245,7 +277,73 @@ def check(config: Config) -> None:
                 BOUNDS[b][0].format(", ".join(limit) if b == "choices" else limit) for b, limit in bounds.items()
             )
             hint = near(str(value), bounds.get("choices", ()))
-            raise UserError(f"--{f.name.replace('_', '-')} is {value}; it is {asked}.{hint}")
+            raise UserError(f"{_flag(f.name)} is {value}; it is {asked}.{hint}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    """The fields of a dataclass, with their types."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _no_option(path: str, name: str, known: Mapping[str, Any]) -> UserError:
+    return UserError(f"There is no option --{path}.{near(name, known)} It has: {', '.join(known)}.")
+
+
+def _check_type(what: str, value: Any, hint: Any) -> None:
+    if _fits(value, hint):
+        return
+    told = ""
+    if isinstance(value, str) and any(typing.get_args(h)[:1] in ((str,), (Any,)) for h in _options(hint)):
+        told = f" It is written {tuple(value.split())!r}."  # else it would be taken letter by letter
+    finite = "a finite " if isinstance(value, float) and not math.isfinite(value) else ""
+    raise UserError(f"{what} is {brief(repr(value), 200)}; {finite}{_expected(hint)} is expected.{told}")
+
+
+def _options(hint: Any) -> list[Any]:
+    return list(typing.get_args(hint)) if _is_union(hint) else [hint]
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type: numpy's numbers are numbers, whole ones also where others are expected."""
+    if _is_union(hint):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind is Any:
+        return True
+    if kind is Callable:
+        return callable(value)
+    if kind is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind is float:  # JSON has nothing that is not finite
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _expected(hint: Any) -> str:
+    """A type as a message names it.
+
+    >>> _expected(str | tuple[int, int] | None)
+    'str or tuple of 2 int'
+    """
+    told = []
+    for option in _options(hint):
+        kind, inner = typing.get_origin(option) or option, typing.get_args(option)
+        if kind is tuple:
+            count = "" if inner[-1] is Ellipsis else f"{len(inner)} "
+            told.append(f"tuple of {count}{_expected(inner[0])}")
+        elif kind is not types.NoneType:
+            told.append({Callable: "function", Mapping: "dict"}.get(kind) or str(getattr(kind, "__name__", kind)))
+    return " or ".join(told)
 
 
 # Fields that say where and how loudly a run happens, not what it is: two runs may differ in them and be the same.
@@ -292,10 +390,11 @@ def load_object(path: str) -> Any:
     where, _, name = path.partition(":")
     if not name:
         raise UserError(f"{path!r} names no function; module:name or file.py:name is expected.")
-    try:
-        value: Any = load_file(where) if where.endswith(".py") else importlib.import_module(where)
-    except ImportError as error:
-        raise UserError(f"{path!r}: {where} cannot be imported: {error}.") from None
+    if where.endswith(".py"):
+        value: Any = load_file(where)
+    else:
+        with _theirs(f"{path!r}: {where}"):
+            value = importlib.import_module(where)
     for attribute in name.split("."):
         if not hasattr(value, attribute):
             raise UserError(f"{path!r}: there is no {attribute} in {where}.{near(attribute, dir(value))}")
@@ -323,10 +422,11 @@ def load_file(path: str | Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    module.__config_file__ = str(path)  # type: ignore[attr-defined]
+    module.__config_file__ = str(file)  # type: ignore[attr-defined]
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _theirs(str(path), file):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -338,18 +438,51 @@ def load_config(path: str | Path) -> Config | dict[str, Config]:
     module = load_file(path)
     if not hasattr(module, "config"):
         raise UserError(f"{path} has no function config(); it should return a jft.Config, or a dict of them.")
-    made = module.config()
+    with _theirs(str(path), Path(path)):
+        made = module.config()
     configs = made if isinstance(made, dict) else {"": made}
     if not configs or not all(isinstance(c, Config) for c in configs.values()):
         raise UserError(
             f"config() of {path} returned {type(made).__name__}; a jft.Config or a dict of them is expected."
         )
+    for config in configs.values():
+        try:
+            check(config)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     return made
+
+
+@contextlib.contextmanager
+def _theirs(name: str, file: Path | None = None) -> Iterator[None]:
+    """Turns what the user's code raises within it into a UserError that says where; what ours does is left as it is."""
+    file = file and file.absolute()
+    try:
+        yield
+    except SyntaxError as error:
+        where = f"{name if file and _same(error.filename, file) else error.filename}, line {error.lineno}"
+        line = f"\n  {error.text.strip()}" if error.text else ""
+        raise UserError(f"{where}: {type(error).__name__}: {error.msg}{line}") from None
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [i for i, f in enumerate(frames) if (_same(f.filename, file) if file else f.name == "<module>")]
+        where = f"{name}, line {frames[own[-1]].lineno}" if own and file else name
+        if isinstance(error, UserError):
+            raise type(error)(f"{where}: {error}") from error
+        below = frames[own[-1 if file else 0] :] if own else []
+        if not isinstance(error, ImportError) and any(Path(f.filename).parent.is_relative_to(HERE) for f in below):
+            raise
+        shown = traceback.format_list([frames[i] for i in dict.fromkeys([*own[-2:], len(frames) - 1])] if own else [])
+        raise UserError("\n".join([f"{where}: {type(error).__name__}: {error}", *map(str.rstrip, shown)])) from error
+
+
+def _same(name: str | None, file: Path) -> bool:
+    return name is not None and os.path.abspath(name) == os.path.abspath(file)
 
 
 def parse(name: str, text: str | list[str], hint: Any) -> Any:
     """A command-line value as a field of this type. Raises UserError naming the field, the text and the type."""
-    options = [t for t in typing.get_args(hint)] if _is_union(hint) else [hint]
+    options = _options(hint)
     words = text if isinstance(text, list) else [text]
     if types.NoneType in options and [w.lower() for w in words] == ["none"]:
         several = any(typing.get_args(option)[-1:] == (Ellipsis,) for option in options)
@@ -377,8 +510,7 @@ def parse(name: str, text: str | list[str], hint: Any) -> Any:
                 return load_object(words[0])
         except (ValueError, KeyError):
             continue
-    expected = " or ".join(str(getattr(o, "__name__", o)) for o in options if o is not types.NoneType)
-    raise UserError(f"--{name} was given {' '.join(words)!r}; {expected} is expected.")
+    raise UserError(f"--{name} was given {' '.join(words)!r}; {_expected(hint)} is expected.")
 
 
 def _is_union(hint: Any) -> bool:
@@ -400,7 +532,7 @@ def override(config: Config, path: str, words: list[str]) -> Config:
         else:
             fields = typing.get_type_hints(metadata["fields"])
             if rest not in fields:
-                raise UserError(f"There is no option --{path}.{near(rest, fields)} It has: {', '.join(fields)}.")
+                raise _no_option(path, rest, fields)
             kind = fields[rest]
         value = {**getattr(config, name), rest: parse(path, words, kind)}
         return config.replace(**{name: value})

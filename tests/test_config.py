@@ -1,0 +1,138 @@
+"""A config that cannot be: refused before anything is read, with what was expected, and where the fault stands."""
+
+import json
+import math
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jft import Stage, cli
+from jft.config import Config, check, load_config, load_object
+from jft.errors import UserError
+
+
+def made(cls, *args, **fields):
+    """What a program makes that no test's own type checks look at."""
+    value = cls(*args)
+    for name, given in fields.items():
+        object.__setattr__(value, name, given)
+    return value
+
+
+STAGE = partial(made, Stage, "a", ("head",))
+WRONG = {
+    "a str for a number": (dict(epochs="3"), "--epochs is '3'; float is expected."),
+    "a str for a whole number": (dict(batch="32"), "--batch is '32'; int is expected."),
+    "a str for a rate": (dict(lr="1e-3"), "--lr is '1e-3'; float is expected."),
+    "a share of an image": (dict(batch=32.5), "--batch is 32.5; int is expected."),
+    "a bool for a number": (dict(lr=True), "--lr is True; float is expected."),
+    "a number for a bool": (dict(balance=3), "--balance is 3; bool is expected."),
+    "a number for a name": (dict(model=50), "--model is 50; str is expected."),
+    "a name for a function": (dict(penalty="l2_sp"), "--penalty is 'l2_sp'; function is expected."),
+    "a seed below 0": (dict(seed=-1), "--seed is -1; it is at least 0"),
+    "a seed jax would cut": (dict(seed=2**32), "--seed is 4294967296; it is at least 0 and at most 4294967295"),
+    "without end": (dict(epochs=math.inf), "--epochs is inf; a finite float is expected."),
+    "no number": (dict(epochs=math.nan), "--epochs is nan; a finite float is expected."),
+    "one where several are": (dict(augment="crop"), "--augment is 'crop'; tuple of str is expected. It is"),
+    "several in one": (dict(augment="crop flip"), "It is written ('crop', 'flip')"),
+    "one tracker": (dict(track="mlflow"), "It is written ('mlflow',)"),
+    "three sides": (dict(image_size=(1, 2, 3)), "--image-size is (1, 2, 3); int or tuple of 2 int is expected."),
+    "a misspelt setting": (dict(preprocess={"crop_pc": 1}), "no option --preprocess.crop_pc. Did you mean crop_pct"),
+    "another": (dict(lora={"rnk": 8}), "no option --lora.rnk. Did you mean rank?"),
+    "a setting's type": (dict(preprocess={"crop_pct": "1"}), "--preprocess.crop_pct is '1'; float is expected."),
+    "one target": (dict(lora={"targets": "block*"}), "--lora.targets is 'block*'; tuple of str is expected."),
+    "no dict": (dict(preprocess=0.9), "--preprocess is 0.9; dict is expected."),
+    "no stages": (dict(plan=("head",)), "--plan is ('head',); str or tuple of Stage or function is expected."),
+    "a stage's patterns": (dict(plan=(STAGE(train="head"),)), "Stage 'a': train is 'head'; tuple of str or tuple of"),
+    "a stage's epochs": (dict(plan=(STAGE(epochs="3"),)), "Stage 'a': epochs is '3'; float is expected."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG.values(), ids=WRONG)
+def test_a_value_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check(made(Config, **fields))
+
+
+def test_what_may_be_is_not_refused():
+    check(
+        made(Config, epochs=3, lr=np.float32(1e-3), batch=np.int64(8), augment=["crop"], image_size=(32, 64), clip=None)
+    )
+    check(Config(preprocess={"mean": [0.5, 0.5, 0.5], "crop_pct": 1}, lora={"rank": 8, "alpha": None}, seed=2**32 - 1))
+    check(
+        made(Config, plan=[STAGE(train=["head", ("stage4", 0)])], penalty=partial(max), model_options={"pool": "avg"})
+    )
+    check(Config(data={"train": ([], [])}, weights=Path("x.pth"), track=(print, "mlflow"), optimizer=print))
+
+
+@pytest.mark.parametrize("make", [Config, Config().replace])
+def test_an_unknown_field_names_near_ones(make):
+    with pytest.raises(UserError, match=r"no field 'epoch'\. Did you mean epochs"):
+        make(epoch=3)
+
+
+def test_home_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = Config(workdir="~/runs/x", weights="~/x.pth")
+    assert (config.workdir, config.weights) == (f"{tmp_path}/runs/x", f"{tmp_path}/x.pth")
+    options = cli.make_parser().parse_args(["finetune", "--workdir=~/x"])
+    assert cli.configs_of(options)[""].workdir == f"{tmp_path}/x"
+
+
+FILES = {
+    "syntax": ("def config():\n    return jft.Config(\n", 2, "SyntaxError"),
+    "field": ("import jft\n\ndef config():\n    return jft.Config(epoch=3)\n", 4, "Did you mean epochs"),
+    "module": ("import jft\nimport scipi\n", 2, "ModuleNotFoundError: No module named 'scipi'"),
+    "name": ("import jft\ndef config():\n    return jft.Config(lr=rate)\n", 3, "NameError: name 'rate' is not defined"),
+    "call": (
+        "import jft, json\ndef read():\n    return json.loads('{')\ndef config():\n    return jft.Config(**read())\n",
+        3, "JSONDecodeError",
+    ),
+    "type": (
+        "import jft\ndef config():\n    made = jft.Config()\n    vars(made)['epochs'] = '3'\n    return made\n",
+        None, "--epochs is '3'; float is expected.",
+    ),
+    "arguments": ("def config(lr):\n    return lr\n", None, "missing 1 required positional argument"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line", "message"), FILES.values(), ids=FILES)
+def test_a_fault_in_a_config_file_is_told_with_its_line(text, line, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("bees.py").write_text(text)
+    assert cli.main(["finetune", "bees.py"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"jft: bees.py{f', line {line}' if line else ''}: "), told
+    assert message in told and "report" not in told and "Traceback" not in told
+    if "'{'" in text:  # the code that failed, from the user's first line on, none of jft's
+        assert "read()" in told and "json.loads('{')" in told and "config.py" not in told
+
+
+def test_the_module_of_a_function_is_told_too(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_broken.py").write_text("import math\nx = 1 / 0\n")
+    with pytest.raises(UserError, match=r"(?s)'mine_broken:f': mine_broken: ZeroDivisionError.*line 2.*x = 1 / 0"):
+        load_object("mine_broken:f")
+    with pytest.raises(UserError, match=r"No module named 'jft\.penaltys'"):
+        load_object("jft.penaltys:l2_sp")
+
+
+def test_a_fault_of_ours_below_a_config_stays_one(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "bees.py"
+    file.write_text("import jft.plan\ndef config():\n    return jft.plan.part_of('a', ['b'])\n")
+    assert cli.main(["finetune", str(file)]) == 1
+    assert "a fault of ours (KeyError)" in capsys.readouterr().err
+
+
+def test_a_path_to_a_file_of_functions_is_told_in_one_way(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("import jft\ndef loss(logits, batch):\n    return logits\n")
+    from jft.config import describe
+
+    assert describe(load_object("./own.py:loss")) == "own.py:loss"
+    assert json.dumps(describe(load_object("own.py:loss"))) == '"own.py:loss"'
+    with pytest.raises(UserError, match="no function config"):
+        load_config("own.py")

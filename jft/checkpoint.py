@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jft.errors import UserError
+from jft.errors import MachineError
 
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 OLD = "old"  # where steps go to be removed: a process that is killed at it leaves half of one, which is none to read
@@ -202,7 +202,7 @@ class Checkpoints:
             self._open()
             steps = self.manager.all_steps()
             last = f"The last whole one is of step {max(steps)}." if steps else "There is none before it."
-            raise UserError(
+            raise MachineError(
                 f"A checkpoint cannot be written to {self.folder}: {_short(error)}. {last} "
                 "When that is mended, the same command goes on from there."
             ) from error

@@ -33,7 +33,13 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
     """
     first = next(iter(configs.values()))
     workdir = Path(first.workdir or default_workdir(first))
-    if first.distributed:
+    folders = {str(Path(c.workdir)) if c.workdir else "none" for c in configs.values()}
+    if len(folders) > 1:
+        raise UserError(
+            f"The configs name {len(folders)} folders ({', '.join(sorted(folders))}), and a comparison has one, with a "
+            "folder in it for each. Name it with --workdir, or give all configs the same workdir."
+        )
+    if any(c.distributed for c in configs.values()):
         raise UserError(
             "--distributed is for one run; start those of a comparison, --seed by --seed, one after another."
         )

@@ -26,6 +26,10 @@ class UserError(Exception):
     """What was given, what was expected, and the way out, in one message for the user."""
 
 
+class MachineError(UserError):
+    """A disk, memory or another process's lock is in the way, whatever was asked for: the same command goes on."""
+
+
 def near(given: str, known: Iterable[str], n: int = 5) -> str:
     """A sentence that names what `given` may have meant, or an empty string.
 

@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 from jft import shard
 from jft.data.cache import cache_dir
-from jft.files import writing
+from jft.errors import MachineError, disk
+from jft.files import PART, sweep, writing
 from jft.models.base import Model
 
 
@@ -120,7 +121,8 @@ def load(name: str, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarra
             raw[size : size + 4].view("<u4")[0]
         ):
             raise ValueError("its checksum is wrong")
-        os.utime(path)
+        with contextlib.suppress(OSError):  # removed since, or another user's: it is mapped all the same
+            os.utime(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -129,24 +131,44 @@ def load(name: str, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarra
     return raw[:size].view(jnp.dtype(dtype)).reshape(shape).view(np.ndarray)
 
 
-def save(name: str, pieces: Iterable[np.ndarray]) -> None:
-    """Write features, piece by piece, for `load`; whole or not at all. Raises OSError where they cannot be written.
+def save(name: str, pieces: Iterable[np.ndarray], needed: bool = False) -> None:
+    """Write features, piece by piece, for `load`; whole or not at all. The features used longest ago make room.
 
-    The features used longest ago make room.
+    Raises OSError where they cannot be written; MachineError, with the way out, where the run needs them there.
     """
     path = _file(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path) as part, open(part, "wb") as file:
-        total = 0
-        for piece in pieces:
-            raw = np.ascontiguousarray(piece).view(np.uint8).data
-            total = zlib.crc32(raw, total)
-            file.write(raw)
-        file.write(total.to_bytes(4, "little") + MAGIC)
-    others = sorted((p for p in path.parent.iterdir() if p != path), key=lambda p: p.stat().st_mtime)
-    size = sum(p.stat().st_size for p in [path, *others])
-    for other in others:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path) as part:
+            with open(part, "wb") as file:
+                total = 0
+                for piece in pieces:
+                    raw = np.ascontiguousarray(piece).view(np.uint8).data
+                    total = zlib.crc32(raw, total)
+                    file.write(raw)
+                file.write(total.to_bytes(4, "little") + MAGIC)
+            _make_room(path, part.stat().st_size)  # before it stands there, for another process to remove
+    except OSError as error:
+        if not needed:
+            raise
+        raise MachineError(
+            f"{disk(error, path)}. Features that memory does not hold need a place there: make room, or name another "
+            "with JFT_CACHE=FOLDER. Without --features disk the frozen parts run every epoch. The same command goes on."
+        ) from error
+
+
+def _make_room(path: Path, size: int) -> None:
+    """Remove the features used longest ago until `size` more bytes fit. Other processes write and remove here too."""
+    sweep(path.parent)
+    others = []
+    for other in path.parent.iterdir():
+        with contextlib.suppress(OSError):
+            if other != path and other.suffix != PART:
+                status = other.stat()
+                others.append((status.st_mtime, status.st_size, other))
+    size += sum(length for _, length, _ in others)
+    for _, length, other in sorted(others):
         if size > MOST_ON_DISK:
-            size -= other.stat().st_size
+            size -= length
             with contextlib.suppress(OSError):
                 other.unlink()

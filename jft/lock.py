@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jft.errors import UserError
+from jft.errors import MachineError
 
 NAME = "lock"
 BEAT = 10.0  # seconds between two signs of life
@@ -37,7 +37,7 @@ def hold(folder: Path, note: Callable[[str], Any] = print) -> Iterator[Callable[
         if found is None:  # let go of just now
             continue
         if _alive(found) or (not _near(found) and _beats(file, found, note)):
-            raise UserError(
+            raise MachineError(
                 f"{folder} is in use: {_who(found)} has worked on it since {found.get('since', '?')}. Wait for it, "
                 f"stop it, or name another folder with --workdir. (If there is no such process, remove {file}.)"
             )
@@ -49,7 +49,7 @@ def hold(folder: Path, note: Callable[[str], Any] = print) -> Iterator[Callable[
 
     def check() -> None:
         if _read(file) != mine:
-            raise UserError(
+            raise MachineError(
                 f"Another process has taken {folder} over while this one gave no sign of life (suspended, or cut off "
                 "from the file system). This one stops and leaves the folder to it."
             )

@@ -21,7 +21,7 @@ from jft import lock
 from jft.config import PLACE, Config, describe, differences, write_json
 from jft.data.cache import cache_dir
 from jft.data.sources import Splits
-from jft.errors import FULL, UserError, disk
+from jft.errors import FULL, MachineError, UserError, disk
 from jft.files import PART
 from jft.report.live import memory
 
@@ -155,7 +155,7 @@ def running(workdir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise UserError(
+        raise MachineError(
             f"{disk(error, workdir)}. The run's last good state is in {workdir}: when that is "
             "mended, the same command goes on from there."
         ) from error
@@ -163,7 +163,7 @@ def running(workdir: Path) -> Iterator[None]:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         told = (str(error) or "no more memory").strip().splitlines()[0][:200]
-        raise UserError(
+        raise MachineError(
             f"Out of memory: {told}\nThe run's last good state is in {workdir}. --resident 0 or a machine with more "
             "memory goes on from there. With a new --workdir: a smaller --batch, --accumulate, --remat full, or a plan "
             "that trains less."
@@ -279,7 +279,7 @@ def entered(
                 else:
                     write_json(workdir / "config.json", {"format": FORMAT, **what})
         except OSError as error:
-            raise UserError(f"{workdir} cannot be written: {error.strerror}. Name another with --workdir.") from None
+            raise MachineError(f"{workdir} cannot be written: {error.strerror}. Name another with --workdir.") from None
         yield finished, check
 
 

@@ -5,21 +5,22 @@ import importlib
 import itertools
 import json
 import math
+import os
 import time
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jft import metrics
+from jft import lock, metrics
 from jft.config import PLACE, Config, describe, differences, override, write_json
 from jft.config import check as config_check
-from jft.errors import UserError, near
-from jft.files import writing
+from jft.errors import MachineError, UserError, near
+from jft.files import PART, writing
 from jft.report.live import make_display
 from jft.report.sweep import page
-from jft.run import Shared, data_path, default_workdir, read_json
+from jft.run import Shared, data_path, default_workdir, read_json, running
 from jft.train import Interrupted, train
 
 Space = Mapping[str, Any]  # by field: a list of values, or ("log" | "linear", lowest, highest)
@@ -63,11 +64,20 @@ def sweep(
     et al. 2011, "Algorithms for hyper-parameter optimization"); `trials` is their number in all, and after `seconds`
     none begins. A trial below the median of those before it at the same share of its last stage is stopped (`prune`).
     Trials are runs in `WORKDIR/trials/N`; the same call on an interrupted sweep goes on with it, and draws what it
-    would have drawn. Raises UserError, Interrupted when a trial was asked to stop (it has saved).
+    would have drawn. A trial whose values no run takes, or with which it diverges, has failed, and the sweep goes on.
+    Raises UserError, MachineError where disk, memory or a lock stop a trial and the sweep with it, Interrupted when a
+    trial was asked to stop (it has saved).
 
     >>> sweep(Config(data="bees/"), {"lr": ("log", 1e-5, 1e-2), "plan": ["head", "lp-ft"]}).best["values"]
     """
     optuna = _optuna()
+    if config.distributed:
+        raise UserError("--distributed is for one run. Leave it out here, and give it to the best trial's command.")
+    if config.seeds > 1:
+        raise UserError(
+            f"--seeds is {config.seeds}; a trial is one run, of --seed. Take --seeds 1 here, and give --seeds "
+            f"{config.seeds} to the best trial's command, which then tells mean and spread."
+        )
     dimensions = [dimension(config, name, given) for name, given in space.items()]
     if not dimensions:
         raise UserError("The space is empty. Name fields with --over lr=log:1e-5:1e-2 or in the config file's SPACE.")
@@ -76,22 +86,27 @@ def sweep(
     if total < 1:
         raise UserError(f"--trials is {trials}; at least 1 is needed.")
     workdir = Path(config.workdir or default_workdir(config) + "-sweep")
-    _enter(workdir, config, dimensions)
-    study = _study(optuna, workdir, prune)
-    display = make_display(config.display)
-    begun, task = time.monotonic(), display.task("Trials", total=total, unit="trials")
-    with contextlib.closing(Shared()) as shared, contextlib.closing(display), task as advance:
+    begun, display = time.monotonic(), make_display(config.display)
+    with (
+        contextlib.closing(Shared()) as shared,
+        contextlib.closing(display),
+        _entered(workdir, config, dimensions, display.note) as ours,
+        running(workdir),
+        display.task("Trials", total=total, unit="trials") as advance,
+    ):
+        study = _study(optuna, workdir, prune)
         advance(len(_ended(study)))
         while True:
-            running = [t for t in study.trials if t.state.name == "RUNNING"]
+            ours()
+            under_way = [t for t in study.trials if t.state.name == "RUNNING"]
             late = seconds is not None and time.monotonic() - begun > seconds
-            if not running and (late or len(_ended(study)) >= total):
+            if not under_way and (late or len(_ended(study)) >= total):
                 break
-            number = running[0].number if running else len(study.trials)
+            number = under_way[0].number if under_way else len(study.trials)
             # A sampler of its own for each trial: an interrupted sweep draws what it would have drawn.
             study.sampler = optuna.samplers.TPESampler(seed=(config.seed + 7919 * number) % 2**32)
-            if running:
-                trial = optuna.trial.Trial(study, running[0]._trial_id)
+            if under_way:
+                trial = optuna.trial.Trial(study, under_way[0]._trial_id)
             else:
                 if grid and not any(t.state.name == "WAITING" for t in study.trials):
                     study.enqueue_trial(grid[number % len(grid)])
@@ -103,7 +118,7 @@ def sweep(
         done = [r for r in rows if r["state"] == "complete"]
         if not done:
             raise UserError(f"No trial of {workdir} has ended. Give it more --seconds.")
-        best = max(done, key=lambda r: (r[metrics.headline(r)], -r["loss"]))
+        best = max(done, key=lambda r: (r[metrics.headline(r)], _fit(r)))
         _report(workdir, config, dimensions, rows, best, display)
     return Swept(workdir, rows, best)
 
@@ -185,28 +200,51 @@ def _optuna() -> Any:
     return optuna
 
 
-def _enter(workdir: Path, config: Config, dimensions: Sequence[Dimension]) -> None:
-    """Make or enter a sweep's folder. One in which no run has begun is begun anew."""
+@contextlib.contextmanager
+def _entered(
+    workdir: Path, config: Config, dimensions: Sequence[Dimension], note: Callable[[str], Any]
+) -> Iterator[Callable[[], None]]:
+    """Make or enter a sweep's folder and hold its lock; gives the lock's own check, see `lock.hold`.
+
+    A sweep in which no run has begun is begun anew.
+    """
     file, names = workdir / "sweep.json", {d.name for d in dimensions}
     what = {
         "config": {k: v for k, v in describe(config).items() if k not in PLACE and k not in names},
         "space": {d.name: d.described() for d in dimensions},
     }
-    if workdir.exists() and not file.exists() and any(workdir.iterdir()):
+    if (
+        workdir.exists()
+        and not file.exists()
+        and (not workdir.is_dir() or any(p.name != lock.NAME and p.suffix != PART for p in workdir.iterdir()))
+    ):
         raise UserError(f"{workdir} is not empty and holds no sweep. Name a new folder with --workdir.")
-    if not (workdir / "trials").exists():
-        for name in ("study.journal", "study.journal.lock"):
-            (workdir / name).unlink(missing_ok=True)
+    with contextlib.ExitStack() as held:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_json(file, what)
+            ours = held.enter_context(lock.hold(workdir, note))
+            journal = workdir / "study.journal"
+            if not (workdir / "trials").exists():
+                for left in (journal, workdir / "study.journal.lock"):
+                    left.unlink(missing_ok=True)
+                write_json(file, what)
+            elif journal.exists():
+                _mend(journal)
         except OSError as error:
-            raise UserError(f"{workdir} cannot be written: {error.strerror}. Name another with --workdir.") from None
-    elif lines := differences(read_json(file), json.loads(json.dumps(what))):
-        raise UserError(
-            f"{workdir} holds another sweep (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
-            "Name another folder with --workdir, or give the options it was begun with."
-        )
+            raise MachineError(f"{workdir} cannot be written: {error.strerror}. Name another with --workdir.") from None
+        if lines := differences(read_json(file), json.loads(json.dumps(what))):
+            raise UserError(
+                f"{workdir} holds another sweep (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
+                "Name another folder with --workdir, or give the options it was begun with."
+            )
+        yield ours
+
+
+def _mend(journal: Path) -> None:
+    """Cut off the part of a line that a full disk or a kill left: Optuna would write on in it, and read none after."""
+    text = journal.read_bytes()
+    if (whole := text.rfind(b"\n") + 1) < len(text):
+        os.truncate(journal, whole)
 
 
 def _study(optuna: Any, workdir: Path, prune: bool) -> Any:
@@ -268,6 +306,8 @@ def _try(
     except optuna.TrialPruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         return f"{name}: stopped early"
+    except MachineError:  # says nothing of these values: the same command goes on with this trial
+        raise
     except UserError as error:
         trial.set_user_attr("error", str(error))
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -335,10 +375,14 @@ def _row(trial: Any, dimensions: Sequence[Dimension], workdir: Path) -> dict[str
         figure = metrics.headline(result["val"])
         row |= {k: result["val"][k] for k in (figure, "loss")} | {"seconds": result["seconds"]["total"]}
         row |= {f"test_{figure}": result["test"][figure]} if "test" in result else {}
-    elif trial.intermediate_values:
-        figure = trial.user_attrs.get("figure", "accuracy")
-        row[figure] = max(trial.intermediate_values.values())
+    elif scores := [v for v in trial.intermediate_values.values() if math.isfinite(v)]:
+        row[trial.user_attrs.get("figure", "accuracy")] = max(scores)
     return row | ({"error": trial.user_attrs["error"]} if "error" in trial.user_attrs else {})
+
+
+def _fit(row: Mapping[str, Any]) -> float:
+    """How low a complete trial's loss is: one that is no number, of which `result.json` has the name, is never low."""
+    return -math.inf if isinstance(row["loss"], str) else -row["loss"]
 
 
 def _report(

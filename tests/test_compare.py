@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from synthetic_run import make_run
 from test_report import Page
 
 from jft import compare
 from jft.config import Config
+from jft.errors import UserError
 from jft.report.several import mean_interval
 from jft.run import Result
 
@@ -38,6 +40,19 @@ def test_a_comparison_ends_with_a_table_and_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "make_display", lambda _: display)
     compare.compare({"staged": config})
     assert "ZeroDivisionError" in told[0]
+
+
+def test_configs_that_name_several_folders_are_refused(tmp_path):
+    def configs(*folders):
+        return {str(i): Config(data="x", workdir=folder, display="quiet") for i, folder in enumerate(folders)}
+
+    for folders in ((str(tmp_path / "a"), str(tmp_path / "b")), (None, str(tmp_path / "b"))):
+        with pytest.raises(UserError, match=r"2 folders \(.*b.*--workdir"):
+            compare.compare(configs(*folders))
+    assert not list(tmp_path.iterdir())
+    later = {"a": Config(data="x"), "b": Config(data="x", distributed=True)}
+    with pytest.raises(UserError, match="--distributed is for one run"):
+        compare.compare(later)
 
 
 def done_result(folder):

@@ -1,6 +1,9 @@
 """The frozen-prefix cache: on the disk, of augmented views, and never stale; and a batch taken in pieces for memory."""
 
 import json
+import os
+import threading
+import time
 
 import jax
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from jft import Config, Stage, build, features, train
 from jft.bundle import load
+from jft.errors import MachineError
 from jft.models import make_model
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -56,6 +60,61 @@ def test_what_was_used_longest_ago_makes_room(monkeypatch):
     for name in ("a", "b", "c"):
         features.save(name, [np.zeros(8, np.float32)])  # 44 bytes each
     assert sorted(p.name for p in features._file("a").parent.iterdir()) == ["b", "c"]
+
+
+def test_what_another_process_is_writing_does_not_make_room(monkeypatch):
+    x = np.arange(2**18, dtype=np.float32)
+    monkeypatch.setattr(features, "MOST_ON_DISK", 1.2 * x.nbytes)
+
+    def slowly():
+        yield x[: 2**17]
+        features.save("b", [x])  # as another process might, which ends first
+        yield x[2**17 :]
+
+    features.save("a", slowly())
+    folder = features._file("a").parent
+    assert features.load("a", x.shape) is not None and [p.name for p in folder.iterdir()] == ["a"]
+    for name, age in (("killed.part", 2 * 86400), ("young.part", 3600)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    (folder / "gone").symlink_to(folder / "nowhere")  # is listed and cannot be looked at, as one removed in between
+    features.save("c", [x])
+    assert sorted(p.name for p in folder.iterdir()) == ["c", "gone", "young.part"]
+
+
+def test_many_that_save_and_make_room_at_once_all_end(monkeypatch):
+    monkeypatch.setattr(features, "MOST_ON_DISK", 1000)
+    failed = []
+
+    def many(who):
+        try:
+            for i in range(100):
+                features.save(f"{who}-{i % 5}", [np.zeros(64, np.float32)] * 2)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=many, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert not list(features._file("").glob("*.part"))
+
+
+def test_a_cache_that_cannot_be_written_is_told_where_a_run_needs_it(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "cache_dir", lambda: tmp_path / "file")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        features.save("a", [np.zeros(1)])
+    with pytest.raises(MachineError, match=r"file/features cannot be written: .*JFT_CACHE"):
+        features.save("a", [np.zeros(1)], needed=True)
+    monkeypatch.setattr(train, "memory_budget", lambda share: 0)
+    with pytest.raises(MachineError, match="cannot be written"):
+        train.train(config(folder, tmp_path / "run", features="disk"))
+    monkeypatch.undo()
+    monkeypatch.setenv("JFT_CACHE", str(tmp_path / "cache"))
+    train.train(config(folder, tmp_path / "run", features="disk"))
 
 
 def test_the_key_is_of_all_that_features_depend_on():

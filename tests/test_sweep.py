@@ -1,18 +1,22 @@
 """Sweeps: the space, trials as runs, pruning, and that a sweep that was stopped goes on as if it had not been."""
 
+import contextlib
+import errno
 import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jft import Stage, cli, features, sweep, train
+from jft import Stage, cli, features, lock, sweep, train
+from jft.checkpoint import Checkpoints
 from jft.config import Config, write_json
-from jft.errors import UserError
-from jft.run import MOST_SHARED, Result, Shared
+from jft.errors import MachineError, UserError
+from jft.run import MOST_SHARED, Result, Shared, entered, running
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -96,8 +100,6 @@ class Runs:
         self.stop_at, self.lrs = stop_at, []
 
     def __call__(self, config, watch, shared):
-        from pathlib import Path
-
         if config.plan == "vpt":
             raise UserError("Prompts are for tokens.")
         folder = Path(config.workdir)
@@ -187,6 +189,129 @@ def test_a_trial_that_cannot_be_is_told_and_left_behind(monkeypatch, tmp_path):
         with pytest.raises(UserError, match="Prompts are for tokens"):
             run(monkeypatch, tmp_path / "t", space={"plan": ["vpt", "head"]})
     run(monkeypatch, tmp_path / "t", space={"plan": ["head"]})
+
+
+def full_disk(folder):
+    with running(folder):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "metrics.jsonl"))
+
+
+def full_memory(folder):
+    with running(folder):
+        raise MemoryError
+
+
+def checkpoint(folder):
+    with contextlib.closing(Checkpoints(folder / "checkpoints")) as kept, kept._writing():
+        raise ValueError("No space left on device")
+
+
+def in_use(folder):
+    folder.mkdir(parents=True)
+    with lock.hold(folder), entered(folder, {}, print):
+        pass
+
+
+def taken_over(folder):
+    folder.mkdir(parents=True)
+    with lock.hold(folder) as ours:
+        (folder / "lock").write_text("{}")
+        ours()
+
+
+def not_writable(folder):
+    folder.parent.mkdir()
+    (folder.parent / "file").touch()
+    with entered(folder.parent / "file" / "run", {}, print):
+        pass
+
+
+@pytest.mark.parametrize("hit", [full_disk, full_memory, checkpoint, in_use, taken_over, not_writable])
+def test_disk_memory_and_locks_stop_the_sweep_and_cost_no_trial(monkeypatch, tmp_path, hit):
+    runs, space = Runs(), {"lr": [1e-4, 1e-3, 1e-2]}
+
+    def failing(config, watch, shared):
+        return runs(config, watch, shared) if not runs.lrs else hit(tmp_path / "hit" / "run")
+
+    with pytest.raises(MachineError):
+        run(monkeypatch, tmp_path / "s", failing, space=space)
+    assert not (tmp_path / "s" / "lock").exists()
+    done, runs = run(monkeypatch, tmp_path / "s", runs, space=space)
+    assert [r["state"] for r in done.rows] == ["complete"] * 3
+    assert runs.lrs == [1e-4, 1e-3, 1e-2]
+
+
+def test_a_full_disk_that_took_a_part_of_the_studys_last_line_costs_nothing(monkeypatch, tmp_path):
+    whole, _ = run(monkeypatch, tmp_path / "whole", trials=6)
+    run(monkeypatch, tmp_path / "s", trials=2)
+    with open(tmp_path / "s" / "study.journal", "ab") as file:
+        file.write(b'{"op_code":4,"wor')
+    for trials in (4, 6):
+        done, _ = run(monkeypatch, tmp_path / "s", trials=trials)
+    assert [r["values"] for r in done.rows] == [r["values"] for r in whole.rows]
+
+
+def test_two_processes_do_not_share_a_sweep(monkeypatch, tmp_path):
+    runs, second = Runs(), []
+
+    def train(config, watch, shared):
+        if not second:
+            second.append(None)
+            with pytest.raises(MachineError, match=r"s is in use: process .* --workdir"):
+                run(monkeypatch, tmp_path / "s", runs, trials=3)
+            monkeypatch.setattr(sweep, "train", train)
+        return runs(config, watch, shared)
+
+    done, _ = run(monkeypatch, tmp_path / "s", train, trials=3)
+    assert [r["state"] for r in done.rows] == ["complete"] * 3 and len(runs.lrs) == 3
+    dead = {"pid": 1, "host": "here", "place": lock._place(), "started": "-1"}
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "lock").write_text(json.dumps(dead))  # of one that was killed before it wrote anything
+    run(monkeypatch, tmp_path / "t", trials=1)
+
+
+def ended(config, **val):
+    folder = Path(config.workdir)
+    folder.mkdir(parents=True)
+    result = {"val": val, "seconds": {"total": 1.0}}
+    write_json(folder / "result.json", result)
+    return Result(folder, result)
+
+
+@pytest.mark.parametrize("loss", ["NaN", "Infinity"])
+def test_a_loss_that_is_no_number_is_the_worst(monkeypatch, tmp_path, loss):
+    losses = {1e-4: 1.0, 1e-3: loss, 1e-2: 0.5, 1e-1: loss}
+
+    def train(config, watch, shared):
+        return ended(config, accuracy=0.5, loss=losses[config.lr])
+
+    done, _ = run(monkeypatch, tmp_path / "s", train, space={"lr": list(losses)})
+    assert done.best["values"] == {"lr": "0.01"}
+    assert [r["loss"] for r in json.loads((tmp_path / "s" / "result.json").read_text())["trials"]] == [*losses.values()]
+
+
+def test_a_trial_whose_validations_were_no_numbers_has_none(monkeypatch, tmp_path):
+    """Of quantities R² is then −∞, which no JSON holds."""
+
+    def train(config, watch, shared):
+        watch({"val_r2": -math.inf if config.lr > 1e-3 else 0.5, "done": 0.5, "final": True})
+        if config.lr > 1e-3:
+            raise UserError("The loss of 10 steps in a row was not finite.")
+        return ended(config, r2=0.5, loss=1.0)
+
+    done, _ = run(monkeypatch, tmp_path / "s", train, space={"lr": [1e-3, 1e-2]})
+    assert "r2" not in done.rows[1] and done.rows[1]["state"] == "failed"
+    assert json.loads((tmp_path / "s" / "result.json").read_text())["trials"] == done.rows
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [({"seeds": 5}, "--seeds is 5; a trial is one run"), ({"distributed": True}, "--distributed is for")],
+)
+def test_what_a_trial_cannot_be_is_refused(tmp_path, fields, told):
+    with pytest.raises(UserError, match=told):
+        sweep.sweep(config("bees", tmp_path / "s", **fields), LR)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_value_that_no_config_takes_is_told_before_any_trial(monkeypatch, tmp_path):

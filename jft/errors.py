@@ -27,7 +27,7 @@ class UserError(Exception):
 
 
 class MachineError(UserError):
-    """A disk, memory or another process's lock is in the way, whatever was asked for: the same command goes on."""
+    """Disk, memory, a lock or unreadable data are in the way, not what was asked for: the same command goes on."""
 
 
 def near(given: str, known: Iterable[str], n: int = 5) -> str:

@@ -42,7 +42,7 @@ from jft.checkpoint import Checkpoints
 from jft.config import PLACE, Config, describe, load_object, write_json
 from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare
-from jft.errors import UserError
+from jft.errors import MachineError, UserError
 from jft.files import writing
 from jft.hyper import settle
 from jft.lora import LoraModel, added, write_adapter
@@ -343,7 +343,7 @@ class Run:
         """Raises UserError where other images can be read than when the state was saved: the order would be another."""
         for name, count in before.items():
             if (now := len(self.data[name].labels)) != count:
-                raise UserError(
+                raise MachineError(
                     f"Of {name} {count} images could be read when this run was saved, and {now} can be now; those left "
                     "out are told above. When it is as before, the same command goes on; name another --workdir to "
                     "train on what there is."

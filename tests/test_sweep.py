@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -226,7 +227,15 @@ def not_writable(folder):
         pass
 
 
-@pytest.mark.parametrize("hit", [full_disk, full_memory, checkpoint, in_use, taken_over, not_writable])
+def other_images(folder):
+    split = SimpleNamespace(labels=[0, 1])
+    train.Run._same_images(SimpleNamespace(data={"train": split}), {"train": 3})
+
+
+HITS = [full_disk, full_memory, checkpoint, in_use, taken_over, not_writable, other_images]
+
+
+@pytest.mark.parametrize("hit", HITS)
 def test_disk_memory_and_locks_stop_the_sweep_and_cost_no_trial(monkeypatch, tmp_path, hit):
     runs, space = Runs(), {"lr": [1e-4, 1e-3, 1e-2]}
 

@@ -282,7 +282,8 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "sweep",
         "Search for the values of some fields",
         _sweep,
-        "Every trial is a run in W/trials; the same command on an interrupted sweep goes on with it. A config file may "
+        "Every trial is one run, in W/trials, without --seeds and --distributed; the same command on an interrupted "
+        "sweep goes on with it. A config file may "
         'say SPACE = {"lr": ("log", 1e-5, 1e-2), "plan": ["head", "lp-ft"]}. Needs Optuna: pip install "jft[sweep]".',
     )
     _config_options(swept, free)

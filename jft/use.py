@@ -1,13 +1,12 @@
 """Using a model: evaluate it on labelled images, predict on others; a finished run's model, or a pretrained one."""
 
 import contextlib
-import csv
 import glob
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from jft.models import make_model
 from jft.models.base import Model
 from jft.preprocess import Preprocess
 from jft.report.live import make_display
-from jft.run import read_json
+from jft.run import fingerprint, read_json
 from jft.step import FEATURES, make_eval_step
 from jft.table import Row, Writable, rows_to
 
@@ -39,20 +38,34 @@ def open_model(where: str | Path) -> Bundle:
 
     Raises UserError where there is none yet.
     """
+    where = os.path.expanduser(where)
     folder = Path(where)
-    begun = (folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists()
-    if begun and not (folder / "model").is_dir():
-        raise UserError(
-            f"{folder} holds a run that is not finished. Give its command again, and it goes on to the end."
-        )
-    return bundle.load(where)
+    with _reading(folder):
+        begun = (folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists()
+        if begun and not (folder / "model").is_dir():
+            raise UserError(
+                f"{folder} holds a run that is not finished. Give its command again, and it goes on to the end."
+            )
+        return bundle.load(where)
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """What may not be read is the user's to mend."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
 
 
 def pretrained(model: str | None, source: str | None = None) -> Bundle:
     """A pretrained model as it is, its own head included; without a name, weights that are a bundle of ours."""
+    source = os.path.expanduser(source) if source else source
     if model is None:
-        if source and (found := bundle.find(source)):
-            return bundle.load(found)
+        if source:
+            with _reading(Path(source)):
+                if found := bundle.find(source):
+                    return bundle.load(found)
         raise UserError(f"{source} is no model that jft saved, so --model must say what these weights are of.")
     classes = weights.head_size(make_model(model), source)
     if classes is None:
@@ -178,12 +191,18 @@ def evaluate_dataset(
 ) -> dict[str, Any]:
     """Metrics over the images of a data set that can be read, and how many were left out.
 
-    Raises UserError where the data have classes that the model does not know.
+    Of a model that can say several labels an image with one has a set of one. Raises UserError where the data have
+    classes that the model does not know, or several labels an image for a model of one.
     """
     classes = list(model.classes)
     if model.quantities != dataset.quantities:
         says, have = ("numbers", "classes") if model.quantities else ("classes", "numbers")
         raise UserError(f"The model predicts {says}, and the labels of the data are {have}.")
+    if dataset.several and not model.multi_label:
+        raise UserError(
+            "The model says one label an image, and images of these data have several. Give it data of one label an "
+            "image (in a CSV, no | in the column label), or fine-tune a model on data of several."
+        )
     if unknown := [c for c in dataset.classes if c not in classes]:
         raise UserError(
             f"The data have {'quantities' if model.quantities else 'classes'} that the model does not know: "
@@ -200,11 +219,12 @@ def evaluate_dataset(
         return metrics.quantities(done.logits[:, place], labels, dataset.classes) | left_out
     if labels.ndim == 1:
         labels = place[labels]
+        labels = np.eye(len(classes), dtype=np.float32)[labels] if model.multi_label else labels
     else:
         wide = np.zeros((len(labels), len(classes)), labels.dtype)
         wide[:, place] = labels
         labels = wide
-    scores = metrics.summary(probabilities(done.logits, labels.ndim == 2), labels, classes)
+    scores = metrics.summary(probabilities(done.logits, model.multi_label), labels, classes)
     return scores | {"count": len(labels)} | left_out
 
 
@@ -250,24 +270,47 @@ def _own_data(workdir: str | Path, given: str) -> Any:
 
 
 def own_validation(workdir: str | Path) -> sources.Dataset:
-    """The validation images of a run. Raises UserError where its data are not there now."""
+    """The validation images of a run. Raises UserError where its data are not there now, or have changed."""
     val = own_splits(workdir).val
-    assert val is not None  # the run had one
+    if val is None:
+        raise UserError(f"The data of {workdir} have no validation images now. Pass --data.")
     return val
 
 
 def own_splits(workdir: str | Path) -> sources.Splits:
-    """The data of a run as it divided them. Raises UserError where they are not there now."""
-    about = read_json(Path(workdir) / "config.json")
-    if "config" not in about:
-        raise UserError(f"{workdir} is a model, not a run, so it names no validation images. Pass --data.")
-    config, given = _settings(workdir, about)
-    if not (isinstance(config["data"], str) and (Path(given).exists() or ":" in given)):
+    """The data of a run as it divided them, `shots` aside. Raises UserError where they are not there, or have changed.
+
+    One image more is enough to divide a folder otherwise, and what the run was trained on would count as validation.
+    """
+    workdir = Path(workdir).expanduser()
+    with _reading(workdir):
+        about = read_json(workdir / "config.json")
+        if "config" not in about:
+            raise UserError(f"{workdir} is a model, not a run, so it names no validation images. Pass --data.")
+        config, given = _settings(workdir, about)
+        if not (isinstance(config["data"], str) and (Path(given).exists() or ":" in given)):
+            raise UserError(
+                f"{workdir} was trained on {given}, which is not here now, or was given in Python. Pass --data."
+            )
+        found = _own_data(workdir, given)
+        splits = sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
+    # Runs of early versions do not say what they saw.
+    if isinstance(had := about.get("data_sha256"), str) and had != fingerprint(_as_trained(splits, config)):
         raise UserError(
-            f"{workdir} was trained on {given}, which is not here now, or was given in Python. Pass --data."
+            f"{given} has changed since {workdir} was trained on it: its images, their labels, or what "
+            f"{sources.QUARANTINE} leaves out. Which were for validation cannot be told now. Undo the change, train "
+            "again, or pass --data with images that it was not trained on."
         )
-    found = _own_data(workdir, given)
-    return sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
+    return splits
+
+
+def _as_trained(splits: sources.Splits, config: dict[str, Any]) -> sources.Splits:
+    """With `shots` images a class, where the run asked for them."""
+    if not isinstance(shots := config.get("shots"), int):
+        return splits
+    from jft.build import few_shots  # of this module's own layer
+
+    return replace(splits, train=few_shots(splits.train, shots, config["seed"]))
 
 
 def pictures(
@@ -288,8 +331,8 @@ def pictures(
         listed: Iterable[str | Path] | None = None
         if text == "-":
             listed = _lines((stdin or sys.stdin.buffer).read())
-        elif text.lower().endswith(".csv") and Path(text).is_file():
-            listed = _column(Path(text))
+        elif text.lower().endswith(".csv") and os.path.isfile(file := os.path.expanduser(text)):
+            listed = _column(Path(file))
         if listed is not None:
             for path in map(Path, listed):
                 names.append(sources.shown(str(path)))
@@ -317,16 +360,12 @@ def _lines(content: bytes) -> list[str]:
 
 def _column(file: Path) -> list[Path]:
     """The paths of a CSV, from its own folder."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as table:
-            rows = csv.DictReader(table)
-            if "path" not in (rows.fieldnames or ()):
-                raise UserError(
-                    f"{file} has the columns {', '.join(rows.fieldnames or ())}; a column path is expected."
-                )
-            return [file.parent / row["path"] for row in rows if row["path"]]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{file} is no CSV in UTF-8: {error}.") from None
+    rows = sources.csv_rows(file, "path", lambda header: "" if "path" in header else "a column path is expected.")
+    found = []
+    for _, row in rows:
+        paths = (file.parent / text for text in sources.spellings(row["path"]))
+        found.append(next((path for path in paths if os.path.isfile(path)), file.parent / row["path"]))
+    return found
 
 
 def predict_rows(
@@ -414,7 +453,8 @@ def write_predictions(
     count = bad = 0
     with contextlib.ExitStack() as stack:
         rows = predict_rows(model, images, top_k=top_k, probability_of_each=probability_of_each, **options)
-        writes = [stack.enter_context(rows_to(out, told, kind)) for out, kind in outs]
+        files = [(os.path.expanduser(out) if isinstance(out, str | Path) else out, kind) for out, kind in outs]
+        writes = [stack.enter_context(rows_to(out, told, kind)) for out, kind in files]
         for one in rows:
             for write in writes:
                 write([one])

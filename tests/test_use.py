@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import errno
 import io
 import json
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,12 @@ import pytest
 from PIL import Image
 
 from jft import bundle, table, use
+from jft.build import read_data
 from jft.config import Config
 from jft.data import sources
 from jft.errors import UserError
 from jft.hyper import follow_weights
+from jft.run import fingerprint
 from jft.use import evaluate_dataset, predict, pretrained, probabilities, run_model
 
 REAL = {
@@ -94,6 +99,104 @@ def test_classes_are_matched_by_name_not_by_place(model):
 def test_classes_the_model_does_not_know_are_refused(model):
     with pytest.raises(UserError, match="does not know: dogs"):
         evaluate_dataset(model, sources.arrays(pictures(2), np.array([0, 1], np.int32), ["a", "dogs"]))
+
+
+def test_the_model_decides_whether_an_image_has_several_labels(model):
+    labels = np.arange(6, dtype=np.int32) % 3
+    one = sources.arrays(pictures(6), labels, ["c", "a", "b"])
+    several = dataclasses.replace(one, labels=np.eye(3, dtype=np.float32)[labels])
+    sigmoids = dataclasses.replace(model, multi_label=True)
+    scores = evaluate_dataset(sigmoids, one)
+    assert scores == evaluate_dataset(sigmoids, several) and "balanced_accuracy" not in scores
+    assert "balanced_accuracy" in evaluate_dataset(model, one)
+    with pytest.raises(UserError, match="images of these data have several"):
+        evaluate_dataset(model, several)
+
+
+def test_a_lists_columns_are_named_as_in_training_and_no_row_is_dropped(photos, tmp_path):
+    listed = tmp_path / "list.csv"
+    name = unicodedata.normalize("NFC", "é.png")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / name).write_bytes((photos / "0.png").read_bytes())
+    rows = f"1, {name}\n\n2,sub\\{unicodedata.normalize('NFD', name)}\n3,gone.png\n"
+    listed.write_text("\ufeffid, Path \n" + rows.replace(" ", ""), encoding="utf-8")
+    assert use.pictures([listed])[0].names == tuple(str(tmp_path / n) for n in (name, f"sub/{name}", "gone.png"))
+    listed.write_text("id,path\n1,a.png\n2,\n")
+    with pytest.raises(UserError, match=r"list\.csv, line 3: the path is empty"):
+        use.pictures([listed])
+    listed.write_text("path\na,b.png\n")
+    with pytest.raises(UserError, match=r"line 2: 2 values for 1 columns.*double quotes"):
+        use.pictures([listed])
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A folder of two classes, and a function that makes the folder of a run on it: its config.json, no more."""
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i, pixels in enumerate(pictures(10)):
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+
+    def make(**fields):
+        config = Config(data=str(tmp_path / "data"), val_fraction=0.2, seed=3, **fields)
+        about = {
+            "config": {"data": config.data, "seed": 3, "val_fraction": 0.2, "shots": config.shots},
+            "data": config.data,
+            "data_sha256": fingerprint(read_data(config)),
+        }
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "config.json").write_text(json.dumps(about))
+        return tmp_path / "run"
+
+    return tmp_path / "data", make
+
+
+@pytest.mark.parametrize("shots", [None, 3])
+def test_images_that_changed_since_a_run_are_not_its_own(begun, shots):
+    data, make = begun
+    run = make(shots=shots)
+    before = use.own_validation(run).names
+    assert len(before) == 4 and len(use.own_splits(run).train) == 16
+    for name in ("cat", "dog"):
+        shutil.copy(data / name / "0.png", data / name / "00.png")
+    assert set(sources.load(data, seed=3).val.names) - set(before)  # which had been for training
+    for function in (use.own_validation, use.own_splits):
+        with pytest.raises(UserError, match=r"data has changed since .*run was trained.*pass --data"):
+            function(run)
+    about = json.loads((run / "config.json").read_text())
+    del about["data_sha256"]  # as before runs had it
+    (run / "config.json").write_text(json.dumps(about))
+    assert len(use.own_validation(run)) == 4
+
+
+def test_a_home_is_found(model, photos, begun, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    begun[1]()
+    bundle.save(
+        tmp_path / "run" / "model", model_name="tiny_vit", model_options={"num_classes": 3, "image_size": [32, 32]},
+        params=model.params, batch_stats=model.batch_stats, classes=model.classes, preprocess=model.preprocess,
+    )  # fmt: skip
+    assert use.open_model("~/run").classes == pretrained(None, "~/run").classes == model.classes
+    assert use.open_model(Path("~/run")).classes == model.classes
+    assert len(use.own_validation("~/run")) == 4
+    (tmp_path / "list.csv").write_text(f"path\n{photos / '0.png'}\n")
+    (told,) = predict("~/run", ["~/list.csv"])
+    assert told["path"] == str(photos / "0.png") and not told["error"]
+    use.write_predictions([("~/p.csv", None)], model, ["~/list.csv"])
+    assert (tmp_path / "p.csv").is_file()
+
+
+def test_a_run_that_may_not_be_read(begun, monkeypatch):
+    run = begun[1]()
+
+    def denied(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    monkeypatch.setattr(Path, "read_text", denied)
+    for function in (use.open_model, use.own_splits, use.evaluate):
+        with pytest.raises(UserError, match=r"cannot be read: Permission denied"):
+            function(run)
 
 
 def test_predict_takes_arrays_pictures_and_paths(model, tmp_path):

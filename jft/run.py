@@ -37,6 +37,7 @@ def _listen(event: str, duration_secs: float, **_: Any) -> None:
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
 PHASES = ("import", "compile", "data", "features", "train", "eval", "save")
+SAMPLE = 32  # images of each split that are read to tell a data set from another one with the same names
 MOST_SHARED = 4  # arrays of features: training and validation at two cuts
 
 
@@ -196,6 +197,19 @@ def fingerprint(splits: Splits) -> str:
     return digest.hexdigest()
 
 
+def contents(splits: Splits) -> str:
+    """A hash of some images of every split: `fingerprint` is the same for copies that were resized or changed."""
+    digest = hashlib.sha256()
+    for split in filter(None, (splits.train, splits.val, splits.test)):
+        for i in np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(int)).tolist():
+            content: Any = b""
+            with contextlib.suppress(OSError, ValueError):  # told where the images are decoded
+                content = split.read(i)
+            content = content if isinstance(content, bytes) else np.asarray(content).tobytes()
+            digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
 def versions() -> dict[str, str]:
     """Of Python, of this package and of what it computes with."""
     names = ("jft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
@@ -276,6 +290,7 @@ def entered(
                 _sweep(workdir)
                 if (workdir / "config.json").exists():
                     note(f"{workdir} holds an interrupted run of this configuration: going on with it.")
+                    _follow(workdir / "config.json", what)
                 else:
                     write_json(workdir / "config.json", {"format": FORMAT, **what})
         except OSError as error:
@@ -290,6 +305,30 @@ def _sweep(workdir: Path) -> None:
             shutil.rmtree(left)
         elif left.suffix == PART:
             left.unlink()
+
+
+def _follow(file: Path, what: Mapping[str, Any]) -> None:
+    """Note in a run's config.json where its data and weights lie now: who reads it looks for them there."""
+    old, new = read_json(file), json.loads(json.dumps(what))
+    moved = {k: new[k] for k in ("data", "weights") if k in new}
+    fields = {k: new["config"][k] for k in ("data", "weights") if k in new["config"]}
+    if (now := {**old, **moved, "config": old["config"] | fields}) != old:
+        write_json(file, now)
+
+
+def _forget_places(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Leave out of two runs' configs where their data and weights lie, if these are the same."""
+
+    def same(key: str) -> bool:
+        return old.get(key) is not None and old.get(key) == new.get(key)
+
+    known = all(isinstance(about["config"].get("data"), str) for about in (old, new))
+    if known and (same("data") or same("data_contents")):
+        for about in (old, new):
+            del about["config"]["data"]
+    if same("weights_sha256") and same("preprocess"):  # what lies beside weights says how images are prepared for them
+        for about in (old, new):
+            about["config"].pop("weights", None)
 
 
 def _look(workdir: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -307,7 +346,9 @@ def _look(workdir: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
     # A field that the run was begun without has its default.
     defaults = {k: v for k, v in describe(Config()).items() if k not in PLACE}
     old["config"] = defaults | old["config"]
-    old, asked = ({k: about.get(k) for k in keys} for about in (old, json.loads(json.dumps(what))))
+    asked = json.loads(json.dumps(what))
+    _forget_places(old, asked)
+    old, asked = ({k: about.get(k) for k in keys} for about in (old, asked))
     if lines := differences(old, asked):
         raise UserError(
             f"{workdir} holds a run of another configuration (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"

@@ -57,6 +57,7 @@ from jft.run import (
     Result,
     Shared,
     compile_cache,
+    contents,
     data_path,
     default_workdir,
     entered,
@@ -129,6 +130,7 @@ def train(
             "weights": str(loaded.path),
             "weights_sha256": loaded.sha256,
             "data_sha256": fingerprint(splits),
+            "data_contents": contents(splits),
             "versions": versions(),
         }
         with shared_entry(workdir, what, display.note) as (finished, ours, workdir), running(workdir):

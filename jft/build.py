@@ -519,16 +519,12 @@ def make_leg_optimizer(
 def _check_loss(loss: Any, data: sources.Dataset) -> None:
     """Raises UserError for a loss of ours on labels that it is not for: it would learn something else, or nothing."""
     loss = loss.func if isinstance(loss, partial) else loss
-    of_classes = (losses.cross_entropy, losses.focal)
-    of_several = (losses.binary_cross_entropy, losses.binary_focal, losses.asymmetric)
-    of_quantities = (losses.squared_error, losses.huber)
-    if data.quantities and loss in (*of_classes, *of_several):
-        fit = of_quantities
-    elif data.several and loss in of_classes:
-        fit = of_several
-    elif not data.quantities and loss in of_quantities:
-        fit = of_several if data.several else of_classes
-    else:
+    of_classes: tuple[Any, ...] = (losses.cross_entropy, losses.focal)
+    of_several: tuple[Any, ...] = (losses.binary_cross_entropy, losses.binary_focal, losses.asymmetric)
+    of_quantities: tuple[Any, ...] = (losses.squared_error, losses.huber)
+    # A binary loss of one label an image is as good as any: a sigmoid a class.
+    fit = of_quantities if data.quantities else of_several if data.several else (*of_classes, *of_several)
+    if loss in fit or loss not in (*of_classes, *of_several, *of_quantities):
         return
     labels = "quantities" if data.quantities else "several labels an image" if data.several else "one label an image"
     names = ", ".join(f"jft.losses:{f.__name__}" for f in fit)

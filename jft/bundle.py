@@ -111,7 +111,7 @@ def load(where: str | Path) -> Bundle:
 
     Raises UserError where there is none, or where it is damaged or of a newer format.
     """
-    folder = locate(where).path.parent if str(where).startswith("hf:") else Path(where)
+    folder = locate(where).path.parent if str(where).startswith("hf:") else Path(where).expanduser()
     folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
     file = folder / "config.json"
     try:

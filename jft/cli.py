@@ -151,6 +151,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 2
+        if isinstance(error, PermissionError) and error.filename is not None:
+            print(
+                f"jft: {printable(str(error.filename))} cannot be read or written: {error.strerror}. Its owner can "
+                "permit it; or name another place.",
+                file=sys.stderr,
+            )
+            return 2
         traceback.print_exc()
         print(f"jft: a fault of ours ({type(error).__name__}). Please report it with the lines above.", file=sys.stderr)
         return 1

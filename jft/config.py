@@ -230,7 +230,11 @@ class Config:
     track: tuple[Any, ...] = _opt(
         (), "also log to tensorboard, mlflow, or module:name, a function (workdir, about, step) -> Tracker"
     )
-    deterministic: bool = _opt(False, "bit-equal repetition on a GPU too, some tenths slower (on a CPU it always is)")
+    deterministic: bool = _opt(
+        False,
+        "bit-equal repetition on a GPU too, some tenths slower (on a CPU it always is); in a process where jax has "
+        "computed nothing yet",
+    )
     objective: Callable | None = _opt(
         None, "module:name of what is minimised; default: jft.step:supervised, L(f, D) + λ R(f, f_s)"
     )

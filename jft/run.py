@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import xla_bridge
 
 from jft import lock
 from jft.config import PLACE, Config, describe, differences, write_json
@@ -37,6 +38,8 @@ def _listen(event: str, duration_secs: float, **_: Any) -> None:
 
 jax.monitoring.register_event_duration_secs_listener(_listen)
 PHASES = ("import", "compile", "data", "features", "train", "eval", "save")
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+TOO_LATE = f"--deterministic has no effect here: jax has begun. Start the process with XLA_FLAGS={DETERMINISTIC}."
 SAMPLE = 32  # images of each split that are read to tell a data set from another one with the same names
 MOST_SHARED = 4  # arrays of features: training and validation at two cuts
 
@@ -214,6 +217,22 @@ def versions() -> dict[str, str]:
     """Of Python, of this package and of what it computes with."""
     names = ("jft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def make_deterministic() -> bool:
+    """Have XLA use deterministic operations alone; False where that has no effect any more, on a GPU.
+
+    XLA reads its flags once, with the first use of a device, as `jax.devices()` is in a notebook.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if DETERMINISTIC.split("=")[0] in flags:
+        return True
+    # Not public: without it nobody is warned. To ask for the devices would be their first use.
+    begun = getattr(xla_bridge, "backends_are_initialized", lambda: False)
+    if not begun():
+        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
+        return True
+    return jax.default_backend() != "gpu"
 
 
 def compile_cache() -> None:

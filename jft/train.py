@@ -53,6 +53,7 @@ from jft.report.card import model_card
 from jft.report.live import make_display
 from jft.report.log import plain
 from jft.run import (
+    TOO_LATE,
     Clock,
     Result,
     Shared,
@@ -62,6 +63,7 @@ from jft.run import (
     default_workdir,
     entered,
     fingerprint,
+    make_deterministic,
     running,
     versions,
 )
@@ -93,13 +95,14 @@ def train(
     Raises UserError for whatever a user can mend, Interrupted when SIGINT or SIGTERM stopped the run (it has saved).
     """
     clock = Clock()
-    if config.deterministic and "--xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    late = config.deterministic and not make_deterministic()
     compile_cache()
     if config.distributed:
         shard.join()
     display = make_display(config.display if shard.first() else "quiet")
     with contextlib.closing(display):
+        if late:
+            display.warn(TOO_LATE)
         with clock("data"):
             splits = read_data(config)
             config = settle(config, splits, display.note)

@@ -1,7 +1,9 @@
 """The command line as a user meets it: help, the whole way, and every kind of wrong input with its one message."""
 
 import csv
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -253,3 +255,15 @@ def test_overrides_are_typed():
     assert config.override(base, "penalty", ["jft.penalties:l2_sp"]).penalty.__name__ == "l2_sp"
     with pytest.raises(UserError, match="Did you mean epochs"):
         config.override(base, "epoch", ["3"])
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_what_may_not_be_read_is_one_line_with_its_name(monkeypatch, capsys, number):
+    def refuse(*_):
+        raise PermissionError(number, os.strerror(number), "runs/a\x1b/config.json")
+
+    monkeypatch.setattr(cli, "configs_of", refuse)
+    assert cli.main(["finetune", "--data", "bees"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"jft: runs/a\\x1b/config.json cannot be read or written: {os.strerror(number)}. ")
+    assert told.count("\n") == 1

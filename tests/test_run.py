@@ -1,14 +1,16 @@
 """Entering a run's folder: the same data and weights are the same run wherever they lie; others are refused."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from jft import train
+from jft import run, train
 from jft.config import PLACE, Config, describe
 from jft.data import sources
 from jft.errors import UserError
@@ -37,8 +39,6 @@ def job1(folder, tmp_path):
     """What a job has staged: a data set and weights."""
     root = tmp_path / "job1"
     shutil.copytree(folder, root / "bees")
-    import jax
-
     params, stats = make_model("tiny_vit", num_classes=1000).init(jax.random.key(0))
     write_safetensors(root / "tiny.safetensors", {n: np.asarray(v) for n, v in (params | stats).items()})
     return root
@@ -137,3 +137,25 @@ def test_contents_are_those_of_the_images(folder):
     assert contents(splits) == contents(sources.load(str(folder)))
     assert fingerprint(other) == fingerprint(splits)
     assert len({contents(s) for s in (splits, other, arrays)}) == 3
+
+
+def test_deterministic_operations_are_asked_for_before_jax_begins(monkeypatch):
+    flags = "--xla_force_host_platform_device_count=8"
+    monkeypatch.setattr(run.xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert run.make_deterministic() and os.environ["XLA_FLAGS"] == f"{flags} {run.DETERMINISTIC}"
+    monkeypatch.setattr(run.xla_bridge, "backends_are_initialized", lambda: True)
+    assert run.make_deterministic()  # of the next run in the same process
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert run.make_deterministic()  # a CPU is anyway
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for _ in range(2):  # each run is told
+        assert not run.make_deterministic() and os.environ["XLA_FLAGS"] == flags
+
+
+def test_deterministic_says_where_it_comes_too_late(job1, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(train, "make_deterministic", lambda: False)
+    (job1 / "tiny.safetensors").unlink()
+    with pytest.raises(UserError, match="tiny"):
+        train.train(config(job1, tmp_path / "run").replace(deterministic=True, display="plain"))
+    assert "--deterministic has no effect here" in "".join(capfd.readouterr())

@@ -66,7 +66,7 @@ EXAMPLES = {
   jft import old.pth --model resnet50 --skip 'ema.*' --out resnet50.safetensors""",
     "average": """
   jft average runs/bees-resnet50-full                           WiSE-FT: between the pretrained and the tuned weights
-  jft average runs/bees/runs/seed* --out bees-soup              a greedy soup of five seeds
+  jft average runs/bees/runs/seed* --out bees-soup              a greedy soup of runs that share a validation set
   jft average runs/bees-resnet50-full --snapshots               of one run's validations (trained with --snapshots)""",
     "push": """
   jft push runs/bees-resnet50-head me/bees                      the model's folder, to a public repository

@@ -245,8 +245,10 @@ def table(rows: list[dict[str, str]]) -> str:
     order: list[str] = []
     for method in METHODS:
         order += [method, *(f"{method}, {name}" for name in WEIGHED if method in BETWEEN)]
-    for shots in dict.fromkeys(r["shots"] for r in rows):
+    for shots in map(str, (*[n for n in STEPS if n], "all")):
         here = [r for r in rows if r["shots"] == shots]
+        if not here:
+            continue
         models = [m for m in MODELS if any(r["model"] == m for r in here)]
         head = [f"{model}: {' | '.join(DATA)} | s" for model in models]
         title = {"1": "1 image a class", "all": "all images"}.get(shots, f"{shots} images a class")

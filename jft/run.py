@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import xla_bridge
 
 from jft import lock
 from jft.config import PLACE, Config, describe, differences, write_json
@@ -227,12 +226,19 @@ def make_deterministic() -> bool:
     flags = os.environ.get("XLA_FLAGS", "")
     if DETERMINISTIC.split("=")[0] in flags:
         return True
-    # Not public: without it nobody is warned. To ask for the devices would be their first use.
-    begun = getattr(xla_bridge, "backends_are_initialized", lambda: False)
-    if not begun():
+    if not _begun():
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
         return True
     return jax.default_backend() != "gpu"
+
+
+def _begun() -> bool:
+    """Whether jax has used a device. To ask it for the devices would be their first use."""
+    try:
+        from jax._src.xla_bridge import backends_are_initialized
+    except ImportError:  # it is not public: without it nobody is warned
+        return False
+    return bool(backends_are_initialized())
 
 
 def compile_cache() -> None:

@@ -141,10 +141,10 @@ def test_contents_are_those_of_the_images(folder):
 
 def test_deterministic_operations_are_asked_for_before_jax_begins(monkeypatch):
     flags = "--xla_force_host_platform_device_count=8"
-    monkeypatch.setattr(run.xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: False)
     monkeypatch.setenv("XLA_FLAGS", flags)
     assert run.make_deterministic() and os.environ["XLA_FLAGS"] == f"{flags} {run.DETERMINISTIC}"
-    monkeypatch.setattr(run.xla_bridge, "backends_are_initialized", lambda: True)
+    monkeypatch.setattr("jax._src.xla_bridge.backends_are_initialized", lambda: True)
     assert run.make_deterministic()  # of the next run in the same process
     monkeypatch.setenv("XLA_FLAGS", flags)
     assert run.make_deterministic()  # a CPU is anyway

@@ -362,7 +362,7 @@ class Run:
         for step, position in shard.together(self.checkpoints.positions):
             if not wanted(position):
                 continue
-            self._same_images(position["images"])
+            self._same_images(position.get("images", {}))  # none where an earlier version saved
             leg = self.legs[position["leg"]]
             like = {"state": self._changed(self._fresh(leg, self.initial, self.initial_stats), leg.number)}
             if position["best"]:

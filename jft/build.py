@@ -18,7 +18,7 @@ from jft.data.decode import resampling
 from jft.data.prepare import MIXERS, make_prepare, work_size
 from jft.data.prepare import check as check_augment
 from jft.diagnose import Suspect, make_diagnosis
-from jft.errors import UserError
+from jft.errors import UserError, theirs
 from jft.lora import LoraModel, with_lora
 from jft.memory import available
 from jft.models import make_model
@@ -384,8 +384,12 @@ def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources
     given = {"label": jax.ShapeDtypeStruct((config.batch, *label.shape[1:]), dtype)}
     try:
         told = jax.eval_shape(loss, logits, given).shape
-    except (TypeError, ValueError) as error:
-        raise UserError(f"The loss cannot take labels {given['label'].shape} of these data: {error}") from error
+    except Exception as error:
+        told = theirs(error)
+        if not told and not isinstance(error, TypeError | ValueError):
+            raise
+        taken = f"labels {given['label'].shape} of these data, {given['label'].dtype}, for logits {logits.shape}"
+        raise UserError(f"The loss cannot take {taken}: {told or error}") from error
     if told != (config.batch,):
         raise UserError(f"The loss gives {told} for a batch of {config.batch}; one value per example is expected.")
     for leg in lay_out(config, stages, model, len(splits.train)):

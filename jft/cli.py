@@ -16,7 +16,7 @@ from typing import Any
 
 from jft import __version__
 from jft.config import Config, load_config, load_file, override
-from jft.errors import FULL, UserError, disk, near, printable
+from jft.errors import FULL, UserError, disk, near, printable, theirs
 
 EXAMPLES = {
     "": """
@@ -157,6 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "permit it; or name another place.",
                 file=sys.stderr,
             )
+            return 2
+        if told := theirs(error):
+            print(f"jft: {printable(told, keep=LINES)}", file=sys.stderr)
             return 2
         traceback.print_exc()
         print(f"jft: a fault of ours ({type(error).__name__}). Please report it with the lines above.", file=sys.stderr)

@@ -3,7 +3,10 @@
 import difflib
 import errno
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 # What moves a terminal's cursor, changes its state, breaks a line or turns the direction of writing, and halves of
 # characters, which nothing can encode.
@@ -28,6 +31,28 @@ class UserError(Exception):
 
 class MachineError(UserError):
     """Disk, memory, a lock or unreadable data are in the way, not what was asked for: the same command goes on."""
+
+
+def theirs(error: BaseException) -> str | None:
+    """Where the user's own code, called by ours, raised an error, and its last lines; None where ours did.
+
+    Frames of installed packages and of Python's library count for whoever called them.
+    """
+    ours = Path(__file__).parent
+    libraries = tuple(map(Path, dict.fromkeys(sysconfig.get_paths()[k] for k in ("stdlib", "purelib", "platlib"))))
+
+    def installed(file: Path) -> bool:
+        return str(file).startswith("<") or any(map(file.is_relative_to, libraries))
+
+    frames = traceback.extract_tb(error.__traceback__)
+    called = [f for f in frames if Path(f.filename).is_relative_to(ours) or not installed(Path(f.filename))]
+    if not called or Path(called[-1].filename).is_relative_to(ours):
+        return None
+    last = called[-1]
+    own = [f for f in called if not Path(f.filename).is_relative_to(ours)][-3:]
+    lines = traceback.format_list([f for f in frames if f in own or f is frames[-1]])
+    told = f"{last.filename}, line {last.lineno}: {type(error).__name__}: {error}"
+    return "\n".join([told, *map(str.rstrip, lines)])
 
 
 def near(given: str, known: Iterable[str], n: int = 5) -> str:

@@ -78,3 +78,28 @@ def folder(tmp_path_factory) -> Path:
             pixels[..., 2 - i] += 100
             Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{j}.png")
     return root
+
+
+@pytest.fixture
+def crash(monkeypatch):
+    """`crash(config, at)`: a run that ends in the middle, when the line of the step `at` is written."""
+    from jft.report.track import Mirror
+    from jft.train import train
+
+    class Crash(Exception):
+        pass
+
+    def crash(made, at):
+        write = Mirror.write
+
+        def failing(self, row):
+            if row["step"] == at and "val_loss" not in row:
+                raise Crash
+            write(self, row)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Mirror, "write", failing)
+            with pytest.raises(Crash):
+                train(made)
+
+    return crash

@@ -127,6 +127,22 @@ def test_a_fault_of_ours_below_a_config_stays_one(tmp_path, monkeypatch, capsys)
     assert "a fault of ours (KeyError)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--loss", "--penalty"])
+def test_a_function_of_the_users_that_fails_within_a_run_is_told_as_theirs(
+    option, folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "import jax.numpy as jnp\ndef wrong(a, b):\n    return jnp.dot(jnp.ones(3), jnp.ones(7))\n"
+    )
+    made = ["finetune", "--data", str(folder), "--model", "tiny_vit", "--weights", "none", "--batch", "8"]
+    assert cli.main([*made, option, "own.py:wrong", *(["--penalty-weight", "1"] if "penalty" in option else [])]) == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'own.py'}, line 3: TypeError: " in told, told
+    assert "return jnp.dot(jnp.ones(3), jnp.ones(7))" in told and "ours" not in told and "step.py" not in told
+    assert ("for logits (8, 3)" in told) == (option == "--loss")
+
+
 def test_a_path_to_a_file_of_functions_is_told_in_one_way(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text("import jft\ndef loss(logits, batch):\n    return logits\n")

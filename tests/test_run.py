@@ -15,16 +15,11 @@ from jft.config import PLACE, Config, describe
 from jft.data import sources
 from jft.errors import UserError
 from jft.models import make_model
-from jft.report.track import Mirror
 from jft.run import contents, entered, fingerprint
 from jft.use import own_validation
 from jft.weights.writers import write_safetensors
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
-
-
-class Crash(Exception):
-    pass
 
 
 def config(root, workdir) -> Config:
@@ -44,28 +39,14 @@ def job1(folder, tmp_path):
     return root
 
 
-def crashed(made, monkeypatch):
-    write = Mirror.write
-
-    def crash(self, row):
-        if row["step"] == 5:
-            raise Crash
-        write(self, row)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Mirror, "write", crash)
-        with pytest.raises(Crash):
-            train.train(made)
-
-
 def told(workdir):
     return json.loads((workdir / "config.json").read_text())
 
 
-def test_a_run_goes_on_where_its_data_and_weights_lie_now(job1, tmp_path, monkeypatch):
+def test_a_run_goes_on_where_its_data_and_weights_lie_now(job1, tmp_path, crash):
     whole, cut, job2 = tmp_path / "whole", tmp_path / "cut", tmp_path / "job2"
     train.train(config(job1, whole))
-    crashed(config(job1, cut), monkeypatch)
+    crash(config(job1, cut), 5)
     job1.rename(job2)
     train.train(config(job2, cut))
     for file in ("metrics.jsonl", "predictions.csv", "model/model.safetensors"):
@@ -80,9 +61,9 @@ def test_a_run_goes_on_where_its_data_and_weights_lie_now(job1, tmp_path, monkey
     assert (cut / "config.json").read_bytes() == before
 
 
-def test_other_data_and_weights_are_refused_wherever_they_lie(job1, tmp_path, monkeypatch):
+def test_other_data_and_weights_are_refused_wherever_they_lie(job1, tmp_path, crash):
     cut, job2 = tmp_path / "cut", tmp_path / "job2"
-    crashed(config(job1, cut), monkeypatch)
+    crash(config(job1, cut), 5)
     before = (cut / "config.json").read_bytes()
     shutil.copytree(job1, job2)
     for file in (job2 / "bees").rglob("*.png"):  # the same names and labels

@@ -20,7 +20,6 @@ from jft.bundle import load
 from jft.config import Config
 from jft.errors import UserError
 from jft.lora import read_adapter
-from jft.report.track import Mirror
 from jft.run import entered
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -109,44 +108,20 @@ def test_another_config_on_the_folder_is_refused_with_the_differences(finished, 
         train.train(config(folder, finished.workdir, batch=16))
 
 
-class Crash(Exception):
-    pass
-
-
 # The first step, the first after the boundary between the stages, and, where there is time, others.
 @pytest.mark.parametrize("at", [1, 9, *(pytest.param(k, marks=pytest.mark.slow) for k in (5, 8, 12, 16))])
-def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, monkeypatch, at):
+def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, crash, at):
     """Crash when the line of this step is written: in stage 1, at the boundary, in stage 2, before the very end."""
-    write = Mirror.write
-
-    def crash(self, row):
-        if row["step"] == at and "val_loss" not in row:
-            raise Crash
-        write(self, row)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Mirror, "write", crash)
-        with pytest.raises(Crash):
-            train.train(config(folder, tmp_path / "run"))
+    crash(config(folder, tmp_path / "run"), at)
     train.train(config(folder, tmp_path / "run"))
     assert traces(tmp_path / "run") == traces(finished.workdir)
 
 
-def test_an_image_that_can_no_longer_be_read_stops_a_resumed_run(folder, tmp_path, monkeypatch):
+def test_an_image_that_can_no_longer_be_read_stops_a_resumed_run(folder, tmp_path, crash):
     """The images left are others in another order: going on would be another run."""
     shutil.copytree(folder, tmp_path / "data")
     made = config(tmp_path / "data", tmp_path / "run")
-    write = Mirror.write
-
-    def crash(self, row):
-        if row["step"] == 9:
-            raise Crash
-        write(self, row)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Mirror, "write", crash)
-        with pytest.raises(Crash):
-            train.train(made)
+    crash(made, 9)
     file = tmp_path / "data/red/3.png"
     content = file.read_bytes()
     file.write_bytes(content[:40])
@@ -218,18 +193,8 @@ def test_killed_by_the_system_and_begun_again_ends_bit_equal(folder, tmp_path):
 
 # A read that fails leaves Orbax's other reads to end in an event loop that is closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(finished, folder, tmp_path, monkeypatch):
-    write = Mirror.write
-
-    def crash(self, row):
-        if row["step"] == 12:
-            raise Crash
-        write(self, row)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Mirror, "write", crash)
-        with pytest.raises(Crash):
-            train.train(config(folder, tmp_path / "run"))
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(finished, folder, tmp_path, crash):
+    crash(config(folder, tmp_path / "run"), 12)
     newest = max((tmp_path / "run/checkpoints").iterdir(), key=lambda p: int(p.name) if p.name.isdigit() else -1)
     for file in (newest / "state").rglob("*"):
         if file.is_file() and "/d/" in str(file):
@@ -306,22 +271,12 @@ EVERYTHING = dict(ema=0.5, carry=True, patience=1, eval_every=0.25, sam=0.01, op
 
 
 @pytest.mark.slow
-def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, monkeypatch):
+def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, crash):
     """Law 5 with all that a state can hold besides weights and an optimizer; a stage that patience ends included."""
     whole = train.train(config(folder, tmp_path / "whole", **EVERYTHING))
     steps = [s["steps"] for s in whole.result["stages"]]
     assert min(steps) < 8, "patience ended no stage: this test tests nothing"
-    write = Mirror.write
-
-    def crash(self, row):
-        if row["step"] == 10 and "val_loss" not in row:
-            raise Crash
-        write(self, row)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Mirror, "write", crash)
-        with pytest.raises(Crash):
-            train.train(config(folder, tmp_path / "run", **EVERYTHING))
+    crash(config(folder, tmp_path / "run", **EVERYTHING), 10)
     assert [s["steps"] for s in train.train(config(folder, tmp_path / "run", **EVERYTHING)).result["stages"]] == steps
     assert traces(tmp_path / "run") == traces(whole.workdir)
 

@@ -79,7 +79,9 @@ class Config:
     )
     batch: int = _opt(32, "images a step, over all devices together", least=1)
     lr: float | None = _opt(
-        None, "peak learning rate of the fastest group; default: the plan's (head 1e-3, full 1e-4)", above=0
+        None,
+        "peak learning rate of the fastest group; default: the plan's (head 1e-3; full 1e-4 and its new head 1e-3)",
+        above=0,
     )
     seed: int = _opt(
         0,

@@ -29,17 +29,18 @@ def test_every_preset_resolves_on_every_family(preset, model):
     assert all(s.lr > 0 for s in stages)
 
 
+HEAD = ("head", 10.0)  # a new one, beside what is pretrained
 PRESETS = {  # but gradual: one stage of everything in it, or (name, what trains, rate) of each
     "head": [("head", ("head",), 1e-3)],
-    "full": [("full", ("*",), 1e-4)],
+    "full": [("full", (HEAD, "*"), 1e-4)],
     "lp-ft": [("head", ("head",), 1e-3), ("full", ("*",), 1e-4)],
-    "top-1": [("top-1", ("stage4/block1", "pool", "head"), 1e-4)],
-    "top-2": [("top-2", ("stage4/block0", "stage4/block1", "pool", "head"), 1e-4)],
-    "top-3": [("top-3", ("stage3/block1", "stage4/block0", "stage4/block1", "pool", "head"), 1e-4)],
-    "top-4": [("top-4", ("stage3/block0", "stage3/block1", "stage4/block0", "stage4/block1", "pool", "head"), 1e-4)],
-    "surgical-first": [("surgical-first", ("head", "stem", "stage1"), 1e-4)],
-    "surgical-middle": [("surgical-middle", ("head", "stage2", "stage3"), 1e-4)],
-    "surgical-last": [("surgical-last", ("head", "stage4"), 1e-4)],
+    "top-1": [("top-1", (HEAD, "stage4/block1", "pool"), 1e-4)],
+    "top-2": [("top-2", (HEAD, "stage4/block0", "stage4/block1", "pool"), 1e-4)],
+    "top-3": [("top-3", (HEAD, "stage3/block1", "stage4/block0", "stage4/block1", "pool"), 1e-4)],
+    "top-4": [("top-4", (HEAD, "stage3/block0", "stage3/block1", "stage4/block0", "stage4/block1", "pool"), 1e-4)],
+    "surgical-first": [("surgical-first", (HEAD, "stem", "stage1"), 1e-4)],
+    "surgical-middle": [("surgical-middle", (HEAD, "stage2", "stage3"), 1e-4)],
+    "surgical-last": [("surgical-last", (HEAD, "stage4"), 1e-4)],
     "surgical": [("surgical", ("head", ("*", 0.1)), 1e-3)],
     "bitfit": [("bitfit", ("head", "*bias"), 1e-3)],
     "norm": [("norm", ("head", "*norm*"), 1e-3)],
@@ -57,7 +58,9 @@ def test_presets_are_what_they_say():
         assert all(s.surgical == (name == "surgical") for s in made)
         assert all((s.batch_norm == "frozen") == (name in ("bitfit", "lora")) for s in made)
         assert all((s.augment == ()) == (s.name == "head") for s in made)
-        assert plan.preset(name)(RESNET[1], 2e-2)[0].lr == 2e-2
+        told = plan.preset(name)(RESNET[1], 2e-2)
+        assert told[0].lr == 2e-2
+        assert HEAD not in [pattern for s in told for pattern in s.patterns()]  # a rate that is given is the head's too
 
 
 def test_top_k_is_of_the_parts_there_are():
@@ -65,7 +68,9 @@ def test_top_k_is_of_the_parts_there_are():
     for k in (0, 7):
         with pytest.raises(UserError, match=f"asks for {k} parts; there are 1 to 6 below"):
             plan.resolve(f"top-{k}", *tiny, lr=None)
-    assert set(plan.resolve("top-6", *tiny, lr=None)[0].train) == set(plan.parts_with(*tiny))
+    assert set(plan.resolve("top-6", *tiny, lr=1e-4)[0].train) == set(plan.parts_with(*tiny))
+    rates = plan.multipliers(plan.resolve("top-6", *tiny, lr=None)[0], *tiny)
+    assert {n: v for n, v in rates.items() if v != 1} == {"head/kernel": 10, "head/bias": 10}
 
 
 def test_low_rank_updates_are_the_plans_or_asked_for():

@@ -1,6 +1,6 @@
 """From a config to what a run needs: its data, its model with weights, and its stages laid out over the data."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -106,6 +106,19 @@ def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any]
     if preprocess.crop_pct <= 0 or min(preprocess.std) <= 0:
         raise UserError(f"--preprocess: crop_pct {preprocess.crop_pct} and std {preprocess.std} are above 0.")
     return model, dict(sorted(params.items())), dict(sorted(stats.items())), replace(loaded, preprocess=preprocess)
+
+
+def resolve(config: Config, model: Model, names: Iterable[str]) -> tuple[plan.Stage, ...]:
+    """The stages of a config's plan over these parameters of its model. Raises UserError as `plan.resolve` does."""
+    return plan.resolve(
+        config.plan,
+        list(names),
+        list(model.parts),
+        epochs=config.epochs,
+        lr=config.lr,
+        layer_decay=config.layer_decay,
+        new_head=config.weights != "none" and not config.keep_head,
+    )
 
 
 @dataclass(frozen=True)

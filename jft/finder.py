@@ -6,7 +6,6 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import optax
 from jaxtyping import Float
 
 from jft import plan
-from jft.build import Leg, build, check, load_images, read_data
+from jft.build import Leg, build, check, load_images, read_data, resolve
 from jft.config import Config
 from jft.errors import UserError, near
 from jft.hyper import settle
@@ -72,13 +71,12 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
         config = settle(config, splits, display.note)
         model, params, batch_stats, loaded = build(config, splits.classes)
         names, parts = list(params), list(model.parts)
-        resolve = partial(plan.resolve, config.plan, names, parts, epochs=config.epochs, layer_decay=config.layer_decay)
-        stages = resolve(lr=config.lr)
+        stages = resolve(config, model, names)
         check(config, model, stages, splits)
         number = _number(stages, stage)
         usual = stages[number].lr
         # As the stage will be when it is given the rate: a preset may have other shares where it is given none.
-        stages = (*stages[:number], resolve(lr=config.lr or 1.0)[number])
+        stages = (*stages[:number], resolve(config.replace(lr=config.lr or 1.0), model, names)[number])
         data, _ = load_images(config, splits, stages, loaded.preprocess, display)
         with tempfile.TemporaryDirectory(prefix="jft-lr-") as folder:
             run = Run(config, Path(folder), model, loaded, params, batch_stats, stages, data, Clock(), display)

@@ -148,7 +148,11 @@ def make_schedule(
         return optax.cosine_onecycle_schedule(max(steps, 4), peak)
     rise = round(warmup * steps)
     if name == "step":
-        after = optax.piecewise_constant_schedule(peak, {max(1, int(steps * at) - rise): 0.1 for at in (0.3, 0.6, 0.9)})
+        drops: dict[int, float] = {}
+        for at in (0.3, 0.6, 0.9):
+            place = max(1, int(steps * at) - rise)
+            drops[place] = 0.1 * drops.get(place, 1.0)  # of few steps several fall together
+        after = optax.piecewise_constant_schedule(peak, drops)
     else:
         after = (SCHEDULES[name] if isinstance(name, str) else name)(peak, max(1, steps - rise))
     if not rise:

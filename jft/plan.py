@@ -17,6 +17,8 @@ TOP = ("norm", "pool", "projection", "head")
 # in eight steps of its last stage at 2e-4, and 8 in the four stages of `gradual` at 1e-5; at 3e-6 the loss fell.
 PRETRAINED_RATE = 0.03
 
+NEW_HEAD = ("head", 10.0)  # what a preset without a rate gives a head that begins at zero beside pretrained parts
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -153,7 +155,7 @@ def _with_head(name: str, rest: Sequence[str], lr: float | None) -> tuple[Stage,
     """
     if lr:
         return (Stage(name, ("head", *rest), lr=lr),)
-    return (Stage(name, (("head", 10.0), *rest), lr=1e-4),)
+    return (Stage(name, (NEW_HEAD, *rest), lr=1e-4),)
 
 
 def full(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
@@ -264,11 +266,13 @@ def resolve(
     epochs: float | None = None,
     lr: float | None,
     layer_decay: float | None = None,
+    new_head: bool = True,
 ) -> tuple[Stage, ...]:
     """The stages of a preset's name, a function `(parts, lr)` or a tuple, with every stage's epochs and rate set.
 
     Epochs are the total over all stages, divided by their shares; where None are given, 10, of `gradual` 15. A
-    stage with epochs of its own keeps them, and so does one with a `layer_decay`. Raises UserError for an unknown name,
+    stage with epochs of its own keeps them, and so does one with a `layer_decay`. Without a `new_head`, one that begins
+    at zero beside pretrained parts, a preset gives the head no more than them. Raises UserError for an unknown name,
     no stages, two stages of one name, and whatever `multipliers` finds wrong.
     """
     if isinstance(plan, str):
@@ -276,6 +280,8 @@ def resolve(
     if epochs is None:
         epochs = 15.0 if plan is gradual else 10.0  # the head's ten, then the rest
     stages = plan(parts_with(names, parts), lr) if callable(plan) else tuple(plan)
+    if callable(plan) and not new_head:
+        stages = tuple(replace(s, train=tuple("head" if t is NEW_HEAD else t for t in s.train)) for s in stages)
     if not stages:
         raise UserError("The plan has no stages; it needs at least one.")
     if len({s.name for s in stages}) != len(stages):

@@ -20,6 +20,7 @@ from jft.build import (
     model_of,
     needs_source,
     read_data,
+    resolve,
     summarise,
     usual_pieces,
 )
@@ -46,9 +47,7 @@ def preview(config: Config, compile: bool = True) -> dict[str, Any]:
     model = model_of(config, len(splits.classes))
     preprocess = replace(default_preprocess(model)[0], **config.preprocess)
     params, stats = model.shapes()
-    stages = plan.resolve(
-        config.plan, list(params), list(model.parts), epochs=config.epochs, lr=config.lr, layer_decay=config.layer_decay
-    )
+    stages = resolve(config, model, params)
     check(config, model, stages, splits)
     legs = lay_out(config, stages, model, len(splits.train))
     forward = _cost(_forward(config, model, params, stats)) if compile else {}

@@ -1,10 +1,11 @@
 """What is odd at a run's beginning: labels that tell nothing, a kept head of other classes, a strange first loss."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from jft import plan
 from jft.data.sources import Dataset, Splits
 from jft.errors import UserError
 from jft.weights import Loaded
@@ -94,3 +95,15 @@ def first_loss(loss: float, guessed: tuple[str, float], fresh: bool) -> tuple[st
     if odd:
         told += " A new head should be near it: look at the labels, the preprocessing and the loss."
     return told, odd
+
+
+def never_trained(
+    names: Sequence[str], parts: Sequence[str], missing: Collection[str], stages: Sequence[plan.Stage]
+) -> list[str]:
+    """What the weights do not have and no stage trains: it stays as it was drawn, in front of all that is learnt."""
+    moved = {n for s in stages for n in plan.trainable(plan.multipliers(s, names, parts))}
+    left = [n for n in missing if n in names and n not in moved]
+    if not left:
+        return []
+    shown = ", ".join(left[:3]) + (" …" if len(left) > 3 else "")
+    return [f"No stage trains {shown}, which the weights do not have: {len(left)} arrays stay as they were drawn."]

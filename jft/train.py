@@ -35,6 +35,7 @@ from jft.build import (
     needs_source,
     options_of,
     read_data,
+    resolve,
     summarise,
     usual_pieces,
 )
@@ -111,17 +112,12 @@ def train(
         with clock("import"):
             model, params, batch_stats, loaded = build(config, splits.classes)
         display.note(str(loaded.receipt))
-        stages = plan.resolve(
-            config.plan,
-            list(params),
-            list(model.parts),
-            epochs=config.epochs,
-            lr=config.lr,
-            layer_decay=config.layer_decay,
-        )
+        stages = resolve(config, model, params)
         check(config, model, stages, splits)
         track.check(config.track, load_object)
-        for odd in sanity.labels(splits) + (sanity.kept_head(loaded, splits.classes) if config.keep_head else []):
+        kept = sanity.kept_head(loaded, splits.classes) if config.keep_head else []
+        left = sanity.never_trained(list(params), list(model.parts), loaded.missing, stages)
+        for odd in sanity.labels(splits) + kept + left:
             display.warn(odd)
         workdir = Path(config.workdir or default_workdir(config))
         what = {
@@ -405,7 +401,7 @@ class Run:
     def _lay_out(self) -> list[Leg]:
         """The legs, at the rate that rollbacks have left."""
         rate = ROLLBACK_RATE ** len(self.rollbacks)
-        stages = [replace(s, lr=s.lr * rate) for s in self.stages if s.lr is not None]  # plan.resolve has set them all
+        stages = [replace(s, lr=s.lr * rate) for s in self.stages if s.lr is not None]  # `resolve` has set them all
         return lay_out(self.config, stages, self.model, len(self.data["train"].labels))
 
     def _roll_back(self, leg: Leg, step: int) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jft import bundle, plan, sanity
-from jft.build import build, check, load_images, read_data
+from jft import bundle, sanity
+from jft.build import build, check, load_images, read_data, resolve
 from jft.config import Config
 from jft.data import order, sources
 from jft.errors import UserError
@@ -102,9 +102,7 @@ def _trial(config: Config, shorten: Any) -> Iterator[tuple[Any, sources.Splits]]
     splits = read_data(config)
     config = settle(config, splits, display.note)
     model, params, batch_stats, loaded = build(config, splits.classes)
-    stages = plan.resolve(
-        config.plan, list(params), list(model.parts), epochs=config.epochs, lr=config.lr, layer_decay=config.layer_decay
-    )
+    stages = resolve(config, model, params)
     check(config, model, stages, splits)
     sanity.labels(splits)
     total = sum(s.epochs or 0 for s in stages)

@@ -203,6 +203,11 @@ def test_step_falls_when_bits_does():
         assert float(schedule(step)) == pytest.approx(rate), step
 
 
+def test_falls_of_a_few_steps_that_come_together_count_each():
+    schedule = optim.make_schedule("step", 1.0, 3, 0.0)
+    assert [float(schedule(i)) for i in range(3)] == pytest.approx([1.0, 0.01, 0.001])
+
+
 @pytest.mark.parametrize("name", [*optim.SCHEDULES, "step"])
 def test_schedules_rise_to_the_peak_and_do_not_pass_it(name):
     schedule = optim.make_schedule(name, 0.4, 100, 0.1)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jft import plan
+from jft import Config, plan, sanity
+from jft.build import resolve
 from jft.errors import UserError
 from jft.models import MODELS, make_model
 from jft.plan import Stage
@@ -61,6 +62,32 @@ def test_presets_are_what_they_say():
         told = plan.preset(name)(RESNET[1], 2e-2)
         assert told[0].lr == 2e-2
         assert HEAD not in [pattern for s in told for pattern in s.patterns()]  # a rate that is given is the head's too
+
+
+def test_a_head_that_is_trained_already_has_no_more_than_the_rest():
+    """One that was kept with its weights, and one of a model that begins from nothing."""
+    for preset in ("full", "top-2", "surgical-last"):
+        (stage,) = plan.resolve(preset, *RESNET, lr=None, new_head=False)
+        assert {value for _, value in stage.patterns()} == {1.0} and stage.lr == 1e-4
+    given = Config(model="resnet18", plan="full", weights="r18.safetensors")
+    model = make_model("resnet18", num_classes=2)
+    for made, fastest in ((given, 10), (given.replace(keep_head=True), 1), (given.replace(weights="none"), 1)):
+        (stage,) = resolve(made, model, RESNET[0])
+        assert max(plan.multipliers(stage, *RESNET).values()) == fastest
+    own = (plan.Stage("own", (("head", 10.0), "*"), lr=1e-4),)  # of the user's own hand
+    assert plan.resolve(own, *RESNET, lr=None, new_head=False)[0].train == own[0].train
+
+
+def test_what_no_stage_trains_and_no_weights_have_is_told():
+    names, parts = (
+        ["embed/kernel", "block0/prompts", "block1/prompts", "head/kernel"],
+        ["embed", "block0", "block1", "head"],
+    )
+    missing = ("block0/prompts", "block1/prompts", "head/kernel")
+    (told,) = sanity.never_trained(names, parts, missing, plan.resolve("head", names, parts, lr=None))
+    assert told.startswith("No stage trains block0/prompts, block1/prompts, which") and "2 arrays" in told
+    for preset in ("vpt", "full", "lp-ft"):
+        assert sanity.never_trained(names, parts, missing, plan.resolve(preset, names, parts, lr=None)) == []
 
 
 def test_top_k_is_of_the_parts_there_are():

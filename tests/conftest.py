@@ -1,5 +1,6 @@
 """Strictness for every test: eight CPU devices, no silent promotion, shapes and dtypes of signatures checked."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -82,18 +83,21 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def crash(monkeypatch):
-    """`crash(config, at)`: a run that ends in the middle, when the line of the step `at` is written."""
+    """`crash(config, at)`: a run that ends in the middle, when the line of the step `at` is written.
+
+    Or with `line` the so manieth that it writes.
+    """
     from jft.report.track import Mirror
     from jft.train import train
 
     class Crash(Exception):
         pass
 
-    def crash(made, at):
-        write = Mirror.write
+    def crash(made, at=None, line=None):
+        write, count = Mirror.write, itertools.count()
 
         def failing(self, row):
-            if row["step"] == at and "val_loss" not in row:
+            if next(count) == line or (row["step"] == at and "val_loss" not in row):
                 raise Crash
             write(self, row)
 

@@ -1,5 +1,7 @@
 """From a config to what a run needs: its data, its model with weights, and its stages laid out over the data."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -181,6 +183,12 @@ class Split:
     @property
     def labels(self) -> np.ndarray:
         return self.taken.labels
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """How many images could be read, and which: a hash of their names."""
+        names = json.dumps(list(self.dataset.names)).encode()
+        return {"count": len(self.dataset), "names": hashlib.sha256(names).hexdigest()[:16]}
 
     def evaluation(self, batch: int) -> Iterator[dict[str, np.ndarray]]:
         """Every example once, in order; the last batch is filled up with rows that its `mask` leaves out."""

@@ -340,15 +340,19 @@ class Run:
             self.clock.before, self.clock.by_phase = position["seconds"], self.clock.by_phase | position["by_phase"]
             self.display.note(f"Resumed after step {self.step} of {self.legs[-1].last}.")
 
-    def _same_images(self, before: Mapping[str, int]) -> None:
-        """Raises UserError where other images can be read than when the state was saved: the order would be another."""
-        for name, count in before.items():
-            if (now := len(self.data[name].labels)) != count:
-                raise MachineError(
-                    f"Of {name} {count} images could be read when this run was saved, and {now} can be now; those left "
-                    "out are told above. When it is as before, the same command goes on; name another --workdir to "
-                    "train on what there is."
-                )
+    def _same_images(self, before: Mapping[str, Any]) -> None:
+        """Raises MachineError where other images can be read than when the state was saved: the order would differ."""
+        for name, saved in before.items():
+            now = self.data[name].about
+            if saved in (now, now["count"]):  # an earlier version saved the count alone
+                continue
+            count = saved["count"] if isinstance(saved, dict) else saved
+            others = " others" if count == now["count"] else ""
+            raise MachineError(
+                f"Of {name} {count} images could be read when this run was saved, and {now['count']}{others} can be "
+                "now; those left out are told above. When it is as before, the same command goes on; name another "
+                "--workdir to train on what there is."
+            )
 
     def _go_to(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
         """Take the state of the newest checkpoint that is whole and `wanted`, and its position; or the first state."""
@@ -493,7 +497,7 @@ class Run:
             "rollbacks": self.rollbacks,
             "best": self.best.position() if self.best else None,
             "records": self.records,
-            "images": {name: len(split.labels) for name, split in self.data.items()},
+            "images": {name: split.about for name, split in self.data.items()},
             "leg_seconds": seconds,
             "seconds": self.clock.total,
             "by_phase": self.clock.by_phase,

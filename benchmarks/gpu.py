@@ -242,7 +242,7 @@ def job(given: argparse.Namespace, name: str, size: int, batch: int, folder: Pat
     for turn in range(given.repeat):
         cache, workdir = folder / f"cache{turn}", folder / f"run{turn}"
         command = [sys.executable, "-m", "jft.cli", "finetune", "--data", data, "--model", name, "--weights", "none"]
-        command += ["--plan", "full", "--epochs", epochs, "--batch", batch, "--lr", 1e-4, "--weight-decay", 0.05]
+        command += ["--plan", "flat", "--epochs", epochs, "--batch", batch, "--lr", 1e-4, "--weight-decay", 0.05]
         command += ["--augment", "crop", "flip", "--image-size", size, "--dtype", "bfloat16"]
         command += ["--display", "quiet", "--workdir", workdir]
         told.setdefault("jft", []).append(harness.run([*map(str, command)], JFT_CACHE=str(cache)))

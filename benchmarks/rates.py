@@ -26,7 +26,8 @@ from jft.train import train
 
 GRIDS = {
     "head": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
-    "full": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+    "full": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),  # of the head; the rest has a tenth
+    "flat": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
     "hyper": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
 }
 RULES = {"vit_tiny_patch16_224": "vit", "resnet18": "bit"}

@@ -57,7 +57,7 @@ def answers_held(file: Path, model: str) -> dict[str, Any]:
     own = plain_model(jft.Config(model=model, image_size=SIZE), 1000)
     params = weights.load(own, str(file), keep_head=True).params
     head = {n: params[f"head/{n}"] for n in ("kernel", "bias")}
-    return {"lr": 1e-4, "objective": partial(distil.features, weight=1.0, head=head)}
+    return {"plan": "flat", "objective": partial(distil.features, weight=1.0, head=head)}
 
 
 def then(lr: float, batch_norm: Literal["auto", "frozen"] = "auto") -> dict[str, Any]:
@@ -66,19 +66,14 @@ def then(lr: float, batch_norm: Literal["auto", "frozen"] = "auto") -> dict[str,
     return {"plan": (probe, replace(rest, lr=lr, batch_norm=batch_norm))}
 
 
-def flat(**also: Any) -> dict[str, Any]:
-    """Everything at one rate, the new head too: what regularisers are told against."""
-    return {"lr": 1e-4, **also}
-
-
-# What each changes of a Config, or a function that tells from the weights and the model. `full` is what the others are
-# told against; where a method is "full, …" and names no rate, `full, rate 1e-4` is.
+# What each changes of a Config, or a function that tells from the weights and the model. `full` is what the other plans
+# are told against, `flat` what regularisers of it are.
 METHODS: dict[str, Any] = {
     "full": {},
-    "full, rate 1e-4": flat(),
+    "flat": {"plan": "flat"},
     "head": {"plan": "head"},
     "lp-ft": {"plan": "lp-ft"},
-    "full, L2-SP 0.1": flat(penalty=penalties.l2_sp, penalty_weight=0.1),
+    "flat, L2-SP 0.1": {"plan": "flat", "penalty": penalties.l2_sp, "penalty_weight": 0.1},
     "gradual": {"plan": "gradual"},
     "surgical": {"plan": "surgical"},
     "lora": {"plan": "lora"},
@@ -88,22 +83,22 @@ METHODS: dict[str, Any] = {
     "vpt": {"plan": "vpt"},
     "surgical-first": {"plan": "surgical-first"},
     "surgical-last": {"plan": "surgical-last"},
-    "full, layer decay 0.75": flat(layer_decay=0.75),
-    "full, features held 1": flat(objective=partial(distil.features, weight=1.0)),
-    "full, answers held 1": answers_held,
-    "full, L2 0.1": flat(penalty=penalties.l2, penalty_weight=0.1),
-    "full, rate 3e-5": {"lr": 3e-5},
-    "full, rate 3e-4": {"lr": 3e-4},
-    "full, rate 1e-3": {"lr": 1e-3},
-    "full, EMA 0.9": flat(ema=0.9),
-    "full, SAM 0.05": flat(sam=0.05),
+    "flat, layer decay 0.75": {"plan": "flat", "layer_decay": 0.75},
+    "flat, features held 1": {"plan": "flat", "objective": partial(distil.features, weight=1.0)},
+    "flat, answers held 1": answers_held,
+    "flat, L2 0.1": {"plan": "flat", "penalty": penalties.l2, "penalty_weight": 0.1},
+    "flat, rate 3e-5": {"plan": "flat", "lr": 3e-5},
+    "flat, rate 3e-4": {"plan": "flat", "lr": 3e-4},
+    "flat, rate 1e-3": {"plan": "flat", "lr": 1e-3},
+    "flat, EMA 0.9": {"plan": "flat", "ema": 0.9},
+    "flat, SAM 0.05": {"plan": "flat", "sam": 0.05},
     "lp-ft, then 1e-5": then(1e-5),
     "lp-ft, then 3e-5": then(3e-5),
     "lp-ft, then 1e-4, frozen": then(1e-4, "frozen"),
     "lp-ft, then 1e-5, frozen": then(1e-5, "frozen"),
 }
 LATER = {"surgical-first", "surgical-last", *list(METHODS)[14:]}  # with 5 images a class only
-BETWEEN = ("full, rate 1e-4",)  # runs whose weights are interpolated with their source's too; of one stage
+BETWEEN = ("flat",)  # runs whose weights are interpolated with their source's too; of one stage
 WEIGHED = ("WiSE-FT 0.5", "WiSE-FT")  # what these give beside their own line
 FIELDS = ("data", "model", "shots", "method", "seed", "accuracy", "steps", "seconds", "trained")
 

@@ -27,7 +27,7 @@ def config() -> dict[str, jft.Config]:
             data=f"tfds:{name}",
             model="vit_base_patch32_224",
             weights="hf:timm/vit_base_patch32_224.augreg_in21k",
-            plan="full",
+            plan="flat",
             batch=BATCH,
             epochs=steps * BATCH / examples,
             eval_every=0.1 * steps * BATCH / examples,

@@ -18,7 +18,7 @@ def config() -> jft.Config:
         model="vit_base_patch16_224",
         weights="hf:timm/vit_base_patch16_224.mae",
         model_options={"pool": "avg"},
-        plan="full",
+        plan="flat",
         batch=batch,
         epochs=100,
         optimizer="adamw",

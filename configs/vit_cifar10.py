@@ -16,7 +16,7 @@ def config() -> jft.Config:
         data="tfds:cifar10",
         model="vit_base_patch16_224",
         weights="hf:timm/vit_base_patch16_224.augreg_in21k",
-        plan="full",
+        plan="flat",
         batch=512,
         epochs=500 * 512 / 49_000,
         optimizer="sgd",

@@ -40,7 +40,7 @@ def config() -> dict[str, jft.Config]:
     )
     return {
         "head": common.replace(plan="head"),
-        "full": common.replace(plan="full"),
+        "full": common.replace(plan="flat"),
         "BitFit": common.replace(plan="bitfit"),
         "VPT-deep": common.replace(plan="vpt", model_options={"prompts": 10, "deep_prompts": True}),
         "LoRA": common.replace(plan="lora", lora={"rank": 8}),

@@ -68,7 +68,7 @@ class Config:
     )
     plan: Plan = _opt(
         "head",
-        "what trains when: head, full, gradual, lp-ft, top-K, bitfit, norm, lora, vpt, surgical, surgical-first, "
+        "what trains when: head, full, flat, gradual, lp-ft, top-K, bitfit, norm, lora, vpt, surgical, surgical-first, "
         "surgical-middle, surgical-last; or a tuple of stages",
     )
     hyper: str | Callable | None = _opt(
@@ -80,7 +80,8 @@ class Config:
     batch: int = _opt(32, "images a step, over all devices together", least=1)
     lr: float | None = _opt(
         None,
-        "peak learning rate of the fastest group; default: the plan's (head 1e-3; full 1e-4 and its new head 1e-3)",
+        "peak learning rate of the fastest group, a new head; pretrained parts have a tenth or less (in the plan flat the "
+        "same); default: 1e-3, flat 1e-4",
         above=0,
     )
     seed: int = _opt(

@@ -74,9 +74,7 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
         stages = resolve(config, model, names)
         check(config, model, stages, splits)
         number = _number(stages, stage)
-        usual = stages[number].lr
-        # As the stage will be when it is given the rate: a preset may have other shares where it is given none.
-        stages = (*stages[:number], resolve(config.replace(lr=config.lr or 1.0), model, names)[number])
+        stages = stages[: number + 1]
         data, _ = load_images(config, splits, stages, loaded.preprocess, display)
         with tempfile.TemporaryDirectory(prefix="jft-lr-") as folder:
             run = Run(config, Path(folder), model, loaded, params, batch_stats, stages, data, Clock(), display)
@@ -84,7 +82,7 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
                 run.advance(number, lambda: False)
                 steps = min(STEPS, max(STEPS // 3, round(PASSES * len(data["train"].labels) / config.batch)))
                 rates, losses = range_test(run, run.legs[number], np.geomspace(LOWEST, HIGHEST, steps))
-    found = Found(rates, losses, suggest(rates, losses), stages[number].name, usual)
+    found = Found(rates, losses, suggest(rates, losses), stages[number].name, stages[number].lr)
     return replace(found, option=_option(config, names, parts, number, found.suggestion))
 
 

@@ -32,7 +32,7 @@ def bit(examples: int, size: tuple[int, int], batch: int = BATCH) -> dict[str, A
     """
     crop, resize = (128, 160) if size[0] * size[1] < 96 * 96 else (384, 448)
     return {
-        "plan": "full",
+        "plan": "flat",
         **_length(examples),
         "optimizer": "sgd",
         "lr": 0.003 * batch / BATCH,
@@ -53,7 +53,7 @@ def vit(examples: int, size: tuple[int, int], batch: int = BATCH) -> dict[str, A
     (VTAB). Steps as in BiT's rule, which are theirs for CIFAR, Pets, Flowers and ImageNet.
     """
     return {
-        "plan": "full",
+        "plan": "flat",
         **_length(examples),
         "optimizer": "sgd",
         "lr": 0.01 * batch / BATCH,

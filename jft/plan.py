@@ -17,8 +17,6 @@ TOP = ("norm", "pool", "projection", "head")
 # in eight steps of its last stage at 2e-4, and 8 in the four stages of `gradual` at 1e-5; at 3e-6 the loss fell.
 PRETRAINED_RATE = 0.03
 
-NEW_HEAD = ("head", 10.0)  # what a preset without a rate gives a head that begins at zero beside pretrained parts
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -147,20 +145,18 @@ def head(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
     return (Stage("head", ("head",), lr=lr or 1e-3, augment=()),)
 
 
-def _with_head(name: str, rest: Sequence[str], lr: float | None) -> tuple[Stage, ...]:
-    """One stage of the new head and of pretrained parts; a rate that is given is everyone's, as in published recipes.
-
-    Where none is, the head has ten times theirs: it begins at zero, and at 1e-4 it does not arrive in a short run (100
-    steps on CIFAR-10: ViT-Ti 51 % instead of 69, ResNet-18 36 % instead of 57; benchmarks/README.md).
-    """
-    if lr:
-        return (Stage(name, ("head", *rest), lr=lr),)
-    return (Stage(name, (NEW_HEAD, *rest), lr=1e-4),)
+def flat(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
+    """Everything at once and at one rate, the new head too, as published recipes have it."""
+    return (Stage("flat", ("*",), lr=lr or 1e-4),)
 
 
 def full(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
-    """Everything at once: at 1e-4 and the new head at 1e-3, or all of it at the rate that is given."""
-    return _with_head("full", ("*",), lr)
+    """Everything at once, pretrained parts at a tenth of the new head's rate; with no head that is new it is `flat`.
+
+    A head begins at zero, and at their rate does not arrive in a short run: after 100 steps on CIFAR-10 ViT-Ti has 51
+    of 100 right at 1e-4 for all and 69 with 1e-3 for the head, ResNet-18 36 and 57 (benchmarks/README.md).
+    """
+    return (Stage("full", ("head", ("*", 0.1)), lr=lr or 1e-3),)
 
 
 def lp_ft(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
@@ -191,11 +187,12 @@ def gradual(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
 
 
 def top(parts: Sequence[str], lr: float | None = None, *, k: int) -> tuple[Stage, ...]:
-    """The last `k` parts that the head's own depth does not hold, and the head."""
+    """The last `k` parts that the head's own depth does not hold, and the head; their rates are `full`'s."""
     body = [p for p in parts if p not in TOP]
     if not 1 <= k <= len(body):
         raise UserError(f"The plan top-{k} asks for {k} parts; there are 1 to {len(body)} below the head.")
-    return _with_head(f"top-{k}", (*body[-k:], *(p for p in parts if p in TOP and p != "head")), lr)
+    rest = (*body[-k:], *(p for p in parts if p in TOP and p != "head"))
+    return (Stage(f"top-{k}", ("head", *((p, 0.1) for p in rest)), lr=lr or 1e-3),)
 
 
 def surgical(parts: Sequence[str], lr: float | None = None, *, where: str = "auto") -> tuple[Stage, ...]:
@@ -209,7 +206,7 @@ def surgical(parts: Sequence[str], lr: float | None = None, *, where: str = "aut
     if where == "auto":
         return (Stage("surgical", ("head", ("*", 0.1)), lr=lr or 1e-3, surgical=True),)
     third = groups(parts, 3)[("first", "middle", "last").index(where)]
-    return _with_head(f"surgical-{where}", third, lr)
+    return (Stage(f"surgical-{where}", ("head", *((p, 0.1) for p in third)), lr=lr or 1e-3),)
 
 
 def bitfit(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
@@ -235,6 +232,7 @@ def vpt(parts: Sequence[str], lr: float | None = None) -> tuple[Stage, ...]:
 PLANS: dict[str, Callable[..., tuple[Stage, ...]]] = {
     "head": head,
     "full": full,
+    "flat": flat,
     "gradual": gradual,
     "lp-ft": lp_ft,
     **{f"top-{k}": partial(top, k=k) for k in (1, 2, 3)},  # any other number too
@@ -272,16 +270,16 @@ def resolve(
 
     Epochs are the total over all stages, divided by their shares; where None are given, 10, of `gradual` 15. A
     stage with epochs of its own keeps them, and so does one with a `layer_decay`. Without a `new_head`, one that begins
-    at zero beside pretrained parts, a preset gives the head no more than them. Raises UserError for an unknown name,
+    at zero beside pretrained parts, `full` is `flat`. Raises UserError for an unknown name,
     no stages, two stages of one name, and whatever `multipliers` finds wrong.
     """
     if isinstance(plan, str):
         plan = preset(plan)
+    if plan is full and not new_head:
+        plan = flat
     if epochs is None:
         epochs = 15.0 if plan is gradual else 10.0  # the head's ten, then the rest
     stages = plan(parts_with(names, parts), lr) if callable(plan) else tuple(plan)
-    if callable(plan) and not new_head:
-        stages = tuple(replace(s, train=tuple("head" if t is NEW_HEAD else t for t in s.train)) for s in stages)
     if not stages:
         raise UserError("The plan has no stages; it needs at least one.")
     if len({s.name for s in stages}) != len(stages):

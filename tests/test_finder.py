@@ -120,19 +120,6 @@ def test_a_preset_that_divides_the_rate_is_told_the_whole():
     assert told == ["--lr 0.002", "--lr 0.02"]
 
 
-def test_rates_are_tried_on_the_plan_that_is_given_one(folder, monkeypatch):
-    """Where none is given, `full` has ten times the others' for its head."""
-    seen = []
-
-    def watched(run, leg, rates):
-        seen.append(leg.stage.patterns())
-        return np.geomspace(1e-6, 1.0, 9), np.ones(9)
-
-    monkeypatch.setattr(finder, "range_test", watched)
-    told = find_lr(config(folder, plan="full", lr=None))
-    assert told.usual == 1e-4 and {value for _, value in seen[0]} == {1.0}
-
-
 def test_an_unknown_stage_is_told_with_near_names(folder):
     with pytest.raises(UserError, match=re.escape("no stage 'ful'. Did you mean full?")):
         find_lr(config(folder, plan="lp-ft"), "ful")

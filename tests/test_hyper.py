@@ -100,7 +100,7 @@ def test_the_size_is_the_median_of_those_that_can_be_read():
 def test_the_command_line(folder, capsys):
     words = ["plan", "--data", str(folder), "--model", "tiny_vit", "--hyper", "bit", "--fast", "--epochs", "4"]
     assert cli.main([*words, "--image-size", "16"]) == 0
-    assert "full, 4 epochs" in capsys.readouterr().out
+    assert "flat, 4 epochs" in capsys.readouterr().out
 
 
 def test_every_field_of_a_rule_can_be_run():

@@ -30,18 +30,33 @@ def test_every_preset_resolves_on_every_family(preset, model):
     assert all(s.lr > 0 for s in stages)
 
 
-HEAD = ("head", 10.0)  # a new one, beside what is pretrained
 PRESETS = {  # but gradual: one stage of everything in it, or (name, what trains, rate) of each
     "head": [("head", ("head",), 1e-3)],
-    "full": [("full", (HEAD, "*"), 1e-4)],
+    "full": [("full", ("head", ("*", 0.1)), 1e-3)],
+    "flat": [("flat", ("*",), 1e-4)],
     "lp-ft": [("head", ("head",), 1e-3), ("full", ("*",), 1e-4)],
-    "top-1": [("top-1", (HEAD, "stage4/block1", "pool"), 1e-4)],
-    "top-2": [("top-2", (HEAD, "stage4/block0", "stage4/block1", "pool"), 1e-4)],
-    "top-3": [("top-3", (HEAD, "stage3/block1", "stage4/block0", "stage4/block1", "pool"), 1e-4)],
-    "top-4": [("top-4", (HEAD, "stage3/block0", "stage3/block1", "stage4/block0", "stage4/block1", "pool"), 1e-4)],
-    "surgical-first": [("surgical-first", (HEAD, "stem", "stage1"), 1e-4)],
-    "surgical-middle": [("surgical-middle", (HEAD, "stage2", "stage3"), 1e-4)],
-    "surgical-last": [("surgical-last", (HEAD, "stage4"), 1e-4)],
+    "top-1": [("top-1", ("head", ("stage4/block1", 0.1), ("pool", 0.1)), 1e-3)],
+    "top-2": [("top-2", ("head", ("stage4/block0", 0.1), ("stage4/block1", 0.1), ("pool", 0.1)), 1e-3)],
+    "top-3": [
+        ("top-3", ("head", ("stage3/block1", 0.1), ("stage4/block0", 0.1), ("stage4/block1", 0.1), ("pool", 0.1)), 1e-3)
+    ],
+    "top-4": [
+        (
+            "top-4",
+            (
+                "head",
+                ("stage3/block0", 0.1),
+                ("stage3/block1", 0.1),
+                ("stage4/block0", 0.1),
+                ("stage4/block1", 0.1),
+                ("pool", 0.1),
+            ),
+            1e-3,
+        )
+    ],
+    "surgical-first": [("surgical-first", ("head", ("stem", 0.1), ("stage1", 0.1)), 1e-3)],
+    "surgical-middle": [("surgical-middle", ("head", ("stage2", 0.1), ("stage3", 0.1)), 1e-3)],
+    "surgical-last": [("surgical-last", ("head", ("stage4", 0.1)), 1e-3)],
     "surgical": [("surgical", ("head", ("*", 0.1)), 1e-3)],
     "bitfit": [("bitfit", ("head", "*bias"), 1e-3)],
     "norm": [("norm", ("head", "*norm*"), 1e-3)],
@@ -59,23 +74,22 @@ def test_presets_are_what_they_say():
         assert all(s.surgical == (name == "surgical") for s in made)
         assert all((s.batch_norm == "frozen") == (name in ("bitfit", "lora")) for s in made)
         assert all((s.augment == ()) == (s.name == "head") for s in made)
-        told = plan.preset(name)(RESNET[1], 2e-2)
-        assert told[0].lr == 2e-2
-        assert HEAD not in [pattern for s in told for pattern in s.patterns()]  # a rate that is given is the head's too
+        given = plan.preset(name)(RESNET[1], 2e-2)
+        assert given[0].lr == 2e-2 and [s.train for s in given] == [s.train for s in made]
 
 
-def test_a_head_that_is_trained_already_has_no_more_than_the_rest():
+def test_full_is_flat_where_no_head_is_new_beside_pretrained_parts():
     """One that was kept with its weights, and one of a model that begins from nothing."""
-    for preset in ("full", "top-2", "surgical-last"):
-        (stage,) = plan.resolve(preset, *RESNET, lr=None, new_head=False)
-        assert {value for _, value in stage.patterns()} == {1.0} and stage.lr == 1e-4
-    given = Config(model="resnet18", plan="full", weights="r18.safetensors")
     model = make_model("resnet18", num_classes=2)
-    for made, fastest in ((given, 10), (given.replace(keep_head=True), 1), (given.replace(weights="none"), 1)):
+    given = Config(model="resnet18", plan="full", weights="r18.safetensors", lr=2e-3)
+    told = {"full": {1.0, 0.1}, "flat": {1.0}}
+    for made, name in (
+        (given, "full"),
+        (given.replace(keep_head=True), "flat"),
+        (given.replace(weights="none"), "flat"),
+    ):
         (stage,) = resolve(made, model, RESNET[0])
-        assert max(plan.multipliers(stage, *RESNET).values()) == fastest
-    own = (plan.Stage("own", (("head", 10.0), "*"), lr=1e-4),)  # of the user's own hand
-    assert plan.resolve(own, *RESNET, lr=None, new_head=False)[0].train == own[0].train
+        assert (stage.name, stage.lr, set(plan.multipliers(stage, *RESNET).values())) == (name, 2e-3, told[name])
 
 
 def test_what_no_stage_trains_and_no_weights_have_is_told():
@@ -95,9 +109,8 @@ def test_top_k_is_of_the_parts_there_are():
     for k in (0, 7):
         with pytest.raises(UserError, match=f"asks for {k} parts; there are 1 to 6 below"):
             plan.resolve(f"top-{k}", *tiny, lr=None)
-    assert set(plan.resolve("top-6", *tiny, lr=1e-4)[0].train) == set(plan.parts_with(*tiny))
     rates = plan.multipliers(plan.resolve("top-6", *tiny, lr=None)[0], *tiny)
-    assert {n: v for n, v in rates.items() if v != 1} == {"head/kernel": 10, "head/bias": 10}
+    assert set(rates) == set(tiny[0]) and {n for n, v in rates.items() if v != 0.1} == {"head/kernel", "head/bias"}
 
 
 def test_low_rank_updates_are_the_plans_or_asked_for():

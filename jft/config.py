@@ -80,8 +80,8 @@ class Config:
     batch: int = _opt(32, "images a step, over all devices together", least=1)
     lr: float | None = _opt(
         None,
-        "peak learning rate of the fastest group, a new head; pretrained parts have a tenth or less (in the plan flat the "
-        "same); default: 1e-3, flat 1e-4",
+        "peak learning rate of the fastest group, a new head; pretrained parts have a tenth or less, in the plan flat "
+        "the same; default: 1e-3, flat 1e-4",
         above=0,
     )
     seed: int = _opt(

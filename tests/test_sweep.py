@@ -228,7 +228,7 @@ def not_writable(folder):
 
 
 def other_images(folder):
-    split = SimpleNamespace(labels=[0, 1])
+    split = SimpleNamespace(about={"count": 2, "names": "0123"})
     train.Run._same_images(SimpleNamespace(data={"train": split}), {"train": 3})
 
 

@@ -142,10 +142,10 @@ def smooth(losses: Float[np.ndarray, " n"], sigma: float = SIGMA) -> Float[np.nd
 def suggest(rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> float | None:
     """The geometric mean of the rate at which the smoothed loss falls fastest and a tenth of that of its minimum.
 
-    Both are what fastai's finder tells of such a curve ("steep" and "minimum"); by the first alone, pretrained weights
-    lost two points on real images, by the second new heads half of one (benchmarks/README.md). None where the fall to
-    the minimum is less than six standard errors of the smoothed loss, as it is in 97 of 100 curves of noise, or less
-    than 0.5 % of the first loss.
+    Both are what fastai's finder tells of such a curve ("steep" and "minimum"). At the first alone a ViT that trains
+    whole lost five points on one of two sets of real images; at the second heads lost one (benchmarks/README.md). None
+    where the fall to the minimum is less than six standard errors of the smoothed loss, as it is in 97 of 100 curves of
+    noise, or less than 0.5 % of the first loss.
     """
     smoothed = smooth(losses)
     low = int(np.argmin(smoothed)) if len(losses) else 0

@@ -270,8 +270,8 @@ def resolve(
 
     Epochs are the total over all stages, divided by their shares; where None are given, 10, of `gradual` 15. A
     stage with epochs of its own keeps them, and so does one with a `layer_decay`. Without a `new_head`, one that begins
-    at zero beside pretrained parts, `full` is `flat`. Raises UserError for an unknown name,
-    no stages, two stages of one name, and whatever `multipliers` finds wrong.
+    at zero beside pretrained parts, `full` is `flat`. Raises UserError for an unknown name, no stages, two stages of
+    one name, and whatever `multipliers` finds wrong.
     """
     if isinstance(plan, str):
         plan = preset(plan)

@@ -85,7 +85,7 @@ def folder(tmp_path_factory) -> Path:
 def crash(monkeypatch):
     """`crash(config, at)`: a run that ends in the middle, when the line of the step `at` is written.
 
-    Or with `line` the so manieth that it writes.
+    Or, with `line`, that of this number, from 0.
     """
     from jft.report.track import Mirror
     from jft.train import train

@@ -373,8 +373,10 @@ def _look(workdir: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
     old["config"] = defaults | old["config"]
     asked = json.loads(json.dumps(what))
     _forget_places(old, asked)
+    # Of one version's preset another may make other stages.
+    before, now = ({"stages": {s["name"]: s for s in about.get("stages", ())}} for about in (old, asked))
     old, asked = ({k: about.get(k) for k in keys} for about in (old, asked))
-    if lines := differences(old, asked):
+    if lines := differences(old, asked) or differences(before, now):
         raise UserError(
             f"{workdir} holds a run of another configuration (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
             "Name another folder with --workdir, or give the options it was begun with."

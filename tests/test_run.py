@@ -61,6 +61,15 @@ def test_a_run_goes_on_where_its_data_and_weights_lie_now(job1, tmp_path, crash)
     assert (cut / "config.json").read_bytes() == before
 
 
+def test_a_preset_that_has_become_another_is_refused(job1, tmp_path, crash):
+    """Begun by a version in which the plan's word meant other stages: the config alone is the same."""
+    crash(config(job1, tmp_path / "run"), 5)
+    file = tmp_path / "run/config.json"
+    file.write_text(file.read_text().replace('"lr": 0.01', '"lr": 0.1').replace('"lr": 0.1', '"lr": 0.01', 1))
+    with pytest.raises(UserError, match=r"another configuration .*\n  stages\.head\.lr: 0\.1 → 0\.01\n"):
+        train.train(config(job1, tmp_path / "run"))
+
+
 def test_other_data_and_weights_are_refused_wherever_they_lie(job1, tmp_path, crash):
     cut, job2 = tmp_path / "cut", tmp_path / "job2"
     crash(config(job1, cut), 5)

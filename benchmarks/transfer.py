@@ -66,10 +66,16 @@ def then(lr: float, batch_norm: Literal["auto", "frozen"] = "auto") -> dict[str,
     return {"plan": (probe, replace(rest, lr=lr, batch_norm=batch_norm))}
 
 
+def share(value: float) -> dict[str, Any]:
+    """`full` with this share of the head's rate for pretrained parts, whose BatchNorms normalise by the batch."""
+    return {"plan": (plan.Stage("full", ("head", ("*", value)), lr=1e-3),)}
+
+
 # What each changes of a Config, or a function that tells from the weights and the model. `full` is what the other plans
 # are told against, `flat` what regularisers of it are.
 METHODS: dict[str, Any] = {
     "full": {},
+    "full, share 0.1": share(0.1),
     "flat": {"plan": "flat"},
     "head": {"plan": "head"},
     "lp-ft": {"plan": "lp-ft"},
@@ -92,12 +98,13 @@ METHODS: dict[str, Any] = {
     "flat, rate 1e-3": {"plan": "flat", "lr": 1e-3},
     "flat, EMA 0.9": {"plan": "flat", "ema": 0.9},
     "flat, SAM 0.05": {"plan": "flat", "sam": 0.05},
+    "lp-ft, then 1e-4": then(1e-4),
     "lp-ft, then 1e-5": then(1e-5),
     "lp-ft, then 3e-5": then(3e-5),
     "lp-ft, then 1e-4, frozen": then(1e-4, "frozen"),
     "lp-ft, then 1e-5, frozen": then(1e-5, "frozen"),
 }
-LATER = {"surgical-first", "surgical-last", *list(METHODS)[14:]}  # with 5 images a class only
+LATER = {"surgical-first", "surgical-last", *list(METHODS)[15:]}  # with 5 images a class only
 BETWEEN = ("flat",)  # runs whose weights are interpolated with their source's too; of one stage
 WEIGHED = ("WiSE-FT 0.5", "WiSE-FT")  # what these give beside their own line
 FIELDS = ("data", "model", "shots", "method", "seed", "accuracy", "steps", "seconds", "trained")
@@ -107,7 +114,7 @@ def settings() -> Iterator[tuple[str, str, int | None, str, int]]:
     """(data, model, shots, method, seed), the most telling first: few images, then single ones and more, then all."""
     for shots, later in ((5, False), (1, False), (20, False), (None, False), (5, True)):
         for model, data, method in itertools.product(MODELS, DATA, METHODS):
-            unfit = (method == "vpt" and "vit" not in model) or (method.startswith("lp-ft, ") and shots != 5)
+            unfit = method == "vpt" if "vit" not in model else method == "full, share 0.1"  # which is `full` there
             if (method in LATER) == later and not unfit:
                 for seed in SEEDS:  # one after the other, so that they compile once
                     yield data, model, shots, method, seed

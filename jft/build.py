@@ -120,6 +120,7 @@ def resolve(config: Config, model: Model, names: Iterable[str]) -> tuple[plan.St
         lr=config.lr,
         layer_decay=config.layer_decay,
         new_head=config.weights != "none" and not config.keep_head,
+        batch_norm=config.weights != "none" and bool(model.shapes()[1]),
     )
 
 

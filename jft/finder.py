@@ -18,6 +18,7 @@ from jft.build import Leg, build, check, load_images, read_data, resolve
 from jft.config import Config
 from jft.errors import UserError, near
 from jft.hyper import settle
+from jft.models.base import Model
 from jft.report import plots
 from jft.report.live import make_display
 from jft.run import Clock, compile_cache
@@ -70,7 +71,7 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
         splits = read_data(config)
         config = settle(config, splits, display.note)
         model, params, batch_stats, loaded = build(config, splits.classes)
-        names, parts = list(params), list(model.parts)
+        names = list(params)
         stages = resolve(config, model, names)
         check(config, model, stages, splits)
         number = _number(stages, stage)
@@ -83,7 +84,7 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
                 steps = min(STEPS, max(STEPS // 3, round(PASSES * len(data["train"].labels) / config.batch)))
                 rates, losses = range_test(run, run.legs[number], np.geomspace(LOWEST, HIGHEST, steps))
     found = Found(rates, losses, suggest(rates, losses), stages[number].name, stages[number].lr)
-    return replace(found, option=_option(config, names, parts, number, found.suggestion))
+    return replace(found, option=_option(config, model, names, number, found.suggestion))
 
 
 def range_test(
@@ -191,11 +192,11 @@ def _number(stages: Sequence[plan.Stage], name: str | None) -> int:
     return names.index(name) if name else 0
 
 
-def _option(config: Config, names: Sequence[str], parts: Sequence[str], number: int, rate: float | None) -> str:
+def _option(config: Config, model: Model, names: Sequence[str], number: int, rate: float | None) -> str:
     """`--lr 0.001`: what gives the stage this rate. A preset may give it a share of --lr only."""
     if rate is None:
         return ""
-    one, two = (plan.resolve(config.plan, names, parts, epochs=1.0, lr=lr)[number].lr or 0.0 for lr in (1.0, 2.0))
+    one, two = (resolve(config.replace(lr=lr), model, names)[number].lr or 0.0 for lr in (1.0, 2.0))
     if two == one:
         return f"lr={rate:g} in the stage itself"
     return f"--lr {rate / one:g}"

@@ -14,6 +14,7 @@ import pytest
 from jft import Stage, cli, find_lr, finder
 from jft.config import Config
 from jft.errors import UserError
+from jft.models import make_model
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 RATES = np.geomspace(1e-6, 10, 60)
@@ -115,9 +116,10 @@ def test_nothing_is_left_behind_and_the_state_is_as_it_was(folder, monkeypatch, 
 
 
 def test_a_preset_that_divides_the_rate_is_told_the_whole():
-    names, parts = ["stem/kernel", "head/kernel"], ["stem", "head"]
-    told = [finder._option(Config(plan="lp-ft"), names, parts, stage, 0.002) for stage in (0, 1)]
-    assert told == ["--lr 0.002", "--lr 0.02"]
+    for name, share in (("tiny_vit", 0.1), ("tiny_resnet", 0.01)):
+        model, made = make_model(name), Config(model=name, plan="lp-ft", weights="source.npz")
+        told = [finder._option(made, model, list(model.shapes()[0]), stage, 0.002) for stage in (0, 1)]
+        assert told == ["--lr 0.002", f"--lr {0.002 / share:g}"]
 
 
 def test_an_unknown_stage_is_told_with_near_names(folder):

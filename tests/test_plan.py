@@ -72,17 +72,52 @@ def test_presets_are_what_they_say():
         assert [(s.name, s.train, s.lr) for s in made] == stages
         assert [s.share for s in made] == [1 / len(made)] * len(made)
         assert all(s.surgical == (name == "surgical") for s in made)
-        assert all((s.batch_norm == "frozen") == (name in ("bitfit", "lora")) for s in made)
+        assert all((s.batch_norm == "frozen") == (name in ("bitfit", "norm", "lora")) for s in made)
         assert all((s.augment == ()) == (s.name == "head") for s in made)
         given = plan.preset(name)(RESNET[1], 2e-2)
         assert given[0].lr == 2e-2 and [s.train for s in given] == [s.train for s in made]
+
+
+def test_beside_pretrained_batch_norms_presets_keep_the_statistics_and_a_hundredth_of_the_rate():
+    """Of a model that has them, and weights to keep; other presets are the same with and without."""
+    sizes = {"resnet18": RESNET, "vit_tiny_patch16_224": VIT}
+    for name, (names, parts) in sizes.items():
+        model, norms = make_model(name, num_classes=2), name == "resnet18"
+        for preset in ("full", "top-2", "surgical", "surgical-first", "surgical-middle", "surgical-last"):
+            made = Config(model=name, plan=preset, weights="source.npz")
+            for config, kept in ((made, norms), (made.replace(weights="none"), False)):
+                (stage,) = resolve(config, model, names)
+                flat = preset == "full" and config.weights == "none"
+                assert stage.batch_norm == ("frozen" if kept else "auto")
+                assert set(plan.multipliers(stage, names, parts).values()) - {0.0} == (
+                    {1.0} if flat else {1.0, 0.01 if kept else 0.1}
+                )
+        probe, rest = resolve(Config(model=name, plan="lp-ft", weights="source.npz", lr=2e-3), model, names)
+        assert (probe.lr, probe.batch_norm) == (2e-3, "auto")
+        assert (rest.lr, rest.batch_norm) == ((2e-5, "frozen") if norms else (2e-4, "auto"))
+    for preset in ("head", "flat", "gradual", "bitfit", "norm"):
+        with_, without = (plan.resolve(preset, *RESNET, lr=None, batch_norm=known) for known in (True, False))
+        assert with_ == without
+
+
+def test_a_plans_own_function_is_told_what_it_asks_for():
+    def asks(parts, lr, batch_norm):
+        return (Stage("all", ("*",), batch_norm="frozen" if batch_norm else "auto"),)
+
+    def plain(parts, lr):
+        return (Stage("all", ("*",)),)
+
+    (stage,) = plan.resolve(asks, *RESNET, lr=None, batch_norm=True)
+    assert stage.batch_norm == "frozen"
+    (stage,) = plan.resolve(plain, *RESNET, lr=None, batch_norm=True)
+    assert stage.batch_norm == "auto"
 
 
 def test_full_is_flat_where_no_head_is_new_beside_pretrained_parts():
     """One that was kept with its weights, and one of a model that begins from nothing."""
     model = make_model("resnet18", num_classes=2)
     given = Config(model="resnet18", plan="full", weights="r18.safetensors", lr=2e-3)
-    told = {"full": {1.0, 0.1}, "flat": {1.0}}
+    told = {"full": {1.0, 0.01}, "flat": {1.0}}
     for made, name in (
         (given, "full"),
         (given.replace(keep_head=True), "flat"),

@@ -63,7 +63,10 @@ def greedy_soup(trees: Sequence[Arrays], score: Callable[[Arrays], float]) -> tu
 
 @dataclass
 class Averaged:
-    """What an average wrote, and what each candidate reached on the validation images: `figure`, accuracy or R²."""
+    """What an average wrote, and what each candidate reached on the validation images.
+
+    That is `figure`: accuracy, R² of quantities, mAP of several labels, of which all being right says little.
+    """
 
     path: Path
     rows: list[dict[str, Any]]
@@ -95,7 +98,7 @@ def wise_ft(workdir: str | Path, alphas: Sequence[float] = ALPHAS, display: Any 
             batch_stats=interpolate(loaded.batch_stats, stats, alpha),
         )
 
-    rows, figure = [], metrics.figure(model.quantities)
+    rows, figure = [], _figure(model)
     with display.task("Interpolating", total=len(alphas), unit="models") as advance:
         for alpha in alphas:
             rows.append({"alpha": alpha, figure: score(at(alpha))})
@@ -172,7 +175,7 @@ def _soup(
         )
 
     scores = [score_of(as_model(tree)) for tree in trees]
-    figure = metrics.figure(first.quantities)
+    figure = _figure(first)
     rows: list[dict[str, Any]] = [{"run": n, figure: s} for n, s in zip(names, scores, strict=True)]
     kept = greedy_soup(trees, lambda tree: score_of(as_model(tree)))[0] if greedy else list(range(len(trees)))
     for i, row in enumerate(rows):
@@ -182,10 +185,7 @@ def _soup(
 
 
 def scorer(model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 32) -> Callable[[Bundle], float]:
-    """A function from other weights of this model to their accuracy on these images, decoded and compiled once.
-
-    Of a model of quantities to R².
-    """
+    """A function from other weights of this model to their `_figure` on these images, decoded and compiled once."""
     images, kept, _ = pipeline.decode_all(dataset, model.preprocess)
     labels = dataset.labels[kept]
     step = shard.jit(make_eval_step(model.model, prepare=make_prepare(model.preprocess)))
@@ -199,9 +199,16 @@ def scorer(model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 3
         if of.quantities:
             return float(metrics.quantities(answers, labels, of.classes)["r2"])
         likely = probabilities(answers, labels.ndim == 2)
-        return float(metrics.summary(likely, labels, list(of.classes))["accuracy"])
+        found = metrics.summary(likely, labels, list(of.classes))
+        if (figure := _figure(of)) not in found:
+            raise UserError("The validation images show none of the labels, so that no average can be chosen by them.")
+        return float(found[figure])
 
     return score
+
+
+def _figure(model: Bundle) -> str:
+    return "average_precision" if model.multi_label else metrics.figure(model.quantities)
 
 
 def _options(workdir: Path) -> dict[str, Any]:
@@ -221,6 +228,6 @@ def _write(path: Path, model: Bundle, like: Path, rows: list[dict[str, Any]], sc
         multi_label=model.multi_label,
         quantities=model.quantities,
     )
-    figure = metrics.figure(model.quantities)
+    figure = _figure(model)
     write_json(path / "average.json", {"rows": rows, figure: score})
     return Averaged(path, rows, score, figure)

@@ -1,13 +1,15 @@
 """From a config to what a run needs: its data, its model with weights, and its stages laid out over the data."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -362,8 +364,18 @@ def usual_pieces(config: Config, model: Model, leg: Leg, params: Mapping[str, An
     return most_pieces(share, takes_tokens(model, leg.cut, params))
 
 
-def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources.Splits) -> None:
-    """Raises UserError for whatever of a config would otherwise stop a run after its folder has been made."""
+def check(
+    config: Config,
+    model: Model,
+    stages: Sequence[Stage],
+    splits: sources.Splits,
+    missing: Collection[str] | None = None,
+) -> None:
+    """Raises UserError for whatever of a config would otherwise stop a run after its folder has been made.
+
+    `missing` are the names that the weights lack; where it is None they are not known, and what a penalty or an
+    objective makes of the others is not looked at.
+    """
     if config.tensor > 1 and config.sharding == "pmap":
         raise UserError("--tensor goes with --sharding replicate or fsdp, not with pmap.")
     if config.sharding == "pmap" and jax.process_count() > 1:
@@ -404,21 +416,76 @@ def check(config: Config, model: Model, stages: Sequence[Stage], splits: sources
     logits = jax.ShapeDtypeStruct((config.batch, model.num_classes), np.float32)
     dtype = label.dtype if label.ndim == 1 else np.float32
     given = {"label": jax.ShapeDtypeStruct((config.batch, *label.shape[1:]), dtype)}
-    try:
+    taken = f"labels {given['label'].shape} of these data, {given['label'].dtype}, for logits {logits.shape}"
+    with _given(f"The loss cannot take {taken}"):
         told = jax.eval_shape(loss, logits, given).shape
-    except Exception as error:
-        told = theirs(error)
-        if not told and not isinstance(error, TypeError | ValueError):
-            raise
-        taken = f"labels {given['label'].shape} of these data, {given['label'].dtype}, for logits {logits.shape}"
-        raise UserError(f"The loss cannot take {taken}: {told or error}") from error
     if told != (config.batch,):
         raise UserError(f"The loss gives {told} for a batch of {config.batch}; one value per example is expected.")
     for leg in lay_out(config, stages, model, len(splits.train)):
         check_augment(leg.augment)
         if config.views and leg.cut and (mixers := [a for a in leg.augment if a.split(":")[0] in MIXERS]):
             raise UserError(f"--views keeps what single images give; {', '.join(mixers)} mixes images. Leave one out.")
-        make_leg_optimizer(config, leg)
+        with _given("No schedule, which is a name or a function (peak, steps) -> optax schedule"):
+            jax.eval_shape(make_leg_schedule(config, leg), jax.ShapeDtypeStruct((), np.int32))
+        _check_optimizer(config, model, leg)
+        if missing is not None and needs_source(config):
+            _check_source(config, model, leg, loss, missing)
+
+
+@contextlib.contextmanager
+def _given(what: str) -> Iterator[None]:
+    """Turns what a function of the user's, or its use, raises within it into a UserError that begins so."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = theirs(error)
+        if not told and not isinstance(error, TypeError | ValueError | AttributeError):
+            raise
+        raise UserError(f"{what}: {told or error}") from error
+
+
+def _check_optimizer(config: Config, model: Model, leg: Leg) -> None:
+    """Raises UserError for an optimizer of the user's that is none, or that applies a learning rate itself."""
+    shapes = model.shapes()[0]
+    trained = {n: shapes[n] for n in sorted(leg.trainable)}
+    with _given(
+        "No optimizer, which is a name or a function (weight_decay, mask) -> optax transformation without a rate"
+    ):
+        optimizer, _ = make_leg_optimizer(config, leg)
+        if isinstance(config.optimizer, str):
+            return
+        jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), trained)
+        plain = config.optimizer(0.0, optim.decays)
+
+    def along() -> Any:
+        ones = {n: jnp.ones(s.shape, s.dtype) for n, s in trained.items()}
+        updates = plain.update(ones, plain.init(ones), ones)[0]
+        return sum(jnp.sum(u) for u in updates.values())
+
+    if float(jax.jit(along)()) < 0:
+        raise UserError(
+            "The optimizer gives steps down the gradient, so it applies a learning rate, and the run's own would turn "
+            "them uphill. Leave the rate out: optax.scale_by_adam() in place of optax.adam(…), optax.trace(0.9) of "
+            "optax.sgd(…, momentum=0.9)."
+        )
+
+
+def _check_source(config: Config, model: Model, leg: Leg, loss: Callable[..., Any], missing: Collection[str]) -> None:
+    """Raises UserError for a penalty or an objective that the pretrained values of these names are not enough for."""
+    params, stats = model.shapes()
+
+    def trace(trained: Mapping[str, Any], source: Mapping[str, Any]) -> Any:
+        make_leg_objective(config, model, leg, source, loss, None)
+        return config.penalty(trained, source) if config.penalty else 0.0
+
+    with _given("--objective cannot be made" if config.objective else "--penalty cannot be taken"):
+        jax.eval_shape(
+            trace,
+            {n: params[n] for n in leg.trainable},
+            {n: shape for n, shape in (params | stats).items() if n not in missing},
+        )
 
 
 def make_leg_step(
@@ -511,6 +578,15 @@ def make_leg_diagnosis(
     return of_step
 
 
+def make_leg_schedule(config: Config, leg: Leg) -> Callable[[int], Any]:
+    """The learning rate of a leg, of a multiple of 1, by its step."""
+    stage = leg.stage
+    assert stage.lr is not None  # plan.resolve has set it
+    name = stage.schedule or config.schedule or optim.usual_schedule(config.optimizer)
+    warmup = config.warmup if stage.warmup is None else stage.warmup
+    return optim.make_schedule(name, stage.lr, leg.last - leg.first, warmup)
+
+
 def make_leg_optimizer(
     config: Config, leg: Leg, source: Mapping[str, Any] | None = None
 ) -> tuple[Any, Callable[[int], Any]]:
@@ -518,17 +594,14 @@ def make_leg_optimizer(
 
     `source` holds the pretrained values, for a penalty that is decoupled; what has no need of steps needs none.
     """
-    stage, penalty = leg.stage, config.penalty
+    penalty = config.penalty
     pull: Callable[[Any], Any] | None = None
     if penalty and config.penalty_decoupled and source is not None:
 
         def pull(params: Any) -> Any:
             return config.penalty_weight * penalty(params, source)
 
-    warmup = config.warmup if stage.warmup is None else stage.warmup
-    assert stage.lr is not None  # plan.resolve has set it
-    name = stage.schedule or config.schedule or optim.usual_schedule(config.optimizer)
-    schedule = optim.make_schedule(name, stage.lr, leg.last - leg.first, warmup)
+    schedule = make_leg_schedule(config, leg)
     optimizer = optim.make_optimizer(
         config.optimizer,
         schedule,
@@ -536,7 +609,7 @@ def make_leg_optimizer(
         leg.labels,
         weight_decay=config.weight_decay,
         clip=config.clip,
-        surgical={n: plan.part_of(n, leg.train_parts) for n in leg.trainable} if stage.surgical else None,
+        surgical={n: plan.part_of(n, leg.train_parts) for n in leg.trainable} if leg.stage.surgical else None,
         pull=pull,
     )
     return optimizer, schedule

@@ -73,7 +73,7 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
         model, params, batch_stats, loaded = build(config, splits.classes)
         names = list(params)
         stages = resolve(config, model, names)
-        check(config, model, stages, splits)
+        check(config, model, stages, splits, loaded.missing)
         number = _number(stages, stage)
         stages = stages[: number + 1]
         data, _ = load_images(config, splits, stages, loaded.preprocess, display)

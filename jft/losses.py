@@ -60,10 +60,12 @@ def binary_cross_entropy(
     """Sigmoid cross-entropy in nats, summed over the classes.
 
     Labels [b, k], any number of which may be one, or class indices [b]: one against all others (Wightman et al. 2021,
-    "ResNet strikes back"). Smoothing moves every label towards a half.
+    "ResNet strikes back"). Smoothing moves every label towards a half. An example of class c counts `class_weights[c]`
+    times; with labels [b, k] each class's term does where the class is there, as torch's `pos_weight`.
     """
     target = _several(logits, batch["label"], label_smoothing)
-    return _weighted(optax.sigmoid_binary_cross_entropy(logits, target), class_weights).sum(-1)
+    there, absent = -jax.nn.log_sigmoid(logits), -jax.nn.log_sigmoid(-logits)
+    return _both(target * there, (1 - target) * absent, batch["label"], class_weights)
 
 
 def binary_focal(
@@ -75,7 +77,9 @@ def binary_focal(
     label_smoothing: float = 0.0,
     class_weights: Weights = None,
 ) -> Float[Array, " b"]:
-    """Sigmoid cross-entropy, each class's term times (1 − p)^gamma, p being what its label was given; labels as there.
+    """Sigmoid cross-entropy, each class's term times (1 − p)^gamma, p being what its label was given.
+
+    Labels and class weights as for `binary_cross_entropy`.
 
     What is there counts alpha times, what is not 1 − alpha; None weighs them alike. Lin et al. 2017, equation 5, as
     torchvision's sigmoid_focal_loss.
@@ -83,8 +87,11 @@ def binary_focal(
     target = _several(logits, batch["label"], label_smoothing)
     there, absent = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
     log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    terms = there * target * jnp.exp(gamma * log_q) * log_p + absent * (1 - target) * jnp.exp(gamma * log_p) * log_q
-    return -_weighted(terms, class_weights).sum(-1)
+    terms = (
+        -there * target * jnp.exp(gamma * log_q) * log_p,
+        -absent * (1 - target) * jnp.exp(gamma * log_p) * log_q,
+    )
+    return _both(*terms, batch["label"], class_weights)
 
 
 def asymmetric(
@@ -99,8 +106,9 @@ def asymmetric(
 ) -> Float[Array, " b"]:
     """Focal loss for several labels with a gamma each for what is there and what is not, summed over the classes.
 
-    What is not there counts nothing up to a probability of `clip`. Labels as for `binary_cross_entropy`. Ridnik et al.
-    2021, "Asymmetric loss for multi-label classification", equations 4 to 6 and the values of section 4.
+    What is not there counts nothing up to a probability of `clip`. Labels and class weights as for
+    `binary_cross_entropy`. Ridnik et al. 2021, "Asymmetric loss for multi-label classification", equations 4 to 6 and
+    the values of section 4.
     """
     target = _several(logits, batch["label"], label_smoothing)
     log_p, log_q = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
@@ -112,7 +120,7 @@ def asymmetric(
         absent = focus * jnp.log1p(-shifted)
     else:
         absent = jnp.exp(gamma_neg * log_p) * log_q
-    return -_weighted(target * there + (1 - target) * absent, class_weights).sum(-1)
+    return _both(-target * there, -(1 - target) * absent, batch["label"], class_weights)
 
 
 def squared_error(logits: Float[Array, "b k"], batch: Mapping[str, Any]) -> Float[Array, " b"]:
@@ -153,11 +161,12 @@ KINDS = ("inverse", "effective")
 
 
 def class_weights(labels: Any, k: int, kind: str = "inverse", beta: float = 0.999) -> Float[np.ndarray, " k"]:
-    """Weights of k classes, mean 1, that rise as their examples grow fewer, of labels [n] or [n, k].
+    """Weights of k classes that rise as their examples grow fewer, of labels [n] or [n, k].
 
     `inverse` to their number n, or to its `effective` number (1 − beta^n) / (1 − beta), which levels off at
-    1 / (1 − beta). Cui et al. 2019, "Class-balanced loss based on effective number of samples". Raises UserError for a
-    class without examples and an unknown kind.
+    1 / (1 − beta). Cui et al. 2019, "Class-balanced loss based on effective number of samples". Of labels [n] their
+    mean is 1. Of [n, k] each is that of the class's examples over that of the others, the usual `pos_weight` of torch:
+    both then count alike. Raises UserError for a class without examples and an unknown kind.
 
     >>> class_weights([0, 0, 0, 1], 2)
     array([0.5, 1.5], dtype=float32)
@@ -173,8 +182,14 @@ def class_weights(labels: Any, k: int, kind: str = "inverse", beta: float = 0.99
     if not count.all():
         missing = ", ".join(str(i) for i in np.flatnonzero(count == 0)[:5])
         raise UserError(f"The classes {missing} have no examples, so they have no weight by their number.")
-    weights = 1 / count if kind == "inverse" else (1 - beta) / (1 - beta**count)
-    return (weights / weights.mean()).astype(np.float32)
+
+    def weigh(count: Any) -> Any:
+        return 1 / count if kind == "inverse" else (1 - beta) / (1 - beta**count)
+
+    if labels.ndim == 1:
+        weights = weigh(count)
+        return (weights / weights.mean()).astype(np.float32)
+    return (weigh(count) / weigh(np.maximum(len(labels) - count, 1))).astype(np.float32)
 
 
 def _distribution(logits: Array, label: Array, smoothing: float) -> Array:
@@ -194,6 +209,16 @@ def _weighted(terms: Array, weights: Weights) -> Array:
     if np.shape(weights) != terms.shape[-1:]:
         raise ValueError(f"class weights of shape {np.shape(weights)} for {terms.shape[-1]} classes")
     return terms * jnp.asarray(weights, terms.dtype)[None]
+
+
+def _both(there: Array, absent: Array, label: Array, weights: Weights) -> Array:
+    """The sum over classes of what is there and what is not, weighed as `binary_cross_entropy` says.
+
+    A weight of a class's both terms would leave the probability that minimises them where it is.
+    """
+    if label.ndim > 1 or weights is None:
+        return (_weighted(there, weights) + absent).sum(-1)
+    return (there + absent).sum(-1) * _weighted(jnp.ones_like(there), weights)[jnp.arange(len(label)), label]
 
 
 def _residual(logits: Array, label: Array) -> Array:

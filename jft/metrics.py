@@ -13,7 +13,8 @@ Labels = Int[np.ndarray, " n"]
 Targets = Shaped[np.ndarray, "n k"]  # several labels an example: 0 or 1, or bool
 
 
-HEADLINES = {"accuracy": "accuracy", "r2": "R²"}  # by which runs are told and compared, and their names
+# By which runs are told and compared, averages of models of several labels chosen, and their names.
+HEADLINES = {"accuracy": "accuracy", "r2": "R²", "average_precision": "mAP"}
 
 
 def figure(quantities: bool) -> str:

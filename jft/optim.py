@@ -10,7 +10,8 @@ import optax.contrib
 
 from jft.errors import UserError, near
 
-# Each takes the weight decay and a mask of what it applies to, and knows no learning rate.
+# Each takes the weight decay and a mask of what it applies to, and knows no learning rate: what it gives is subtracted,
+# times the rate (`optax.scale_by_adam`, not `optax.adam`).
 Optimizer = Callable[[float, Callable], optax.GradientTransformation]
 
 
@@ -114,7 +115,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "schedule-free": schedule_free,
     "schedule-free-sgd": schedule_free_sgd,
 }
-SCHEDULE_FREE = ("schedule-free", "schedule-free-sgd")
+SCHEDULE_FREE = ("schedule-free", "schedule-free-sgd", schedule_free, schedule_free_sgd)
 
 
 def usual_schedule(optimizer: Any) -> str:
@@ -206,7 +207,8 @@ def make_optimizer(
         optax.scale_by_learning_rate(schedule),
     )
     if free:
-        return optax.contrib.schedule_free(optax.chain(*made), schedule)
+        # optax counts from 1 what it weighs the average by: a step's weight is the rate that it was made at.
+        return optax.contrib.schedule_free(optax.chain(*made), lambda count: schedule(count - 1))
     return optax.chain(*made)
 
 
@@ -236,7 +238,7 @@ class RelativeGradientNorm(NamedTuple):
     """State of `scale_by_relative_gradient_norm`."""
 
     inner: optax.OptState
-    count: Any
+    counts: dict[str, Any]  # by part, its steps: one that begins to train in a later stage has had none
     norms: dict[str, Any]  # by part, the mean so far of ‖gradient‖ / ‖weights‖
 
 
@@ -256,23 +258,26 @@ def scale_by_relative_gradient_norm(
         return found
 
     def init(params: Any) -> RelativeGradientNorm:
+        parts = members(params)
         return RelativeGradientNorm(
-            inner.init(params), jnp.zeros((), jnp.int32), {part: jnp.zeros(()) for part in members(params)}
+            inner.init(params),
+            {part: jnp.zeros((), jnp.int32) for part in parts},
+            {part: jnp.zeros(()) for part in parts},
         )
 
     def update(grads: Any, state: RelativeGradientNorm, params: Any = None) -> tuple[Any, RelativeGradientNorm]:
         updates, after = inner.update(grads, state.inner, params)
-        count = state.count + 1
+        counts = {part: count + 1 for part, count in state.counts.items()}
         norms = {}
         for part, names in members(grads).items():
             weights = optax.tree.norm({n: params[n] for n in names})
             # A fresh head of zeros has no ratio to be compared with: it trains at the full rate.
             ratio = optax.tree.norm({n: grads[n] for n in names}) / jnp.maximum(weights, 1e-12)
-            norms[part] = state.norms[part] + (ratio - state.norms[part]) / count.astype(jnp.float32)
+            norms[part] = state.norms[part] + (ratio - state.norms[part]) / counts[part].astype(jnp.float32)
         body = [v for part, v in norms.items() if part != "head"] or [*norms.values()]
         largest = jnp.maximum(jnp.max(jnp.stack(body)), 1e-12)
         scale = {part: jnp.minimum(v / largest, 1.0) for part, v in norms.items()}
-        return {n: scale[part_of[n]] * u for n, u in updates.items()}, RelativeGradientNorm(after, count, norms)
+        return {n: scale[part_of[n]] * u for n, u in updates.items()}, RelativeGradientNorm(after, counts, norms)
 
     return optax.GradientTransformation(init, update)
 

@@ -319,6 +319,9 @@ def resolve(
         raise UserError("The plan has no stages; it needs at least one.")
     if len({s.name for s in stages}) != len(stages):
         raise UserError(f"Two stages share a name: {', '.join(s.name for s in stages)}. Give each its own.")
+    for stage in stages:
+        if stage.epochs is None and not stage.share > 0:
+            raise UserError(f"Stage {stage.name!r} has share={stage.share:g}; its share of the epochs is above 0.")
     total = sum(s.share for s in stages if s.epochs is None)
     done = []
     for stage in stages:
@@ -327,6 +330,8 @@ def resolve(
             raise UserError(f"Stage {stage.name!r} has {own:g} epochs; it needs more than 0.")
         if stage.lr is not None and stage.lr <= 0:
             raise UserError(f"Stage {stage.name!r} has lr={stage.lr:g}; a rate is above 0 (a multiplier of 0 freezes).")
+        if not 0 < stage.layer_decay <= 1:
+            raise UserError(f"Stage {stage.name!r} has layer_decay={stage.layer_decay:g}; it is above 0 and at most 1.")
         if stage.batch_norm not in ("auto", "frozen"):
             raise UserError(f"Stage {stage.name!r} has batch_norm={stage.batch_norm!r}; it is 'auto' or 'frozen'.")
         stage = replace(stage, epochs=own, lr=stage.lr or lr or 1e-3)

@@ -113,7 +113,7 @@ def train(
             model, params, batch_stats, loaded = build(config, splits.classes)
         display.note(str(loaded.receipt))
         stages = resolve(config, model, params)
-        check(config, model, stages, splits)
+        check(config, model, stages, splits, loaded.missing)
         track.check(config.track, load_object)
         kept = sanity.kept_head(loaded, splits.classes) if config.keep_head else []
         left = sanity.never_trained(list(params), list(model.parts), loaded.missing, stages)

@@ -103,7 +103,7 @@ def _trial(config: Config, shorten: Any) -> Iterator[tuple[Any, sources.Splits]]
     config = settle(config, splits, display.note)
     model, params, batch_stats, loaded = build(config, splits.classes)
     stages = resolve(config, model, params)
-    check(config, model, stages, splits)
+    check(config, model, stages, splits, loaded.missing)
     sanity.labels(splits)
     total = sum(s.epochs or 0 for s in stages)
     stages = tuple(shorten(s, (s.epochs or 0) / total) for s in stages)

@@ -62,7 +62,8 @@ def test_losses_of_several_labels_are_the_originals():
     close(losses.binary_cross_entropy(LOGITS, batch), plain.sum(-1))
     close(losses.asymmetric(LOGITS, batch, gamma_neg=0, gamma_pos=0, clip=0), plain.sum(-1))
     close(losses.binary_focal(LOGITS, batch, gamma=0, alpha=None), plain.sum(-1))
-    close(losses.binary_cross_entropy(LOGITS, batch, class_weights=WEIGHTS), (WEIGHTS * plain).sum(-1))
+    weights = np.where(y == 1, WEIGHTS, 1)
+    close(losses.binary_cross_entropy(LOGITS, batch, class_weights=WEIGHTS), (weights * plain).sum(-1))
     indices = losses.binary_cross_entropy(LOGITS, {"label": LABEL}, label_smoothing=0.1)
     close(indices, losses.binary_cross_entropy(LOGITS, {"label": jnp.asarray(ONE_HOT)}, label_smoothing=0.1))
 
@@ -94,6 +95,24 @@ def test_average_of_probabilities():
     assert jnp.isfinite(losses.average(jnp.array([[[200.0, -200.0]], [[-200.0, 200.0]]]), several=True)).all()
 
 
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.binary_cross_entropy])
+def test_weights_by_number_make_a_rare_class_as_likely_as_any(loss):
+    """Of a model that knows nothing of the images, at the minimum: the gradient there is 0."""
+    label = np.array([0] * 18 + [1] * 2)
+    weights = losses.class_weights(label, 2)
+
+    def mean(logits, label, weights):
+        return loss(
+            jnp.broadcast_to(logits[None], (20, 2)), {"label": jnp.asarray(label)}, class_weights=weights
+        ).mean()
+
+    close(jax.grad(mean)(jnp.zeros(2), label, weights), np.zeros(2))
+    if loss is losses.binary_cross_entropy:
+        several = np.stack([label, np.arange(20) < 10], 1).astype(np.float32)
+        close(jax.grad(mean)(jnp.zeros(2), several, losses.class_weights(several, 2)), np.zeros(2))
+        assert abs(jax.grad(mean)(jnp.zeros(2), several, None)[0]) > 0.3
+
+
 def test_class_weights():
     labels = np.array([0] * 8 + [1] * 4 + [2] * 2)
     inverse = losses.class_weights(labels, 3)
@@ -104,7 +123,10 @@ def test_class_weights():
     assert effective.mean() == pytest.approx(1) and effective.dtype == np.float32
     close(losses.class_weights(labels, 3, "effective", beta=0.0), 1.0)
     close(losses.class_weights(labels, 3, "effective", beta=1 - 1e-9), inverse)
-    close(losses.class_weights(np.eye(3)[labels], 3), inverse)
+    close(losses.class_weights(np.eye(3)[labels], 3), [6 / 8, 10 / 4, 12 / 2])
+    several = losses.class_weights(np.eye(3)[labels], 3, "effective", beta=0.9)
+    close(several, (1 - 0.9 ** np.array([6, 10, 12])) / (1 - 0.9 ** np.array([8, 4, 2])))
+    close(losses.class_weights(np.ones((4, 1)), 1), 1 / 4)  # which nothing is without
     with pytest.raises(UserError, match=r"no class weights 'inverted'\. Did you mean inverse"):
         losses.class_weights(labels, 3, "inverted")
     with pytest.raises(UserError, match="classes 3 have no examples"):

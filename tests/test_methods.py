@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jft import Stage, build, distil, losses, plan
@@ -101,6 +102,16 @@ def test_wrong_combinations_are_refused(config, tmp_path):
         (dict(lora={"alpha": 0.0}, plan="lora"), "it is above 0"),
         (dict(loss=losses.squared_error), "which have one label an image; for them are jft.losses:cross_entropy"),
         (dict(loss=partial(losses.huber, delta=2.0)), "huber is not for these data"),
+        (dict(optimizer=lambda decay, mask: optax.adamw(1e-3, weight_decay=decay)), "it applies a learning rate"),
+        (dict(optimizer=optax.adamw(1e-3)), r"a function \(weight_decay, mask\)"),
+        (dict(optimizer=optax.adamw), "No optimizer, which is"),
+        (dict(optimizer=lambda rate: optax.sgd(rate)), "No optimizer, .* takes 1 positional argument"),
+        (dict(schedule=optax.constant_schedule(1e-3)), r"a function \(peak, steps\)"),
+        (dict(plan=(Stage("all", ("*",), schedule=lambda peak, steps: None),)), "No schedule, which is"),
+        (dict(objective=partial(distil.features, at="nowhere")), "nowhere"),
+        (dict(objective=distil.features, plan="full"), "so they give no features before head"),
+        (dict(penalty=partial(l2_sp, strengths=(("haed", 0.1),)), penalty_weight=0.1), "'haed' matches no parameter"),
+        (dict(penalty=lambda params: 0.0, penalty_weight=0.1), "--penalty cannot be taken: .* takes 1 positional"),
     ):
         with pytest.raises(UserError, match=message):
             train(config.replace(workdir=str(tmp_path / "run"), **options))

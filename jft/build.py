@@ -426,7 +426,7 @@ def check(
         if config.views and leg.cut and (mixers := [a for a in leg.augment if a.split(":")[0] in MIXERS]):
             raise UserError(f"--views keeps what single images give; {', '.join(mixers)} mixes images. Leave one out.")
         with _given("No schedule, which is a name or a function (peak, steps) -> optax schedule"):
-            jax.eval_shape(make_leg_schedule(config, leg), jax.ShapeDtypeStruct((), np.int32))
+            float(make_leg_schedule(config, leg)(0))
         _check_optimizer(config, model, leg)
         if missing is not None and needs_source(config):
             _check_source(config, model, leg, loss, missing)

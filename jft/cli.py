@@ -17,6 +17,7 @@ from typing import Any
 from jft import __version__
 from jft.config import Config, load_config, load_file, override
 from jft.errors import FULL, UserError, disk, near, printable, theirs
+from jft.plan import overridden
 
 EXAMPLES = {
     "": """
@@ -84,7 +85,7 @@ EXAMPLES = {
   jft models
   jft models 'vit_*_patch16*'""",
 }
-TTA = "test-time augmentation, the mean over views: flip, corners (default: none)"
+TTA = "test-time augmentation, the mean over views: flip, corners (of what the crop cuts off), or none (default: none)"
 LINES = "\n\t"  # that a message may have
 FEW = 5  # models of which `jft models` tells more than fits a line
 FREE = ("--model_options.", "--model-options.")
@@ -387,7 +388,9 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     average.add_argument("--snapshots", action="store_true", help="one run: a soup of the weights of its validations")
     average.add_argument("--uniform", action="store_true", help="soups: average them all")
     average.add_argument(
-        "--out", metavar="FOLDER", help="several: the model's folder (default: soup, beside the first)"
+        "--out",
+        metavar="FOLDER",
+        help="the model's folder (default: W/wise-ft, W/soup of --snapshots; of several soup, beside the first)",
     )
     average.add_argument("--json", action="store_true", help="print as JSON")
 
@@ -550,6 +553,11 @@ def configs_of(options: argparse.Namespace, suffix: str = "") -> dict[str, Confi
             name = key.removeprefix("field:")
             words = [words] if isinstance(words, str) else words
             configs = {label: override(config, name, words) for label, config in configs.items()}
+            if all(name in overridden(config.plan) for config in configs.values()):
+                raise UserError(
+                    f"--{key.removeprefix('field:').replace('_', '-')} would count for nothing: every stage of the "
+                    "plan has its own. Change it there, or leave it out of the stages that should follow the option."
+                )
     if options.config and not any(c.workdir for c in configs.values()):
         configs = {
             label: c.replace(workdir=f"runs/{Path(options.config).stem}{suffix}") for label, c in configs.items()
@@ -683,7 +691,7 @@ def _sweep(options: argparse.Namespace) -> None:
         raise UserError(f"{options.config} has {len(configs)} configs; a sweep takes one.")
     config = next(iter(configs.values()))
     space = getattr(load_file(options.config), "SPACE", {}) if options.config else {}
-    space = {**space, **sweep.parse(config, options.over)}
+    space = sweep.merged(space, sweep.parse(config, options.over))
     done = sweep.sweep(
         config.replace(display="quiet") if options.json else config,
         space,
@@ -694,12 +702,20 @@ def _sweep(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"best": done.best, "trials": done.rows}, indent=1, ensure_ascii=False))
         return
+    there, found = f"\nThe best trial is a run already: {done.best['folder']}.", sweep.again(config, space, done.best)
+    if found is None:
+        file = Path(done.best["folder"]) / "config.json"
+        print(f"{there} No command line says its values; they are in {file}.")
+        return
     words = ["jft", "finetune", *([options.config] if options.config else [])]
     given = {k.removeprefix("field:"): v for k, v in vars(options).items() if k.startswith("field:") and v is not None}
-    for name, value in ({k: v for k, v in given.items() if k != "workdir"} | done.best["values"]).items():
+    given = {k.replace("-", "_"): v for k, v in given.items() if k != "workdir"}
+    for name, value in (given | found).items():
+        flag = f"--{name if '.' in name else name.replace('_', '-')}"
         values = [value] if isinstance(value, str) else list(value)
-        words += [f"--{name if '.' in name else name.replace('_', '-')}", *values]
-    print(f"\nThe best trial is a run already: {done.best['folder']}. To run it again:\n  {shlex.join(words)}")
+        # Of what looks like an option argparse asks where it belongs.
+        words += [f"{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [flag, *values]
+    print(f"{there} To run it again:\n  {shlex.join(words)}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -804,13 +820,15 @@ def _average(options: argparse.Namespace) -> None:
     from jft.average import soup, soup_of_run, wise_ft
     from jft.report.live import make_display
 
+    if options.snapshots and len(options.workdirs) > 1:
+        options.parser.error("--snapshots are of one run")
+    if options.uniform and not options.snapshots and len(options.workdirs) == 1:
+        options.parser.error("--uniform is of a soup: name several runs, or --snapshots of one")
     display = make_display("quiet" if options.json else "auto")
     if options.snapshots:
-        if len(options.workdirs) > 1:
-            options.parser.error("--snapshots are of one run")
-        done = soup_of_run(options.workdirs[0], not options.uniform, display)
+        done = soup_of_run(options.workdirs[0], not options.uniform, options.out, display)
     elif len(options.workdirs) == 1:
-        done = wise_ft(options.workdirs[0], display=display)
+        done = wise_ft(options.workdirs[0], out=options.out, display=display)
     else:
         done = soup(options.workdirs, options.out, not options.uniform, display)
     if options.json:

@@ -13,6 +13,7 @@ from jft.config import Config, check
 from jft.data.decode import quiet
 from jft.data.sources import Dataset, Splits
 from jft.errors import UserError, near
+from jft.plan import overridden
 from jft.weights import locate, native
 
 Rule = Callable[..., dict[str, Any]]  # (examples, size, batch) -> fields
@@ -49,8 +50,8 @@ def vit(examples: int, size: tuple[int, int], batch: int = BATCH) -> dict[str, A
     """Fine-tuning of Dosovitskiy et al. 2021, "An image is worth 16×16 words", appendix B.1.1, and vit_jax's configs.
 
     SGD with momentum 0.9, cosine decay, gradients clipped to 1, no weight decay, 384 pixels whatever the size,
-    random windows and flips. They choose the rate from `GRID`; here it is 0.01, which they use where they do not choose
-    (VTAB). Steps as in BiT's rule, which are theirs for CIFAR, Pets, Flowers and ImageNet.
+    random windows of 5 % of the area or more, and flips. They choose the rate from `GRID`; here it is 0.01, which they
+    use where they do not choose (VTAB). Steps as in BiT's rule, which are theirs for CIFAR, Pets, Flowers and ImageNet.
     """
     return {
         "plan": "flat",
@@ -61,7 +62,7 @@ def vit(examples: int, size: tuple[int, int], batch: int = BATCH) -> dict[str, A
         "weight_decay": 0.0,
         "clip": 1.0,
         "image_size": 384,
-        "augment": ("rrc", "flip"),
+        "augment": ("rrc:0.05", "flip"),
     }
 
 
@@ -94,7 +95,8 @@ def settle(config: Config, splits: Splits, note: Callable[[str], Any] = lambda t
         raise UserError(f"--hyper sets {unknown[0]!r}, which is no field of a config.")
     if "preprocess" in fields:
         fields["preprocess"] = {**fields["preprocess"], **config.preprocess}
-    chosen = {n: v for n, v in fields.items() if n not in config.given or n == "preprocess"}
+    kept = (config.given | overridden(config.plan)) - {"preprocess"}
+    chosen = {n: v for n, v in fields.items() if n not in kept}
     settled = config.replace(**chosen)
     check(settled)
     if told := ", ".join(f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in chosen.items()):

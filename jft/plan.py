@@ -68,6 +68,17 @@ class Lora:
     dora: bool = False
 
 
+def overridden(plan: object) -> frozenset[str]:
+    """The fields of a config that count for nothing beside a plan of stages, each of which has its own.
+
+    >>> sorted(overridden((Stage("head", ("head",), lr=1e-3, epochs=2),)))
+    ['epochs', 'lr']
+    """
+    usual = {"lr": None, "epochs": None, "augment": None, "layer_decay": 1.0, "schedule": None, "warmup": None}
+    stages = plan if isinstance(plan, tuple) else ()
+    return frozenset(n for n, none in usual.items() if stages and all(getattr(s, n) != none for s in stages))
+
+
 def lora_of(plan: object, given: Mapping[str, Any]) -> Lora:
     """The low-rank updates a config asks for: those of the plan `lora` have rank 8 where none is given."""
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}

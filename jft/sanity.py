@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from jft import plan
+from jft.config import Config
 from jft.data.sources import Dataset, Splits
 from jft.errors import UserError
 from jft.weights import Loaded
@@ -95,6 +96,12 @@ def first_loss(loss: float, guessed: tuple[str, float], fresh: bool) -> tuple[st
     if odd:
         told += " A new head should be near it: look at the labels, the preprocessing and the loss."
     return told, odd
+
+
+def overridden(config: Config) -> list[str]:
+    """What the config sets and each stage of its plan has of its own."""
+    dead = sorted(n for n in config.given & plan.overridden(config.plan) if getattr(config, n) is not None)
+    return [f"{n} {getattr(config, n)} counts for nothing: every stage of the plan has its own." for n in dead]
 
 
 def never_trained(

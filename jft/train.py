@@ -117,7 +117,7 @@ def train(
         track.check(config.track, load_object)
         kept = sanity.kept_head(loaded, splits.classes) if config.keep_head else []
         left = sanity.never_trained(list(params), list(model.parts), loaded.missing, stages)
-        for odd in sanity.labels(splits) + kept + left:
+        for odd in sanity.labels(splits) + kept + left + sanity.overridden(config):
             display.warn(odd)
         workdir = Path(config.workdir or default_workdir(config))
         what = {
@@ -1052,8 +1052,15 @@ class Run:
                 else "|".join(c for c, y in zip(classes, label, strict=True) if y)
             )
             each = {f"p:{c}": float(v) for c, v in zip(classes, p, strict=True)} if likely.size <= EACH else {}
-            rows.append({"path": name, "true_label": true, **row(p, classes), **each, "error": ""})
-        bundle.write_predictions(self.workdir / "predictions.csv", rows)
+            said = row(p, classes, several=val.dataset.several)
+            rows.append({"path": name, "true_label": true, **said, **each, "error": ""})
+        if val.dataset.several:
+            from jft.table import rows_to  # `bundle.write_predictions` knows the columns of one label alone
+
+            with rows_to(self.workdir / "predictions.csv", dict.fromkeys(rows[0], str)) as write:
+                write(rows)
+        else:
+            bundle.write_predictions(self.workdir / "predictions.csv", rows)
         with writing(self.workdir / "predictions.npz") as part, open(part, "wb") as file:
             told = {"labels": labels, "names": np.array(names)}
             told["values" if val.dataset.quantities else "probabilities"] = likely

@@ -10,6 +10,7 @@ import pytest
 from jft import build, cli, hyper
 from jft.config import Config, override
 from jft.data import sources
+from jft.data.prepare import parse
 from jft.errors import UserError
 from jft.preprocess import Preprocess
 
@@ -46,6 +47,7 @@ def test_vit_has_the_papers_numbers():
     rule = hyper.vit(244, LARGE)
     assert rule["lr"] in hyper.GRID
     assert (rule["clip"], rule["schedule"], rule["image_size"], rule["weight_decay"]) == (1.0, "cosine", 384, 0.0)
+    assert parse(rule["augment"][0]) == ("rrc", {"scale": (0.05, 1.0)})  # vit_jax's area_range
 
 
 def test_a_config_knows_what_was_set():

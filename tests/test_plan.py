@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jft import Config, plan, sanity
+from jft import Config, cli, plan, sanity
 from jft.build import resolve
 from jft.errors import UserError
 from jft.models import MODELS, make_model
@@ -211,6 +211,25 @@ def test_own_epochs_are_kept_and_the_rest_shared():
     stages = (Stage("a", ("head",), epochs=2), Stage("b", ("*",), share=1), Stage("c", ("*",), share=3))
     resolved = plan.resolve(stages, *RESNET, epochs=8, lr=None)
     assert [s.epochs for s in resolved] == [2, 2, 6]
+
+
+def test_what_every_stage_overrides_counts_for_nothing(tmp_path):
+    """It is refused on the command line, told in a config, and left out of what a rule of `hyper` says."""
+    both = (Stage("a", ("head",), lr=1e-2, epochs=1, augment=()), Stage("b", ("*",), epochs=1, lr=1e-3))
+    assert plan.overridden(both) == {"lr", "epochs"}
+    assert plan.overridden((Stage("a", ("head",)),)) == plan.overridden("full") == frozenset()
+    made = Config(plan=both, epochs=7, augment=("flip",))
+    assert sanity.overridden(made) == ["epochs 7 counts for nothing: every stage of the plan has its own."]
+    assert sanity.overridden(Config(plan=both)) == sanity.overridden(Config(epochs=7)) == []
+    file = tmp_path / "c.py"
+    file.write_text(
+        "import jft\nboth = (jft.Stage('a', ('head',), lr=1e-2), jft.Stage('b', ('*',), lr=1e-3))\n"
+        "def config():\n    return jft.Config(plan=both)\n"
+    )
+    parser = cli.make_parser()
+    with pytest.raises(UserError, match="--lr would count for nothing"):
+        cli.configs_of(parser.parse_args(["finetune", str(file), "--lr", "0.5"]))
+    assert cli.configs_of(parser.parse_args(["finetune", str(file), "--epochs", "3"]))[""].epochs == 3
 
 
 def test_labels_are_for_multi_transform():

@@ -35,7 +35,7 @@ if not DATA:
         Image.fromarray(pixels).resize((64, 64)).save(place / f"{i}.png")
 
 # %% [markdown]
-# **2. Train.** `lp-ft` trains the head first, then everything at a tenth of the rate. What is imported, what trains,
+# **2. Train.** `lp-ft` trains the head first, then everything at a fraction of its rate. What is imported, what trains,
 # and how long is left is shown as it goes; stopped and run again, the cell goes on where it was.
 
 # %%

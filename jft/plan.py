@@ -14,7 +14,7 @@ from jft.errors import UserError, near
 TOP = ("norm", "pool", "projection", "head")
 
 # Of a new head's rate for pretrained parts: a tenth. Where these have BatchNorms a hundredth, and the source's running
-# statistics: with 5 images a class a ResNet-18 then had 71 and 53 % of two data sets right, 68 and 41 at a tenth and by
+# statistics: with 5 images a class a ResNet-18 then had 73 and 50 % of two data sets right, 68 and 41 at a tenth and by
 # batches' statistics. At a tenth and the source's it had 22 % of CIFAR-10, 57 by batches': weights that move as far no
 # longer fit them (benchmarks/README.md).
 SHARE, SHARE_BATCH_NORM = 0.1, 0.01

@@ -14,8 +14,8 @@ import jft
 SETS = {
     "cifar10": (49_000, 10_000, 0.02, 0.003, "crop"),
     "cifar100": (49_000, 10_000, 0.02, 0.01, "crop"),
-    "oxford_iiit_pet": (3_312, 500, 0.1, 0.003, "rrc"),
-    "oxford_flowers102": (918, 500, 0.1, 0.003, "rrc"),
+    "oxford_iiit_pet": (3_312, 500, 0.1, 0.003, "rrc:0.05"),
+    "oxford_flowers102": (918, 500, 0.1, 0.003, "rrc:0.05"),
 }
 BATCH = 512
 

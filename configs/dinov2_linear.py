@@ -10,8 +10,8 @@ Command   jft finetune configs/dinov2_linear.py --data imagenet/
 
 import jft
 
-# For `jft sweep configs/dinov2_linear.py --data imagenet/`: the published grid, for 256 images.
-SPACE = {"lr": [1e-5, 1e-4, 1e-3, 5e-3, 1e-2, 5e-2, 1e-1]}
+# For `jft sweep configs/dinov2_linear.py --data imagenet/`: the 13 rates of the published code, for 256 images.
+SPACE = {"lr": [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1]}
 
 
 def config() -> jft.Config:

@@ -25,6 +25,6 @@ def config() -> jft.Config:
         clip=1.0,
         warmup=50 / 500,
         image_size=384,
-        augment=("rrc", "flip"),
+        augment=("rrc:0.05", "flip"),
         val_fraction=0.02,
     )

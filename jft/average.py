@@ -74,9 +74,12 @@ class Averaged:
     figure: str = "accuracy"
 
 
-def wise_ft(workdir: str | Path, alphas: Sequence[float] = ALPHAS, display: Any = None) -> Averaged:
-    """Interpolate a run's model with its source, choose α on the run's validation set, write `W/wise-ft`."""
+def wise_ft(
+    workdir: str | Path, alphas: Sequence[float] = ALPHAS, out: str | Path | None = None, display: Any = None
+) -> Averaged:
+    """Interpolate a run's model with its source, choose α on the run's validation set, write `out` (`W/wise-ft`)."""
     workdir, display = Path(workdir), display or make_display("quiet")
+    out = _free(out or workdir / "wise-ft")
     model, about = open_model(workdir), read_json(workdir / "config.json")
     if about["weights_sha256"] is None:
         raise UserError(f"{workdir} was trained from scratch: there is no source to interpolate with.")
@@ -105,7 +108,7 @@ def wise_ft(workdir: str | Path, alphas: Sequence[float] = ALPHAS, display: Any 
             advance(1)
     # Of equals the one nearest to the tuned weights: nothing speaks for leaving them.
     best = max(rows, key=lambda row: (row[figure], row["alpha"]))
-    return _write(workdir / "wise-ft", at(best["alpha"]), workdir, rows, best[figure])
+    return _write(out, at(best["alpha"]), workdir, rows, best[figure])
 
 
 def soup(
@@ -119,6 +122,7 @@ def soup(
     """
     display = display or make_display("quiet")
     folders = [Path(w) for w in workdirs]
+    out = _free(out or folders[0].parent / "soup")
     models = [open_model(folder) for folder in folders]
     first = models[0]
     for folder, model in zip(folders, models, strict=True):
@@ -137,17 +141,19 @@ def soup(
                 "split (folders train/ and val/, or a column split), or average runs of one seed that differ otherwise."
             )
     trees = [{**m.params, **m.batch_stats} for m in models]
-    out = Path(out or folders[0].parent / "soup")
     return _soup(first, trees, [str(f) for f in folders], folders[0], out, greedy, display)
 
 
-def soup_of_run(workdir: str | Path, greedy: bool = True, display: Any = None) -> Averaged:
-    """Average the weights that one run had at its validations, all or greedily; write `W/soup`.
+def soup_of_run(
+    workdir: str | Path, greedy: bool = True, out: str | Path | None = None, display: Any = None
+) -> Averaged:
+    """Average the weights that one run had at its validations, all or greedily; write `out` (`W/soup`).
 
     The run was trained with `snapshots`. Running statistics of BatchNorms are averaged as the weights are. Raises
     UserError where there are no snapshots.
     """
     workdir, display = Path(workdir), display or make_display("quiet")
+    out = _free(out or workdir / "soup")
     model = open_model(workdir)
     files = sorted((workdir / "snapshots").glob("*.safetensors"))
     if not files:
@@ -159,7 +165,7 @@ def soup_of_run(workdir: str | Path, greedy: bool = True, display: Any = None) -
         with weights.open_weights(path) as file:
             trees.append({**model.params, **model.batch_stats} | {n: file.read(n) for n in file.names})
     names = [f"step {int(path.stem)}" for path in files]
-    return _soup(model, trees, names, workdir, workdir / "soup", greedy, display)
+    return _soup(model, trees, names, workdir, out, greedy, display)
 
 
 def _soup(
@@ -214,6 +220,18 @@ def _figure(model: Bundle) -> str:
 def _options(workdir: Path) -> dict[str, Any]:
     about = read_json(workdir / "model" / "config.json")
     return {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+
+
+def _free(out: str | Path) -> Path:
+    """The folder to write to. Raises UserError where one is there that holds anything but a model of ours.
+
+    A bundle takes the place of the folder there is: of an older average it may, of pictures or a run it must not.
+    """
+    path = Path(out).expanduser()
+    ours = (path / "model.safetensors").is_file() and (path / "config.json").is_file()
+    if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} is there and is no model of jft, so it is not written over. Name another --out.")
+    return path
 
 
 def _write(path: Path, model: Bundle, like: Path, rows: list[dict[str, Any]], score: float) -> Averaged:

@@ -22,6 +22,7 @@ Scores = Float[np.ndarray, "n c"]
 
 RESOLUTION = 1e-7  # of float32: directions in which features vary less, beside the one of most variation, are noise
 PENALTIES = tuple(10.0**e for e in range(1, -6, -1))  # times the mean square of the features along a principal axis
+EXAMPLES = 3  # the fewest for each Gaussian of a mixture: with one alone it tells its label by heart
 CHUNK = 1024  # rows whose similarities to all others are in memory at a time
 
 
@@ -346,6 +347,15 @@ def leep(source: Float[np.ndarray, "n z"], labels: Int[np.ndarray, " n"], classe
     return float(np.log(np.maximum(told, np.finfo(np.float64).tiny)).mean())
 
 
+def gaussians(examples: int, classes: int, components: int = 5) -> int:
+    """How many Gaussians N-LEEP's mixture has: `components` a class, as far as the examples reach; 0 for too few.
+
+    Where each example is a cluster of its own N-LEEP is 0, the most, whatever the features.
+    """
+    count = min(components * classes, examples // EXAMPLES)
+    return count if count >= classes else 0
+
+
 def nleep(
     x: Features,
     labels: Int[np.ndarray, " n"],
@@ -355,21 +365,22 @@ def nleep(
     energy: float = 0.8,
     seed: int = 0,
     axes: Axes | None = None,
-) -> float:
+) -> float | None:
     """N-LEEP: LEEP with the clusters of a Gaussian mixture in place of the source's classes; needs no source head.
 
     Li et al. 2021, "Ranking neural checkpoints", section 3.2: principal axes that hold `energy` of the variance, and
-    `components` Gaussians a class. Their covariances are diagonal here: the axes are uncorrelated, and full ones would
-    have more numbers than a small set has examples.
+    `components` Gaussians a class, of fewer examples fewer (`gaussians`). None where they are too few for one a class.
+    Their covariances are diagonal here: the axes are uncorrelated, and full ones would have more numbers than a small
+    set has examples.
     """
     from sklearn.mixture import GaussianMixture  # slow to import
 
+    if not (number := gaussians(len(x), classes, components)):
+        return None
     axes = axes or Axes(x)
     share = np.cumsum(axes.s**2) / np.sum(axes.s**2)
     count = int(np.searchsorted(share, energy)) + 1
     z = axes.u[:, :count] * axes.s[:count]
     z = z / np.sqrt(np.mean(z[:, 0] ** 2))  # the floor of variances is for features of order one
-    mixture = GaussianMixture(
-        min(components * classes, len(z)), covariance_type="diag", random_state=seed, max_iter=200
-    )
+    mixture = GaussianMixture(number, covariance_type="diag", random_state=seed, max_iter=200)
     return leep(mixture.fit(z).predict_proba(z), labels, classes)

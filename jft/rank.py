@@ -100,7 +100,8 @@ def rank(
     `models` are names, or pairs of a name and weights as `weights.load` takes them (`none`: fresh ones). Where the data
     have a validation split, probes are fitted to the training images and scored on it; else to all images, each scored
     by a probe fitted without it (a linear one in 5 folds, of which one is enough above 5,000 images). `shots` is the
-    most images a class to fit to; `epochs` and `batch` are of the stages whose cost is told. Raises UserError.
+    most images a class to fit to; without a validation split they are scored on as many others a class, where there are
+    any. `epochs` and `batch` are of the stages whose cost is told. Raises UserError.
 
     >>> rank("bees/", ["resnet18", ("resnet50", "resnet50.pth")]).rows[0]["model"]
     'resnet50'
@@ -118,15 +119,20 @@ def rank(
     splits = sources.load(data, seed=seed, val_fraction=0)
     for name, reason in splits.excluded:
         display.warn(f"left out: {name}: {reason}")
-    train = splits.train if shots is None else few_shots(splits.train, shots, seed)
+    train, others = splits.train, splits.val
+    if shots is not None:
+        train, not_drawn = _draw(splits.train, shots, seed)
+        others = not_drawn if others is None else others
     if train.quantities:
         raise UserError("`jft rank` scores models by classes; the labels of these data are quantities.")
     if metric == "leep" and train.labels.ndim == 2:
         raise UserError("LEEP is for one label an image, and these data have several. Take another --metric.")
-    images = Images([train] if splits.val is None else [train, splits.val], resident, threads, display)
+    mixture = any(candidate.head is None for candidate in candidates)
+    if metric == "leep" and mixture and not probes.gaussians(len(train), len(splits.classes)):
+        raise _no_leep()
+    images = Images([train] if others is None else [train, others], resident, threads, display)
 
     rows, hits = [], []
-    mixture = any(candidate.head is None for candidate in candidates)
     for candidate in candidates:
         row, seen = _see(candidate, images, batch, display)
         with display.task(f"Probes of {candidate.name}", total=1, unit="model") as advance:
@@ -136,7 +142,9 @@ def rank(
         hits.append(hit)
     ordered = _order(rows, hits, metric)
     labels = images.labels[0]
-    if splits.val is not None:
+    if others is not None and splits.val is None:
+        where = f"{len(hits[0])} images that were not drawn, by probes fitted to {len(labels)}"
+    elif others is not None:
         where = f"{len(hits[0])} validation images, by probes fitted to {len(labels)}"
     elif len(hits[0]) == len(labels):
         where = f"{len(labels)} images, each by a probe fitted without it"
@@ -154,6 +162,25 @@ def rank(
         batch=batch,
         excluded=[*splits.excluded, *images.excluded],
         device=jax.devices()[0].device_kind,
+    )
+
+
+def _draw(dataset: sources.Dataset, shots: int, seed: int) -> tuple[sources.Dataset, sources.Dataset | None]:
+    """`shots` images a class to fit to, and as many others of it to score on, None where no class has more.
+
+    Left out in turn, so few would say nothing: a probe that lacks one of two images of a class is below chance on it.
+    """
+    numbered = replace(dataset, names=tuple(map(str, range(len(dataset)))))
+    drawn, more = ({int(name) for name in few_shots(numbered, k, seed).names} for k in (shots, 2 * shots))
+    rest = sorted(more - drawn)
+    return dataset.select(sorted(drawn)), dataset.select(rest) if rest else None
+
+
+def _no_leep() -> UserError:
+    return UserError(
+        "There are too few images to order models by LEEP: not every model has a head of its own, so it needs N-LEEP, "
+        f"whose Gaussians are one for each class at least, of {probes.EXAMPLES} images each. Take --metric linear or "
+        "logme, or leave out the models without a head."
     )
 
 
@@ -359,6 +386,8 @@ def _order(rows: Sequence[dict[str, Any]], hits: Sequence[np.ndarray], metric: s
         for name, values in keys.items()
     }
     keys["mean-rank"] = [-float(np.mean([places[name][i] for name in places])) for i in range(len(rows))]
+    if metric not in keys:  # of images that could not be read, too few were left
+        raise _no_leep()
     by = sorted(range(len(rows)), key=lambda i: keys[metric][i], reverse=True)
     return [
         {"place": place, **rows[i], "mean_place": -keys["mean-rank"][i], "p_first": sign_test(hits[i], hits[by[0]])}

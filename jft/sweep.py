@@ -16,10 +16,13 @@ from typing import Any
 from jft import lock, metrics
 from jft.config import PLACE, Config, describe, differences, override, write_json
 from jft.config import check as config_check
+from jft.data import sources
 from jft.errors import MachineError, UserError, near
 from jft.files import PART, writing
+from jft.hyper import follow_weights
+from jft.plan import overridden
 from jft.report.live import make_display
-from jft.report.sweep import page
+from jft.report.sweep import LOSS_NAMES, loss_told, page, standing
 from jft.run import Shared, data_path, default_workdir, read_json, running
 from jft.train import Interrupted, train
 
@@ -28,6 +31,7 @@ TRIALS = 20
 SCALES = ("log", "linear")
 UNPRUNED = 4  # trials that end by themselves before any is stopped early
 WORST = 0.2  # share of a run's steps before which none is
+LOSSES = {"label_smoothing", "class_weights", "loss"}  # between trials that differ in these the loss tells nothing
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,17 @@ def sweep(
 ) -> Swept:
     """Search for the values of `space` with the best validation accuracy (of quantities R²); returns the trials.
 
+    Where an image can have several labels the lowest validation loss is best, by which a run's own best state is
+    chosen too; of trials that differ in what the loss is, the lowest log loss, and none of them is stopped early.
+
     A space of lists alone is gone through whole, else 20 trials are drawn (tree-structured Parzen estimator, Bergstra
     et al. 2011, "Algorithms for hyper-parameter optimization"); `trials` is their number in all, and after `seconds`
     none begins. A trial below the median of those before it at the same share of its last stage is stopped (`prune`).
     Trials are runs in `WORKDIR/trials/N`; the same call on an interrupted sweep goes on with it, and draws what it
-    would have drawn. A trial whose values no run takes, or with which it diverges, has failed, and the sweep goes on.
-    Raises UserError, MachineError where disk, memory or a lock stop a trial and the sweep with it, Interrupted when a
-    trial was asked to stop (it has saved).
+    would have drawn. A trial whose values no run takes, or with which it diverges, has failed, and the sweep goes on;
+    so has one with another error, which is raised, if it comes again when the same call tries the trial once more.
+    Raises UserError where no trial completes or the first can have no run, MachineError where disk, memory or a lock
+    stop a trial and the sweep with it, Interrupted when a trial was asked to stop (it has saved).
 
     >>> sweep(Config(data="bees/"), {"lr": ("log", 1e-5, 1e-2), "plan": ["head", "lp-ft"]}).best["values"]
     """
@@ -79,10 +87,16 @@ def sweep(
             f"{config.seeds} to the best trial's command, which then tells mean and spread."
         )
     dimensions = [dimension(config, name, given) for name, given in space.items()]
+    names = {d.name for d in dimensions}
+    if "plan" not in names and (dead := sorted(names & overridden(config.plan))):
+        raise UserError(f"The space names {dead[0]!r}, of which every stage of the plan has its own.")
     if not dimensions:
         raise UserError("The space is empty. Name fields with --over lr=log:1e-5:1e-2 or in the config file's SPACE.")
+    names = [d.name for d in dimensions]
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise UserError(f"The space names {twice[0]} twice: - and _ are the same in a field's name.")
     grid = _grid(dimensions)
-    total = min(trials or len(grid), len(grid)) if grid else trials or TRIALS
+    total = (len(grid) or TRIALS) if trials is None else min(trials, len(grid) or trials)
     if total < 1:
         raise UserError(f"--trials is {trials}; at least 1 is needed.")
     workdir = Path(config.workdir or default_workdir(config) + "-sweep")
@@ -95,6 +109,9 @@ def sweep(
         display.task("Trials", total=total, unit="trials") as advance,
     ):
         study = _study(optuna, workdir, prune)
+        if "several" not in study.user_attrs:
+            study.set_user_attr("several", _several(config))
+        by = ("log_loss" if LOSSES & set(names) else "loss") if study.user_attrs["several"] else ""
         advance(len(_ended(study)))
         while True:
             ours()
@@ -111,15 +128,15 @@ def sweep(
                 if grid and not any(t.state.name == "WAITING" for t in study.trials):
                     study.enqueue_trial(grid[number % len(grid)])
                 trial = study.ask()
-            told = _try(optuna, study, trial, config, dimensions, workdir, shared)
+            told = _try(optuna, study, trial, config, dimensions, workdir, shared, by)
             display.note(told)
             advance(1)
-        rows = [_row(t, dimensions, workdir) for t in study.trials if t.state.name != "WAITING"]
+        rows = [_row(t, dimensions, workdir, by) for t in study.trials if t.state.name != "WAITING"]
         done = [r for r in rows if r["state"] == "complete"]
         if not done:
-            raise UserError(f"No trial of {workdir} has ended. Give it more --seconds.")
-        best = max(done, key=lambda r: (r[metrics.headline(r)], _fit(r)))
-        _report(workdir, config, dimensions, rows, best, display)
+            raise UserError(_none_completed(workdir, rows, total))
+        best = max(done, key=lambda r: _score(r, by))
+        _report(workdir, config, dimensions, rows, best, display, by)
     return Swept(workdir, rows, best)
 
 
@@ -176,18 +193,85 @@ def _range(config: Config, name: str, hint: Any, given: tuple) -> Dimension:
 
 
 def parse(config: Config, words: Sequence[str]) -> dict[str, Any]:
-    """A space from command-line words: `lr=log:1e-5:1e-2`, `plan=head,lp-ft`, `augment=crop flip,none`."""
+    """A space from command-line words: `lr=log:1e-5:1e-2`, `plan=head,lp-ft`, `augment=crop flip,none`.
+
+    Raises UserError for a word that is none, and where two name one field, as `lr` and `lr`, `image-size` and
+    `image_size` do.
+    """
     space: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not text:
             raise UserError(f"--over {word}: FIELD=log:LOW:HIGH, FIELD=linear:LOW:HIGH or FIELD=A,B,… is expected.")
+        name = name.replace("-", "_")
+        if name in space:
+            raise UserError(f"--over names {name} twice. Give all its values in one: --over {name}=A,B,…")
         scale, *ends = text.split(":")
         if scale in SCALES:
             space[name] = (scale, *(int(e) if e.lstrip("-").isdigit() else e for e in ends))
         else:
             space[name] = [_get(override(config, name, [value]), name) for value in text.split(",")]
     return space
+
+
+def merged(space: Space, over: Space) -> dict[str, Any]:
+    """A space with what `parse` made of a command line: its fields in place of the same ones, however spelled."""
+    return {n: given for n, given in space.items() if n.replace("-", "_") not in over} | dict(over)
+
+
+def again(config: Config, space: Space, best: Mapping[str, Any]) -> dict[str, str] | None:
+    """Words, by field, that set a trial's values anew over the sweep's config; None where no words do.
+
+    Stages, functions that no field takes by name, and the default of a list of words, whose `none` is an empty list,
+    have no word; a default that the config has anyway is left out. What the trial had is read from its config.json.
+    """
+    recorded = read_json(Path(best["folder"]) / "config.json")["config"]
+    dimensions = [dimension(config, name, given) for name, given in space.items()]
+    made, words = config, {}
+    try:
+        for d in dimensions:
+            word = best["values"][d.name]
+            changed = override(made, d.name, [word])
+            value, read = d.choices.get(word), _get(changed, d.name)
+            if callable(value) and read is not value:
+                return None
+            if d.choices and value is None and read is not None and _get(made, d.name) is None:
+                continue
+            made, words[d.name] = changed, word
+        config_check(made)
+        now = json.loads(json.dumps(describe(follow_weights(made))))
+    except UserError:
+        return None
+    if overridden(made.plan) & words.keys():  # which no command line may name
+        return None
+    for d in dimensions:
+        field = d.name.partition(".")[0]
+        # What is left out a rule may set.
+        if _at(now, d.name) != _at(recorded, d.name) or (made.hyper is not None and field not in made.given):
+            return None
+    return words
+
+
+def _several(config: Config) -> bool:
+    """Whether an image of the data can have several labels."""
+    if config.data is None:  # which the first trial tells
+        return False
+    data = config.data() if callable(config.data) else config.data
+    return sources.load(data, val_fraction=0).train.several
+
+
+def _none_completed(workdir: Path, rows: Sequence[Mapping[str, Any]], total: int) -> str:
+    """What is told where no trial has a result."""
+    failed = [r for r in rows if "error" in r]
+    if not failed:
+        return f"No trial of {workdir} has ended. Give it more --seconds."
+    last = failed[-1]
+    more = "Give it more --seconds, or other values" if len(rows) < total else "Give other values"
+    return (
+        f"No trial of {workdir} has completed, {len(failed)} failed. The last, trial {last['number']} "
+        f"({', '.join(f'{n} {v}' for n, v in last['values'].items())}): {last['error']}\n"
+        f"{more} in a new --workdir."
+    )
 
 
 def _optuna() -> Any:
@@ -279,8 +363,12 @@ def _try(
     dimensions: Sequence[Dimension],
     workdir: Path,
     shared: Shared,
+    by: str,
 ) -> str:
-    """Run a trial to its end, or on to it, and tell the study; returns a line about it."""
+    """Run a trial to its end, or on to it, and tell the study; returns a line about it.
+
+    `by` is the loss that trials are chosen by, empty where their accuracy or R² is what they are.
+    """
     values = {d.name: _drawn(d, _suggest(trial, d)) for d in dimensions}
     reported = set(study.trials[trial.number].intermediate_values)
     folder = workdir / "trials" / str(trial.number)
@@ -292,33 +380,46 @@ def _try(
     def watch(row: Mapping[str, Any]) -> None:
         # Of the last stage only: what a plan gains in it, its first stages do not show.
         place = round(100 * row["done"])
-        if row["final"] and place not in reported:
+        if row["final"] and place not in reported and by != "log_loss":
             reported.add(place)
-            figure = metrics.headline(row, "val_")
+            figure = by or metrics.headline(row, "val_")
             trial.set_user_attr("figure", figure)
-            trial.report(row[f"val_{figure}"], place)
+            trial.report(_fit(row["val_loss"]) if by else row[f"val_{figure}"], place)
             if row["done"] < 1 and trial.should_prune():
                 raise optuna.TrialPruned
 
+    def failed(told: str) -> None:
+        trial.set_user_attr("error", told)
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
     name = f"trial {trial.number}: {', '.join(f'{n} {_word(v)}' for n, v in values.items())}"
     try:
-        result = train(one, watch=watch, shared=shared).result
+        with running(folder):
+            result = train(one, watch=watch, shared=shared).result
     except optuna.TrialPruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         return f"{name}: stopped early"
-    except MachineError:  # says nothing of these values: the same command goes on with this trial
-        raise
+    except (MachineError, PermissionError, BrokenPipeError):
+        raise  # says nothing of these values: the same command goes on with this trial
     except UserError as error:
-        trial.set_user_attr("error", str(error))
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        if all(t.state.name == "FAIL" for t in _ended(study)):
+        failed(str(error))
+        if not folder.exists() and len(_ended(study)) == 1:  # a mistake, and nothing has begun: it can be mended
             raise
         return f"{name}: {error}"
     except Interrupted as stopped:
         raise Interrupted(f"In trial {trial.number}: {stopped}") from None
-    figure = metrics.headline(result["val"])
-    study.tell(trial, result["val"][figure])
-    return f"{name}: {metrics.told(figure, result['val'][figure])}"
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        if "fault" in trial.user_attrs:
+            failed(told)
+            return f"{name}: {told}"
+        # It may be mended by the next call, which tries the trial once more; but for a run the sweep would begin anew.
+        trial.set_user_attr("fault", told)
+        folder.parent.mkdir(exist_ok=True)
+        raise
+    scores = result["val"]
+    study.tell(trial, _fit(scores[by]) if by else scores[metrics.headline(scores)])
+    return f"{name}: {_told(scores, by)}"
 
 
 def _suggest(trial: Any, d: Dimension) -> Any:
@@ -342,8 +443,12 @@ def _set(config: Config, name: str, value: Any) -> Config:
 
 
 def _get(config: Config, name: str) -> Any:
-    field, _, inner = name.replace("-", "_").partition(".")
-    return getattr(config, field)[inner] if inner else getattr(config, field)
+    return _at(vars(config), name.replace("-", "_"))
+
+
+def _at(fields: Mapping[str, Any], name: str) -> Any:
+    field, _, inner = name.partition(".")
+    return fields[field].get(inner) if inner else fields[field]
 
 
 def _word(value: Any) -> str:
@@ -353,14 +458,14 @@ def _word(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}"
+        return short if float(short := f"{value:g}") == value else repr(float(value))
     if isinstance(value, tuple | list):
         return ",".join(v.name if hasattr(v, "name") else _word(v) for v in value)
     told = describe(value)
     return told if isinstance(told, str) else json.dumps(told)
 
 
-def _row(trial: Any, dimensions: Sequence[Dimension], workdir: Path) -> dict[str, Any]:
+def _row(trial: Any, dimensions: Sequence[Dimension], workdir: Path, by: str) -> dict[str, Any]:
     """A trial's line: what was tried, and what `result.json` of its run says, or how far it went."""
     folder = workdir / "trials" / str(trial.number)
     known = [d for d in dimensions if d.name in trial.params]
@@ -373,16 +478,30 @@ def _row(trial: Any, dimensions: Sequence[Dimension], workdir: Path) -> dict[str
     if trial.state.name == "COMPLETE":
         result = read_json(folder / "result.json")
         figure = metrics.headline(result["val"])
-        row |= {k: result["val"][k] for k in (figure, "loss")} | {"seconds": result["seconds"]["total"]}
+        row |= {k: result["val"][k] for k in (figure, "loss", by or "loss")} | {"seconds": result["seconds"]["total"]}
         row |= {f"test_{figure}": result["test"][figure]} if "test" in result else {}
     elif scores := [v for v in trial.intermediate_values.values() if math.isfinite(v)]:
-        row[trial.user_attrs.get("figure", "accuracy")] = max(scores)
+        figure = trial.user_attrs.get("figure", "accuracy")
+        row[figure] = -max(scores) if figure in LOSS_NAMES else max(scores)
     return row | ({"error": trial.user_attrs["error"]} if "error" in trial.user_attrs else {})
 
 
-def _fit(row: Mapping[str, Any]) -> float:
-    """How low a complete trial's loss is: one that is no number, of which `result.json` has the name, is never low."""
-    return -math.inf if isinstance(row["loss"], str) else -row["loss"]
+def _fit(loss: Any) -> float:
+    """How low a loss is: one that is no number, of which `result.json` has the name, is never low."""
+    return -loss if not isinstance(loss, str) and math.isfinite(loss) else -math.inf
+
+
+def _score(row: Mapping[str, Any], by: str) -> tuple[float, float]:
+    """By which one complete trial is better than another, as `train.Run` says it of validations."""
+    figure = row[metrics.headline(row)]
+    return (_fit(row[by]), figure) if by else (figure, _fit(row["loss"]))
+
+
+def _told(scores: Mapping[str, Any], by: str) -> str:
+    """`97.12%`, `log loss 0.1234, accuracy 97.12%`."""
+    figure = metrics.headline(scores)
+    value = metrics.told(figure, scores[figure])
+    return f"{LOSS_NAMES[by]} {loss_told(scores[by])}, {figure} {value}" if by else value
 
 
 def _report(
@@ -392,30 +511,35 @@ def _report(
     rows: Sequence[Mapping[str, Any]],
     best: Mapping[str, Any],
     display: Any,
+    by: str,
 ) -> None:
     """The table, `result.json` and `sweep.html`."""
     names = [d.name for d in dimensions]
     figure = metrics.headline(best)
-    ranked = sorted(rows, key=lambda r: (r is not best, r["state"] != "complete", -r.get(figure, -math.inf)))
+    ranked = sorted(rows, key=lambda r: (r is not best, *standing(r, by or figure)))
 
     def told(row: Mapping[str, Any], key: str) -> str:
         return metrics.told(figure, row[key]) if key in row else ""
 
+    def loss(row: Mapping[str, Any]) -> list[str]:
+        return [loss_told(row[by]) if by in row else ""] if by else []
+
     tests = [f"test_{figure}"] if any(f"test_{figure}" in r for r in rows) else []
+    scores = [f"validation {LOSS_NAMES[by]}", figure] if by else ["validation"]
     display.table(
         [
             [
-                r["number"], *(r["values"].get(n, "") for n in names), told(r, figure),
+                r["number"], *(r["values"].get(n, "") for n in names), *loss(r), told(r, figure),
                 *(told(r, t) for t in tests), f"{r['seconds']:.1f}" if "seconds" in r else r["state"],
             ]
             for r in ranked
         ],
-        ["trial", *names, "validation", *("test" for _ in tests), "seconds"],
+        ["trial", *names, *scores, *("test" for _ in tests), "seconds"],
         title=str(workdir),
     )  # fmt: skip
     write_json(workdir / "result.json", {"best": best, "trials": list(rows)})
     logarithmic = {d.name for d in dimensions if d.scale == "log"}
     ranges = {d.name for d in dimensions if not d.choices}
     with writing(workdir / "sweep.html") as part:
-        part.write_text(page(data_path(config), rows, best, names, ranges, logarithmic), "utf-8", "replace")
+        part.write_text(page(data_path(config), rows, best, names, ranges, logarithmic, by), "utf-8", "replace")
     display.note(f"Pictures are in {workdir / 'sweep.html'}.")

@@ -93,6 +93,13 @@ def _mean_of_several(answers: Any) -> Any:
     return losses.average(answers, several=True)
 
 
+def _views(model: Bundle, tta: Sequence[str]) -> tuple[str, ...]:
+    """The views asked for, `none` alone being none. Raises UserError for what is none to this model."""
+    chosen = () if tuple(tta) == ("none",) else tuple(tta)
+    views(model.preprocess, chosen)
+    return chosen
+
+
 @dataclass
 class Predicted:
     """Logits (or quantities) of the images that could be read, their places, and what was left out, with the reason."""
@@ -135,10 +142,12 @@ def run_chunks(
     """The model over a data set, every image once, `CHUNK` at a time: what is done is handed on, not kept.
 
     The next images are decoded while the device works. With `tta`, the mean of the probabilities of several views of
-    each image (`prepare.views`): flip, corners. With `features`, what the head takes of the image itself, too.
+    each image (`prepare.views`): flip, corners; `none` alone is none. With `features`, what the head takes of the image
+    itself, too.
     """
     display = display or make_display("quiet")
-    step = _prediction(model.model, model.preprocess, tuple(tta), _average_of(model), features)
+    tta = _views(model, tta)
+    step = _prediction(model.model, model.preprocess, tta, _average_of(model), features)
     size = work_size(model.preprocess, ("crop",)) if "corners" in tta else None
     params, stats = jax.device_put((dict(model.params), dict(model.batch_stats)))
 
@@ -385,6 +394,7 @@ def predict_rows(
 
     Images are paths as `pictures` takes them, PIL images, or uint8 arrays. A file that cannot be read keeps its row,
     its label empty and the reason in `error`. `probability_of_each` adds a column `p:CLASS` for every class.
+    A model of several labels an image adds `labels`, all whose probability is 0.5 or more, joined by `|`.
     A model of quantities gives `path`, `value` (of several `value:NAME` each), `error`, and takes no option of classes.
     `temperature` divides the logits: a number, or "fitted", the one found on the run's validation images. Where the
     largest probability is below `unknown` the label is `unknown`, its class_index -1. `features` is given the paths and
@@ -395,7 +405,7 @@ def predict_rows(
         raise UserError(
             "The model predicts numbers; --top-k, --probabilities, --temperature and --unknown are about classes."
         )
-    scale = temperature_of(model, temperature)
+    scale, tta = temperature_of(model, temperature), _views(model, tta)
     paths = [i for i in images if isinstance(i, str | Path)]
     if paths and len(paths) < len(images):
         raise UserError("Images are paths, or arrays and PIL images: not both in one call.")
@@ -419,7 +429,10 @@ def predict_rows(
             else:
                 likely = probabilities(done.logits / np.float32(scale), model.multi_label)
             for place, p in zip(done.kept.tolist(), likely, strict=True):
-                said = value_row(p, model.classes) if model.quantities else row(p, model.classes, top_k, unknown)
+                if model.quantities:
+                    said: dict[str, Any] = {**value_row(p, model.classes)}
+                else:
+                    said = row(p, model.classes, top_k, unknown, model.multi_label)
                 told[place] = {"path": dataset.names[place], **said, "error": ""}
                 if probability_of_each:
                     told[place] |= {f"p:{c}": float(v) for c, v in zip(model.classes, p, strict=True)}
@@ -468,13 +481,23 @@ def predict(where: str | Path | Bundle, images: Sequence[Any], **options: Any) -
     return [dict(told) for told in predict_rows(model, images, **options)]
 
 
-def row(p: np.ndarray, classes: Sequence[str], top_k: int = 1, unknown: float | None = None) -> dict[str, Any]:
-    """The columns of one image's prediction: `class_index`, `label`, `probability`, then `label_2`, …"""
+def row(
+    p: np.ndarray, classes: Sequence[str], top_k: int = 1, unknown: float | None = None, several: bool = False
+) -> dict[str, Any]:
+    """The columns of one image's prediction: `class_index`, `label`, `probability`, then `label_2`, …
+
+    Of `several` labels an image also `labels`, after `probability`: all of 0.5 or more, as a CSV of labels has them.
+
+    >>> row(np.array([0.5, 0.1, 0.8]), ["cat", "dog", "sofa"], several=True)["labels"]
+    'cat|sofa'
+    """
     best = np.argsort(-p, kind="stable")[:top_k]
     told: dict[str, Any] = {"class_index": int(best[0])}
     for rank, i in enumerate(best, 1):
         suffix = "" if rank == 1 else f"_{rank}"
         told |= {f"label{suffix}": classes[i], f"probability{suffix}": float(p[i])}
+        if several and rank == 1:
+            told["labels"] = "|".join(c for c, v in zip(classes, p, strict=True) if v >= 0.5)
     if unknown is not None and p[best[0]] < unknown:
         told |= {"class_index": -1, "label": UNKNOWN}
     return told
@@ -496,6 +519,8 @@ def columns(model: Bundle, top_k: int = 1, probability_of_each: bool = False) ->
     if model.quantities:
         return {"path": str, **dict.fromkeys(value_row(np.zeros(len(classes)), classes), float), "error": str}
     told: dict[str, type] = {"path": str, "class_index": int, "label": str, "probability": float}
+    if model.multi_label:
+        told["labels"] = str
     for rank in range(2, min(top_k, len(classes)) + 1):
         told |= {f"label_{rank}": str, f"probability_{rank}": float}
     if probability_of_each:

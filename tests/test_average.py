@@ -7,12 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from jft import cli
+from jft import average, cli, metrics
 from jft.average import greedy_soup, interpolate, mean, soup, soup_of_run, wise_ft
+from jft.bundle import Bundle
 from jft.config import Config
+from jft.data import sources
 from jft.errors import UserError
+from jft.models import make_model
+from jft.preprocess import Preprocess
 from jft.train import train
-from jft.use import evaluate, open_model
+from jft.use import evaluate, open_model, probabilities, run_model
 from jft.weights import open_weights
 
 TREE = {"a": np.array([1.0, 2.0], np.float32), "head": np.array([9.0], np.float32)}
@@ -85,6 +89,42 @@ def test_a_soup_of_one_runs_validations(runs, capsys):
     assert cli.main(["average", str(runs[0]), "--snapshots", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["accuracy"] >= max(row["accuracy"] for row in told["rows"])
+
+
+def test_averages_go_where_out_says_and_only_over_models(runs, tmp_path, capsys):
+    for words in (["--snapshots", "--uniform"], []):
+        out = tmp_path / f"average{len(words)}"
+        for _ in range(2):  # an older average gives way to a new one
+            assert cli.main(["average", str(runs[0]), *words, "--out", str(out), "--json"]) == 0
+            assert json.loads(capsys.readouterr().out)["path"] == str(out)
+        assert (out / "average.json").is_file() and open_model(out).classes == open_model(runs[0]).classes
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").write_bytes(b"mine")
+    for made in (wise_ft, soup_of_run, lambda w, out: soup(runs, out)):
+        with pytest.raises(UserError, match=r"photos is there and is no model of jft"):
+            made(runs[0], out=tmp_path / "photos")
+    assert (tmp_path / "photos" / "1.jpg").read_bytes() == b"mine"
+    with pytest.raises(SystemExit) as left:
+        cli.main(["average", str(runs[0]), "--uniform"])
+    assert left.value.code == 2 and "--uniform is of a soup" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_models_of_several_labels_are_averaged_by_their_map():
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+    labels = np.array([[1, 0], [1, 1], [0, 1]] * 2, np.float32)
+    made = make_model("tiny_vit", num_classes=2)
+    params, stats = made.init(jax.random.key(0))
+    params = {n: np.asarray(v) for n, v in params.items()}
+    params["head/kernel"] = np.random.default_rng(1).normal(size=params["head/kernel"].shape).astype(np.float32)
+    model = Bundle(made, params, stats, ("x", "y"), Preprocess((32, 32), crop_pct=1.0), multi_label=True)
+    dataset = sources.arrays(images, labels, ["x", "y"])
+    likely = probabilities(run_model(model, dataset).logits, several=True)
+    expected = metrics.summary(likely, labels, ["x", "y"])
+    assert average._figure(model) == "average_precision" and expected["average_precision"] != expected["accuracy"]
+    assert average.scorer(model, dataset, None)(model) == pytest.approx(expected["average_precision"])
+    with pytest.raises(UserError, match="show none of the labels"):
+        average.scorer(model, sources.arrays(images, np.zeros_like(labels), ["x", "y"]), None)(model)
 
 
 @pytest.mark.usefixtures("optax_promotion")

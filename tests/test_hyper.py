@@ -99,6 +99,7 @@ def test_the_size_is_the_median_of_those_that_can_be_read():
         hyper.picture_size(dataset.select([0]))
 
 
+@pytest.mark.usefixtures("optax_promotion")
 def test_the_command_line(folder, capsys):
     words = ["plan", "--data", str(folder), "--model", "tiny_vit", "--hyper", "bit", "--fast", "--epochs", "4"]
     assert cli.main([*words, "--image-size", "16"]) == 0

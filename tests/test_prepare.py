@@ -1,11 +1,15 @@
 """Preparation on the device: the centre is the evaluation crop, chance hangs on key and example alone."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jft.data import decode
+from jft.data import decode, prepare
 from jft.data.augment import flip
 from jft.data.prepare import ALL, crop, key_of, make_prepare, options, pad, parse, rrc, views, work_size
 from jft.errors import UserError
@@ -223,16 +227,21 @@ def test_augmentations_have_one_order():
 def test_views():
     given = {"image": batch(3)["image"]}
     plain = np.asarray(make_prepare(SMALL)(given)["image"])
+    cut = replace(SMALL, crop_pct=0.5)  # so that there is something beyond the crop
     centre, mirrored = (np.asarray(view(given)["image"]) for view in views(SMALL))
     assert (centre == plain).all() and (mirrored == plain[:, :, ::-1]).all()
-    ten = [np.asarray(view(given)["image"]) for view in views(SMALL, ("corners", "flip"))]
+    ten = [np.asarray(view(given)["image"]) for view in views(cut, ("corners", "flip"))]
     assert len(ten) == 10 and (ten[0] == plain).all() and (ten[7] == ten[2][:, :, ::-1]).all()
     raw = (np.asarray(given["image"][:, -8:, -6:]) / 255 - SMALL.mean) / np.array(SMALL.std)
     np.testing.assert_allclose(ten[4], raw, atol=2e-6)  # the lower right
     with pytest.raises(UserError, match=r"no view 'flips'\. Did you mean flip"):
         views(SMALL, ("flips",))
+    for whole in (Preprocess((8, 6), crop_pct=1.0), Preprocess((8, 8), crop_pct=0.5, squash=True)):
+        assert len(views(whole)) == 2
+        with pytest.raises(UserError, match="crop leaves nothing: take --tta flip"):
+            views(whole, ("flip", "corners"))
     with pytest.raises(ValueError, match="larger than the crop"):
-        views(SMALL, ("corners",))[1]({"image": given["image"][:, :8, :6]})
+        views(cut, ("corners",))[1]({"image": given["image"][:, :8, :6]})
 
 
 def test_options_in_text():
@@ -250,6 +259,17 @@ def test_options_in_text():
         for option, (_, default) in options(name).items():
             if isinstance(default, float | int):
                 assert parse(f"{name}:{option}={default}") == (name, {option: default})
+
+
+def test_the_table_of_the_docs_has_every_augmentation_with_its_options():
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.count(" | ") == 2 and line.startswith("| `")]
+    told = {row[0].strip("|` "): re.sub(r"\(.*?\)", "", row[2]).strip("| ") for row in rows}
+    expected = {}
+    for name in ALL:
+        defaults = [(o, default) for o, (_, default) in options(name).items()]
+        expected[name] = " ".join(f"`{o}`" if d is None else f"`{o}={prepare._written(d)}`" for o, d in defaults)
+    assert {name: " ".join(t.split()) for name, t in told.items()} == expected and list(told) == list(ALL)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,14 @@ def test_scores_rise_with_what_the_features_tell():
         assert score(*told, 3) > score(*nothing, 3) + 0.1
 
 
+def test_nleep_has_three_examples_a_gaussian_or_is_none():
+    """Where every example is a cluster of its own the score is 0, the best, of noise too."""
+    x, labels = blobs(n=18, spread=30.0)
+    assert [probes.gaussians(n, 3) for n in (8, 9, 18, 1000)] == [0, 3, 6, 15]
+    assert probes.nleep(x, labels, 3) < -0.1
+    assert probes.nleep(x, labels, 7) is None
+
+
 def test_leep_is_that_of_its_equations():
     rng = np.random.default_rng(0)
     theta, labels = rng.dirichlet(np.ones(4), 20), (np.arange(20) % 3).astype(np.int32)

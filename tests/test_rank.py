@@ -94,6 +94,27 @@ def test_all_images_are_scored_once_and_decoded_once(file, folder, tmp_path, mon
     assert "N-LEEP" in shown and "24 images, each by a probe fitted without it" in shown
 
 
+def test_shots_without_a_validation_set_are_scored_on_images_that_were_not_drawn(file, folder):
+    """As many others a class, of which there are 12; only where nothing is left each is told by the rest."""
+    whole = sources.load(folder, val_fraction=0).train
+    drawn, others = ranking._draw(whole.select(range(30)), 5, 0)
+    assert [np.bincount(d.labels).tolist() for d in (drawn, others)] == [[5, 5, 5], [5, 5, 1]]
+    assert not set(drawn.names) & set(others.names) and others.read(3) == whole.read(whole.names.index(others.names[3]))
+    for shots, scored, said in ((2, 6, "6 images that were not drawn, by probes fitted to 6"), (12, 36, "each by")):
+        done = rank(folder, [("tiny_vit", file)], shots=shots)
+        assert (done.fitted, done.scored) == (3 * shots, scored) and said in done.scored_on
+
+
+def test_too_few_images_have_no_nleep(file, folder):
+    models = [("tiny_vit", file), ("tiny_resnet", "none")]
+    done = rank(folder, models, shots=2, metric="mean-rank")
+    assert all(r["nleep"] is None and 1 <= r["mean_place"] <= 2 for r in done.rows) and "–" in text(done)
+    with pytest.raises(UserError, match=r"too few images .* by LEEP.*Take --metric linear"):
+        rank(folder, models, shots=2, metric="leep")
+    with pytest.raises(UserError, match="too few images"):
+        ranking._order([row("a", 0.9, 0.3, 0.7, 0.1, None)], [np.ones(3, bool)], "leep")
+
+
 def row(name, linear, loss, knn, logme, leep):
     return {
         "model": name,
@@ -152,7 +173,8 @@ def test_the_command_prints_a_table_or_json(file, folder, capsys):
     words = ["rank", "--data", str(folder), "--models", f"tiny_vit={file},tiny_vit=none", "--shots", "8"]
     assert cli.main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["fitted"] == 24 and [r["model"] for r in told["rows"]] == ["tiny_vit", "tiny_vit"]
+    assert (told["fitted"], told["scored"]) == (24, 12)
+    assert [r["model"] for r in told["rows"]] == ["tiny_vit", "tiny_vit"]
     assert told["ordered_by"].startswith("a linear probe")
 
 

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 
 from jft import Stage, cli, features, lock, sweep, train
 from jft.checkpoint import Checkpoints
-from jft.config import Config, write_json
+from jft.config import Config, describe, write_json
 from jft.errors import MachineError, UserError
 from jft.run import MOST_SHARED, Result, Shared, entered, running
 
@@ -116,9 +117,10 @@ class Runs:
         return Result(folder, result)
 
 
-def run(monkeypatch, workdir, runs=None, space=LR, **options):
+def run(monkeypatch, workdir, runs=None, space=LR, several=False, **options):
     runs = runs or Runs()
     monkeypatch.setattr(sweep, "train", runs)
+    monkeypatch.setattr(sweep, "_several", lambda config: several)
     return sweep.sweep(config("bees", workdir), space, **options), runs
 
 
@@ -190,6 +192,80 @@ def test_a_trial_that_cannot_be_is_told_and_left_behind(monkeypatch, tmp_path):
         with pytest.raises(UserError, match="Prompts are for tokens"):
             run(monkeypatch, tmp_path / "t", space={"plan": ["vpt", "head"]})
     run(monkeypatch, tmp_path / "t", space={"plan": ["head"]})
+
+
+def diverging(*rates):
+    """In place of `train`: these rates diverge, once the run has its folder."""
+    runs = Runs()
+
+    def train(config, watch, shared):
+        if config.lr in rates:
+            Path(config.workdir).mkdir(parents=True)
+            raise UserError(f"The loss at {config.lr} was not finite.")
+        return runs(config, watch, shared)
+
+    return train
+
+
+def test_a_first_trial_that_diverges_has_failed_and_the_sweep_goes_on(monkeypatch, tmp_path):
+    done, _ = run(monkeypatch, tmp_path / "s", diverging(1.0, 0.1), space={"lr": [1.0, 0.1, 1e-3]})
+    assert [r["state"] for r in done.rows] == ["failed", "failed", "complete"]
+    assert done.best["number"] == 2
+
+
+def test_where_every_trial_fails_the_last_ones_error_is_told(monkeypatch, tmp_path):
+    space = {"lr": [1.0, 0.1]}
+    for _ in range(2):  # the same command tells the same
+        with pytest.raises(UserError, match=r"has completed, 2 failed.*trial 1 \(lr 0.1\): The loss at 0.1") as told:
+            run(monkeypatch, tmp_path / "s", diverging(1.0, 0.1), space=space)
+        assert "--seconds" not in str(told.value) and "--workdir" in str(told.value)
+
+
+def test_an_error_that_comes_again_fails_the_trial_and_the_sweep_goes_on(monkeypatch, tmp_path):
+    space, runs = {"lr": [1.0, 1e-3, 1e-2]}, Runs()
+
+    def failing(config, watch, shared):
+        if config.lr in (1.0, 1e-2):  # with the first nothing has a folder yet
+            raise ZeroDivisionError(f"at {config.lr}")
+        return runs(config, watch, shared)
+
+    def killed(config, watch, shared):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # which says nothing of the trial
+        run(monkeypatch, tmp_path / "s", killed, space=space)
+    with pytest.raises(ZeroDivisionError):
+        run(monkeypatch, tmp_path / "s", failing, space=space)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, tmp_path / "s", killed, space=space)
+    with pytest.raises(ZeroDivisionError, match=re.escape("at 0.01")):
+        run(monkeypatch, tmp_path / "s", failing, space=space)
+    done, _ = run(monkeypatch, tmp_path / "s", failing, space=space)
+    assert [r["state"] for r in done.rows] == ["failed", "complete", "failed"]
+    assert done.rows[0]["error"] == "ZeroDivisionError: at 1.0" and runs.lrs == [1e-3]
+
+
+def test_an_error_that_is_mended_costs_no_trial(monkeypatch, tmp_path):
+    def failing(config, watch, shared):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(monkeypatch, tmp_path / "s", failing, space={"lr": [1e-3]})
+    done, _ = run(monkeypatch, tmp_path / "s", space={"lr": [1e-3]})
+    assert [r["state"] for r in done.rows] == ["complete"]
+
+
+@pytest.mark.parametrize("error", [PermissionError, MemoryError, OSError(errno.ENOSPC, "No space left on device")])
+def test_what_the_machine_says_fails_no_trial_however_often(monkeypatch, tmp_path, error):
+    def failing(config, watch, shared):
+        Path(config.workdir).mkdir(parents=True, exist_ok=True)
+        raise error
+
+    for _ in range(3):
+        with pytest.raises((PermissionError, MachineError)):
+            run(monkeypatch, tmp_path / "s", failing, space={"lr": [1e-3]})
+    done, _ = run(monkeypatch, tmp_path / "s", space={"lr": [1e-3]})
+    assert [r["state"] for r in done.rows] == ["complete"]
 
 
 def full_disk(folder):
@@ -313,6 +389,65 @@ def test_a_trial_whose_validations_were_no_numbers_has_none(monkeypatch, tmp_pat
     assert json.loads((tmp_path / "s" / "result.json").read_text())["trials"] == done.rows
 
 
+def several(config, watch, shared):
+    """In place of `train`, of several labels an image: the lower the rate, the lower the loss and the accuracy."""
+    for i in range(1, 11):
+        loss, accuracy = config.lr * (2 - i / 10), config.lr
+        watch({"val_accuracy": accuracy, "val_loss": loss, "done": i / 10, "final": True})
+    return ended(config, accuracy=accuracy, loss=loss, log_loss=loss / 3, average_precision=0.5)
+
+
+def test_of_several_labels_an_image_the_loss_chooses_and_prunes(monkeypatch, tmp_path):
+    space = {"lr": [1e-4, 2e-4, 3e-4, 4e-4, 1e-1, 5e-5]}
+    done, _ = run(monkeypatch, tmp_path / "s", several, space=space, several=True)
+    assert [r["state"] for r in done.rows] == [*["complete"] * 4, "stopped early", "complete"]
+    assert done.best["values"] == {"lr": "5e-05"} and done.best["loss"] == pytest.approx(5e-5)
+    assert done.rows[4]["loss"] > 0.1
+    page = (tmp_path / "s" / "sweep.html").read_text()
+    assert "validation loss 0.0001, accuracy 0.01%, with lr 5e-05" in page and "chosen by this loss" in page
+    again, _ = run(monkeypatch, tmp_path / "s", None, space=space)  # it is known without a look at the data
+    assert again.best == done.best
+
+
+def test_losses_of_several_kinds_are_not_held_against_each_other(monkeypatch, tmp_path):
+    def train(config, watch, shared):
+        loss = 1.0 + 10 * config.label_smoothing
+        watch({"val_accuracy": 0.5, "val_loss": loss, "done": 0.5, "final": True})
+        return ended(config, accuracy=0.5, loss=loss, log_loss=1.0 - config.label_smoothing, average_precision=0.5)
+
+    space = {"label_smoothing": [0.0, 0.01, 0.02, 0.03, 0.1]}
+    done, _ = run(monkeypatch, tmp_path / "s", train, space=space, several=True)
+    assert {r["state"] for r in done.rows} == {"complete"} and done.best["values"] == {"label_smoothing": "0.1"}
+    assert "validation log loss 0.9000" in (tmp_path / "s" / "sweep.html").read_text()
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_of_several_labels_a_loss_that_is_no_number_is_the_worst(monkeypatch, tmp_path, loss):
+    losses = {1e-4: 1.0, 1e-3: loss, 1e-2: 0.5}
+
+    def train(config, watch, shared):
+        watch({"val_accuracy": 1.0, "val_loss": losses[config.lr], "done": 0.5, "final": True})
+        told = losses[config.lr] if math.isfinite(losses[config.lr]) else "NaN"
+        return ended(config, accuracy=1.0, loss=told, log_loss=1.0, average_precision=0.5)
+
+    done, _ = run(monkeypatch, tmp_path / "s", train, space={"lr": list(losses)}, several=True)
+    assert done.best["values"] == {"lr": "0.01"}
+
+
+def test_whether_images_have_several_labels_is_read_from_the_data(folder):
+    images, labels = np.zeros((4, 8, 8, 3), np.uint8), np.asarray([[0, 1], [1, 1], [1, 0], [0, 0]], np.float32)
+    assert sweep._several(Config(data={"train": (images, labels)}))
+    assert not sweep._several(Config(data={"train": (images, labels * 0.5 + 0.1)}))
+    assert not sweep._several(Config(data=str(folder)))
+
+
+@pytest.mark.parametrize("trials", [0, -1])
+@pytest.mark.parametrize("space", [LR, {"lr": [1e-3, 1e-2]}])
+def test_no_trials_are_too_few(tmp_path, space, trials):
+    with pytest.raises(UserError, match=f"--trials is {trials}; at least 1 is needed"):
+        sweep.sweep(config("bees", tmp_path / "s"), space, trials=trials)
+
+
 @pytest.mark.parametrize(
     "fields, told",
     [({"seeds": 5}, "--seeds is 5; a trial is one run"), ({"distributed": True}, "--distributed is for")],
@@ -320,6 +455,13 @@ def test_a_trial_whose_validations_were_no_numbers_has_none(monkeypatch, tmp_pat
 def test_what_a_trial_cannot_be_is_refused(tmp_path, fields, told):
     with pytest.raises(UserError, match=told):
         sweep.sweep(config("bees", tmp_path / "s", **fields), LR)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_field_that_every_stage_overrides_is_refused(tmp_path):
+    made = config("bees", tmp_path / "s").replace(plan=(Stage("head", ("head",), lr=1e-3),))
+    with pytest.raises(UserError, match=r"names 'lr', of which every stage of the plan has its own"):
+        sweep.sweep(made, {"lr": [1e-3, 1e-2]})
     assert not (tmp_path / "s").exists()
 
 
@@ -342,6 +484,7 @@ def test_a_value_that_no_config_takes_is_told_before_any_trial(monkeypatch, tmp_
         ({"batch": ("linear", 0, 8)}, "--batch is 0; it is at least 1"),
         ({"plan": ("log", 1, 2)}, "plan is no number"),
         ({"lr": [1e-3, 1e-3]}, "has a value twice"),
+        ({"weight_decay": [0.0], "weight-decay": [0.1]}, "names weight_decay twice"),
     ],
 )
 def test_spaces_that_cannot_be(space, message, tmp_path):
@@ -380,6 +523,90 @@ def test_the_command_lines_space():
     for wrong in ("lr", "lr="):
         with pytest.raises(UserError, match="FIELD=log:LOW:HIGH"):
             sweep.parse(Config(), [wrong])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["lr=1e-3", "lr=1e-2"], ["weight_decay=0,1e-2", "weight-decay=0.5,0.6"], ["lora.rank=1", "lora.rank=log:2:8"]],
+)
+def test_a_field_is_named_once(words):
+    with pytest.raises(UserError, match=r"--over names (lr|weight_decay|lora\.rank) twice"):
+        sweep.parse(Config(), words)
+
+
+def test_the_command_line_names_a_field_in_place_of_the_file():
+    over = sweep.parse(Config(), ["weight-decay=0.5", "label-smoothing=0.1"])
+    assert over == {"weight_decay": [0.5], "label_smoothing": [0.1]}
+    space = sweep.merged({"weight-decay": [0.0], "label_smoothing": [0.2], "lr": [1.0]}, over)
+    assert space == {"lr": [1.0], **over}
+
+
+FILE = """
+import functools
+import jft
+from jft import losses
+
+def own(logits, batch): return losses.cross_entropy(logits, batch)
+
+def rate(peak, steps): return lambda step: peak
+
+def rule(examples, size, batch): return {{"augment": ("flip",)}}
+
+STAGES = (jft.Stage("a", ("head",)), jft.Stage("b", ("*",)))
+PARTIAL = functools.partial(losses.cross_entropy, label_smoothing=0.1)
+
+def config(): return jft.Config(data="bees", {fields})
+
+SPACE = {{{space}}}
+"""
+
+
+@pytest.mark.parametrize(
+    "space, fields, again",
+    [
+        ("'plan': ['lp-ft'], 'lr': [0.12345678]", "", "--plan lp-ft --lr 0.12345678"),
+        ("'clip': [None]", "", "--clip none"),
+        ("'augment': [('crop', 'flip')]", "", "--augment crop,flip"),
+        ("'augment': [()]", "", "--augment none"),
+        ("'image_size': [(32, 48)], 'balance': [True]", "", "--image-size 32,48 --balance yes"),
+        ("'model_options.bias': [-1e-3]", "", "--model_options.bias=-0.001"),
+        ("'loss': [own]", "", "--loss {file}:own"),
+        ("'augment': [None], 'lr': [1e-2]", "", "--lr 0.01"),
+        ("'augment': [None], 'lr': [1e-2]", "augment=('crop',)", None),
+        ("'augment': [None], 'lr': [1e-2]", "hyper=rule", None),
+        ("'weights': [None]", "weights='none'", None),
+        ("'plan': [STAGES]", "", None),
+        ("'lr': [1e-2]", "plan=(jft.Stage('a', ('head',), lr=1e-3),)", None),
+        ("'loss': [PARTIAL]", "", None),
+        ("'schedule': [rate]", "", None),
+        ("'model_options.pool': ['3']", "", None),
+    ],
+)
+def test_the_command_that_is_told_says_what_the_trial_had(monkeypatch, tmp_path, capsys, space, fields, again):
+    file, ran = tmp_path / "a.py", []
+    file.write_text(FILE.format(space=space, fields=fields))
+
+    def train(config, watch, shared):
+        done = ended(config, accuracy=0.5, loss=1.0)
+        write_json(done.workdir / "config.json", {"config": describe(config)})
+        ran.append(config)
+        return done
+
+    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(sweep, "_several", lambda config: False)
+    words = ["--seed", "3", "--workdir", str(tmp_path / "s")]
+    assert cli.main(["sweep", str(file), *words]) == 0
+    shown = capsys.readouterr().out
+    trial = tmp_path / "s" / "trials" / "0"
+    if again is None:
+        assert "jft finetune" not in shown and f"they are in {trial / 'config.json'}" in shown
+        return
+    command = shown[shown.index("jft finetune") :].strip()
+    assert command == f"jft finetune {file} --seed 3 {again.format(file=file)}"
+    told = shlex.split(command)[1:]
+    options = cli.make_parser([w for w in told if w.startswith(cli.FREE)]).parse_args(told)
+    (made,) = cli.configs_of(options).values()
+    assert describe(made) == describe(ran[0].replace(workdir=made.workdir, display=made.display))
 
 
 def test_without_optuna_the_way_out_is_told(monkeypatch, tmp_path):

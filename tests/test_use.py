@@ -20,6 +20,7 @@ from jft.data import sources
 from jft.errors import UserError
 from jft.hyper import follow_weights
 from jft.run import fingerprint
+from jft.train import train
 from jft.use import evaluate_dataset, predict, pretrained, probabilities, run_model
 
 REAL = {
@@ -85,9 +86,22 @@ def test_views_are_averaged_in_probability(model):
     p, q = (probabilities(run_model(model, d).logits) for d in (dataset, mirrored))
     both = probabilities(run_model(model, dataset, tta=("flip",)).logits)
     np.testing.assert_allclose(both, (p + q) / 2, rtol=1e-4, atol=1e-6)
-    assert run_model(model, dataset, tta=("corners", "flip")).logits.shape == (3, 3)
+    cut = dataclasses.replace(model, preprocess=dataclasses.replace(model.preprocess, crop_pct=0.875))
+    assert run_model(cut, dataset, tta=("corners", "flip")).logits.shape == (3, 3)
     with pytest.raises(UserError, match="Did you mean flip"):
         run_model(model, dataset, tta=("flop",))
+
+
+def test_views_are_checked_before_anything_is_decoded(model, monkeypatch):
+    images = list(pictures(2))
+    assert predict(model, images, tta=["none"]) == predict(model, images)
+    assert (
+        evaluate_dataset(model, sources.arrays(pictures(2), np.zeros(2, np.int32), ["a"]), tta=["none"])["count"] == 2
+    )
+    monkeypatch.setattr(use.pipeline, "decode_all", None)
+    for given, told in ((["corners"], "leaves nothing: take --tta flip"), (["none", "flip"], "no view 'none'")):
+        with pytest.raises(UserError, match=told):
+            use.predict_rows(model, images, tta=given)
 
 
 def test_classes_are_matched_by_name_not_by_place(model):
@@ -111,6 +125,39 @@ def test_the_model_decides_whether_an_image_has_several_labels(model):
     assert "balanced_accuracy" in evaluate_dataset(model, one)
     with pytest.raises(UserError, match="images of these data have several"):
         evaluate_dataset(model, several)
+
+
+def test_a_model_of_several_labels_says_all_that_are_likely(model):
+    for p, told in (([0.5, 0.1, 0.8], "a|c"), ([0.4, 0.1, 0.2], "")):
+        assert use.row(np.array(p), "abc", several=True)["labels"] == told
+    sigmoids, images = dataclasses.replace(model, multi_label=True), list(pictures(6))
+    logits = run_model(model, sources.arrays(pictures(6), np.zeros(6, np.int32), ["a"])).logits
+    likely = probabilities(logits, several=True)
+    expected = ["|".join(c for c, v in zip("abc", p, strict=True) if v >= 0.5) for p in likely]
+    assert any("|" in e for e in expected)
+    out = io.StringIO()
+    use.write_predictions([(out, "csv")], sigmoids, images, top_k=2)
+    rows = list(csv.DictReader(out.getvalue().splitlines()))
+    assert [r["labels"] for r in rows] == expected
+    first = ["path", "class_index", "label", "probability"]
+    assert list(rows[0]) == [*first, "labels", "label_2", "probability_2", "error"]
+    assert list(predict(sigmoids, images)[0]) == [*first, "labels", "error"]
+    assert list(predict(model, images)[0]) == [*first, "error"]
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_run_on_several_labels_writes_all_that_are_likely(tmp_path):
+    labels = np.array([[1, 0], [1, 1], [0, 0]] * 4, np.float32)
+    w = train(Config(
+        data=lambda: {n: sources.arrays(pictures(12), labels, ["x", "y"]) for n in ("train", "val")}, model="tiny_vit",
+        weights="none", epochs=1, batch=8, augment=(), display="quiet", workdir=str(tmp_path / "w"),
+    )).workdir  # fmt: skip
+    rows = list(csv.DictReader((w / "predictions.csv").read_text(encoding="utf-8").splitlines()))
+    first = ["path", "true_label", "class_index", "label", "probability", "labels"]
+    assert list(rows[0]) == [*first, "p:x", "p:y", "error"] and len(rows) == 12
+    with np.load(w / "predictions.npz") as found:
+        expected = ["|".join(c for c, v in zip("xy", p, strict=True) if v >= 0.5) for p in found["probabilities"]]
+    assert [r["labels"] for r in rows] == expected
 
 
 def test_a_lists_columns_are_named_as_in_training_and_no_row_is_dropped(photos, tmp_path):

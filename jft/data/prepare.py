@@ -80,8 +80,10 @@ def rrc(
 ) -> Float[Array, "h w c"]:
     """A window of random area (a fraction of the whole) and aspect ratio, resized to the evaluation crop's size.
 
-    As torchvision's RandomResizedCrop: of ten draws the first that fits, else as much of the whole as the ratio
-    allows. Szegedy et al. 2015, "Going deeper with convolutions".
+    The whole is the working image, the centre square of the picture when it has been shrunk (`work_size`), where
+    torchvision's RandomResizedCrop takes the picture as it is: small windows are blurred more, and the ends of long
+    pictures are never seen. Windows are drawn as there: of ten draws the first that fits, else as much of the whole as
+    the ratio allows. Szegedy et al. 2015, "Going deeper with convolutions".
     """
     height, width = image.shape[:2]
     start, size, fits = draw_window(jax.random.uniform(key, (22,)), (height, width), scale, ratio)
@@ -311,7 +313,8 @@ def views(preprocess: Preprocess, names: Sequence[str] = ("flip",)) -> tuple[Pre
 
     `corners` adds the windows at the corners of the working image, for which it must be larger than the crop
     (`work_size(preprocess, ("crop",))` is); `flip` doubles the views. Both are the ten of Krizhevsky et al. 2012.
-    `losses.average` turns the views' logits into one. Raises UserError for an unknown view.
+    `losses.average` turns the views' logits into one. Raises UserError for an unknown view, and for `corners` where
+    evaluation cuts nothing off: beyond its crop the working image would be black.
 
     >>> [view({"image": images})["image"].shape for view in views(Preprocess())]
     [(32, 224, 224, 3), (32, 224, 224, 3)]
@@ -319,6 +322,10 @@ def views(preprocess: Preprocess, names: Sequence[str] = ("flip",)) -> tuple[Pre
     for name in names:
         if name not in VIEWS:
             raise UserError(f"There is no view {name!r}.{near(name, VIEWS)} Known: {', '.join(VIEWS)}.")
+    if "corners" in names and _room(preprocess) == preprocess.size:
+        raise UserError(
+            "Corners are windows of what the crop leaves, and these weights' crop leaves nothing: take --tta flip."
+        )
     height, width = preprocess.size
     centre = make_prepare(preprocess)
 
@@ -370,8 +377,14 @@ def work_size(preprocess: Preprocess, augment: Iterable[str] = ()) -> tuple[int,
     height, width = preprocess.size
     if not names & {"crop", "rrc"}:
         return height, width
-    resized = 0 if preprocess.squash else preprocess.resize
-    room = (max(height, resized), max(width, resized))
+    room = _room(preprocess)
     if "crop" in names and room == (height, width):
         room = (height + 2 * (height // 8), width + 2 * (width // 8))
     return room
+
+
+def _room(preprocess: Preprocess) -> tuple[int, int]:
+    """Height and width of what is there of every picture: the evaluation crop, and what that cuts off of a square."""
+    height, width = preprocess.size
+    resized = 0 if preprocess.squash else preprocess.resize
+    return max(height, resized), max(width, resized)

@@ -9,6 +9,7 @@ from jft.report import html, plots
 from jft.report.html import Markup, tag
 
 Row = Mapping[str, Any]
+LOSS_NAMES = {"loss": "loss", "log_loss": "log loss"}  # that trials may be chosen by
 
 
 def page(
@@ -18,41 +19,61 @@ def page(
     names: Sequence[str],
     ranges: Collection[str],
     logarithmic: Collection[str],
+    by: str = "",
 ) -> str:
     """One HTML file that needs nothing beside it, from the rows of a sweep's `result.json`.
 
     `names` are the fields searched; those in `ranges` are numbers on an axis, in `logarithmic` on a logarithmic one.
+    `by` is the loss that the best was chosen by, empty where its accuracy or R² was what it was chosen by.
     """
     title = f"{len(rows)} trials on {data}"
     chosen = ", ".join(f"{n} {v}" for n, v in best["values"].items())
     figure = metrics.headline(best)
     name = metrics.HEADLINES[figure]
-    told = f"The best is trial {best['number']}: validation {name} {metrics.told(figure, best[figure])} with {chosen}."
+    value = metrics.told(figure, best[figure])
+    reached = f"{LOSS_NAMES[by]} {loss_told(best[by])}, {name} {value}," if by else f"{name} {value}"
+    told = f"The best is trial {best['number']}: validation {reached} with {chosen}."
     more = (
         f"Its {name} on the test set, which no trial was chosen by, is {metrics.told(figure, best[f'test_{figure}'])}."
         if f"test_{figure}" in best
-        else f"It was chosen by this {name}, which therefore flatters it; the data have no test split to tell by."
+        else f"It was chosen by this {LOSS_NAMES[by] if by else name}, which therefore flatters it; the data have no "
+        "test split to tell by."
     )
     sections = [
         ("Result", [tag("p", told), tag("p", more, class_="muted")]),
-        ("What each field did", tag("div", _figures(rows, figure, names, ranges, logarithmic), class_="figures")),
-        ("Trials", _table(rows, figure, names)),
+        ("What each field did", tag("div", _figures(rows, by or figure, names, ranges, logarithmic), class_="figures")),
+        ("Trials", _table(rows, figure, names, by)),
     ]
     return html.page(title, "", sections, f"Made by jft {__version__}.")
+
+
+def loss_told(loss: Any) -> str:
+    """A loss as a table has it; one that is no number is its name."""
+    return loss if isinstance(loss, str) else f"{loss:.4f}"
+
+
+def standing(row: Row, key: str) -> tuple[bool, float]:
+    """Where a trial stands among the others, the best first: by a loss, or by a figure that is better the higher."""
+    value = row.get(key)
+    if value is None or isinstance(value, str):
+        return row["state"] != "complete", math.inf
+    return row["state"] != "complete", value if key in LOSS_NAMES else -value
 
 
 def _figures(
     rows: Sequence[Row], key: str, names: Sequence[str], ranges: Collection[str], logarithmic: Collection[str]
 ) -> list[Markup]:
-    name_of, percent = metrics.HEADLINES[key], key == "accuracy"
+    name_of, percent = (LOSS_NAMES | metrics.HEADLINES)[key], key == "accuracy"
     title = name_of[0].upper() + name_of[1:]
-    scored = [r for r in rows if key in r]
+    scored = [r for r in rows if key in r and not isinstance(r[key], str)]
+    if not scored:
+        return []
     ended = [r for r in scored if r["state"] == "complete"]
     stopped = [r for r in scored if r["state"] != "complete"]
-    best, line = -math.inf, []
+    best, line = None, []
     for row in ended:
-        best = max(best, row[key])
-        line.append((float(row["number"]), best))
+        best = row if best is None else min(best, row, key=lambda r: standing(r, key))
+        line.append((float(row["number"]), best[key]))
 
     def points(some: Sequence[Row], x: Any) -> list[tuple[float, float]]:
         return [(float(x(r)), r[key]) for r in some]
@@ -81,17 +102,20 @@ def _figures(
     return figures
 
 
-def _table(rows: Sequence[Row], figure: str, names: Sequence[str]) -> Markup:
+def _table(rows: Sequence[Row], figure: str, names: Sequence[str], by: str) -> Markup:
     def shown(row: Row, key: str) -> str:
         return metrics.told(figure, row[key]) if key in row else ""
 
     tests = [f"test_{figure}"] if any(f"test_{figure}" in r for r in rows) else []
-    columns = ["trial", *names, "validation", *("test" for _ in tests), "state"]
+    losses = [by] if by else []
+    scores = [f"validation {LOSS_NAMES[by]}", figure] if by else ["validation"]
+    columns = ["trial", *names, *scores, *("test" for _ in tests), "state"]
     lines = [
         tag("tr", tag("th", r["number"], scope="row"), [tag("td", r["values"].get(n, "")) for n in names],
+            [tag("td", loss_told(r[n]) if n in r else "") for n in losses],
             tag("td", shown(r, figure)), [tag("td", shown(r, t)) for t in tests],
             tag("td", r.get("error", r["state"]), class_="text"))
-        for r in sorted(rows, key=lambda r: (r["state"] != "complete", -r.get(figure, -math.inf)))
+        for r in sorted(rows, key=lambda r: standing(r, by or figure))
     ]  # fmt: skip
     heads = tag("tr", [tag("th", c, scope="col", **({"class_": "text"} if c == "state" else {})) for c in columns])
     return tag("div", tag("table", tag("thead", heads), tag("tbody", lines), class_="wide"), class_="scroll")

@@ -87,12 +87,11 @@ def sweep(
             f"{config.seeds} to the best trial's command, which then tells mean and spread."
         )
     dimensions = [dimension(config, name, given) for name, given in space.items()]
-    names = {d.name for d in dimensions}
-    if "plan" not in names and (dead := sorted(names & overridden(config.plan))):
-        raise UserError(f"The space names {dead[0]!r}, of which every stage of the plan has its own.")
     if not dimensions:
         raise UserError("The space is empty. Name fields with --over lr=log:1e-5:1e-2 or in the config file's SPACE.")
     names = [d.name for d in dimensions]
+    if "plan" not in names and (dead := sorted(overridden(config.plan).intersection(names))):
+        raise UserError(f"The space names {dead[0]!r}, of which every stage of the plan has its own.")
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise UserError(f"The space names {twice[0]} twice: - and _ are the same in a field's name.")
     grid = _grid(dimensions)

@@ -190,15 +190,15 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 def write_predictions(out: str | Path | Writable, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows as CSV: `path,class_index,label,probability`, `label_2,probability_2` …, `error`; whole or not at all.
 
-    Columns `p:CLASS`, a class's probability each, come in the order of the first row. Rows of quantities have the
-    columns of the first.
+    Rows of several labels an image have `labels` too. Columns `p:CLASS`, a class's probability each, come in the order
+    of the first row. Rows of quantities have the columns of the first.
     """
     if rows and any(column.partition(":")[0] == VALUE for column in rows[0]):
         with rows_to(out, {column: type(value) for column, value in rows[0].items()}, "csv") as write:
             write(rows)
         return
-    known = ["path", "true_label", "class_index", "label", "probability"]
-    columns = [c for c in known if c == "path" or any(c in row for row in rows) or c != "true_label"]
+    known = ["path", "true_label", "class_index", "label", "probability", "labels"]
+    columns = [c for c in known if c not in ("true_label", "labels") or any(c in row for row in rows)]
     each = [c for row in rows[:1] for c in row if c.startswith("p:")]
     more = {c for row in rows for c in row} - {*known, *each, "error"}
     columns += [*sorted(more, key=lambda c: (int(c.rsplit("_", 1)[1]), c)), *each, "error"]

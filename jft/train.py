@@ -1054,13 +1054,7 @@ class Run:
             each = {f"p:{c}": float(v) for c, v in zip(classes, p, strict=True)} if likely.size <= EACH else {}
             said = row(p, classes, several=val.dataset.several)
             rows.append({"path": name, "true_label": true, **said, **each, "error": ""})
-        if val.dataset.several:
-            from jft.table import rows_to  # `bundle.write_predictions` knows the columns of one label alone
-
-            with rows_to(self.workdir / "predictions.csv", dict.fromkeys(rows[0], str)) as write:
-                write(rows)
-        else:
-            bundle.write_predictions(self.workdir / "predictions.csv", rows)
+        bundle.write_predictions(self.workdir / "predictions.csv", rows)
         with writing(self.workdir / "predictions.npz") as part, open(part, "wb") as file:
             told = {"labels": labels, "names": np.array(names)}
             told["values" if val.dataset.quantities else "probabilities"] = likely

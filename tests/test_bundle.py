@@ -200,6 +200,10 @@ def test_predictions_keep_their_columns_in_order(capsys):
     )
     bundle.write_predictions(sys.stdout, [{"error": "", "path": "a", "p:b_2": 0.5, "p:a": 0.5}])
     assert capsys.readouterr().out.splitlines()[0] == "path,class_index,label,probability,p:b_2,p:a,error"
+    bundle.write_predictions(sys.stdout, [{"path": "a", "labels": "a|b", "error": "", "p:a": 0.5}])
+    assert capsys.readouterr().out.splitlines() == [
+        "path,class_index,label,probability,labels,p:a,error", "a,,,,a|b,0.5,"
+    ]  # fmt: skip
     bundle.write_predictions(sys.stdout, [])
     assert capsys.readouterr().out == "path,class_index,label,probability,error\n"
 

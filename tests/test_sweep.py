@@ -576,7 +576,6 @@ SPACE = {{{space}}}
         ("'augment': [None], 'lr': [1e-2]", "hyper=rule", None),
         ("'weights': [None]", "weights='none'", None),
         ("'plan': [STAGES]", "", None),
-        ("'lr': [1e-2]", "plan=(jft.Stage('a', ('head',), lr=1e-3),)", None),
         ("'loss': [PARTIAL]", "", None),
         ("'schedule': [rate]", "", None),
         ("'model_options.pool': ['3']", "", None),

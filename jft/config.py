@@ -94,7 +94,7 @@ class Config:
     optimizer: Any = _opt(
         "adamw",
         "what takes the steps: adamw, adam, sgd (momentum 0.9), lion, lamb, muon, schedule-free, schedule-free-sgd; or "
-        "a function (weight_decay, mask)",
+        "a function (weight_decay, mask) -> optax transformation, without a rate",
     )
     weight_decay: float = _opt(
         1e-4,

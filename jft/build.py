@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jft import features, losses, optim, plan, shard, weights
 from jft.config import Config
@@ -271,13 +271,18 @@ def _no_classes(dataset: sources.Dataset) -> str:
 
 def few_shots(dataset: sources.Dataset, shots: int, seed: int) -> sources.Dataset:
     """The first `shots` examples of each class in an order drawn by seed: fewer are always among more."""
+    return dataset.select(draw_shots(dataset, shots, seed))
+
+
+def draw_shots(dataset: sources.Dataset, shots: int, seed: int) -> Int[np.ndarray, " n"]:
+    """The places of `few_shots`, rising. Raises UserError for labels that are no classes."""
     if dataset.labels.ndim != 1:
         raise UserError(f"--shots draws images by class; these data have {_no_classes(dataset)}.")
     if shots < 1:
         raise UserError(f"--shots is {shots}; at least 1 image a class is needed.")
     shuffled = order.permutation(len(dataset), seed, 1)
     chosen = [shuffled[dataset.labels[shuffled] == c][:shots] for c in range(len(dataset.classes))]
-    return dataset.select(np.sort(np.concatenate(chosen)))
+    return np.sort(np.concatenate(chosen))
 
 
 def memory_free() -> int:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jft import features, metrics, probes, shard, weights
-from jft.build import Split, few_shots, memory_budget
+from jft.build import Split, draw_shots, memory_budget
 from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare
 from jft.errors import UserError, near
@@ -170,10 +170,9 @@ def _draw(dataset: sources.Dataset, shots: int, seed: int) -> tuple[sources.Data
 
     Left out in turn, so few would say nothing: a probe that lacks one of two images of a class is below chance on it.
     """
-    numbered = replace(dataset, names=tuple(map(str, range(len(dataset)))))
-    drawn, more = ({int(name) for name in few_shots(numbered, k, seed).names} for k in (shots, 2 * shots))
-    rest = sorted(more - drawn)
-    return dataset.select(sorted(drawn)), dataset.select(rest) if rest else None
+    drawn, more = (draw_shots(dataset, k, seed) for k in (shots, 2 * shots))
+    rest = np.setdiff1d(more, drawn)
+    return dataset.select(drawn), dataset.select(rest) if len(rest) else None
 
 
 def _no_leep() -> UserError:

@@ -271,8 +271,9 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         help="order by linear (its accuracy), knn, logme, leep or mean-rank (default: linear)",
     )  # fmt: skip
     ranked.add_argument(
-        "--shots", type=int, metavar="N", help="fit to so many images a class, drawn by seed (default: all)"
-    )
+        "--shots", type=int, metavar="N",
+        help="fit to N images a class, drawn by seed; without a val split N others are scored (default: all)",
+    )  # fmt: skip
     ranked.add_argument(
         "--image-size", type=int, metavar="N", help="side of the pictures in pixels (default: each model's own)"
     )

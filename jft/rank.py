@@ -245,7 +245,7 @@ class Images:
 
     def _decode(self, dataset: sources.Dataset, preprocess: Preprocess, i: int) -> tuple[Split, np.ndarray, Any]:
         height, width = preprocess.size
-        what = f"Decoding {('train', 'val')[i]} at {height}×{width}, {preprocess.interpolation}"
+        what = f"Decoding the images {('fitted to', 'scored on')[i]} at {height}×{width}, {preprocess.interpolation}"
         fits = 3 * height * width * len(dataset) <= memory_budget(self.resident)
         images = None
         with self.display.task(what, total=len(dataset), unit="images") as advance:

@@ -27,7 +27,8 @@ from jft.train import Run
 LOWEST, HIGHEST = 1e-6, 10.0
 SIGMA = 2.0  # steps over which losses are averaged
 EFFECTIVE = 2 * SIGMA * math.sqrt(math.pi)  # independent losses in such an average
-STEPS, PASSES = 60, 10  # of the sweep, and how often it may go through a small training set
+STEPS, PASSES = 60, 10  # of a sweep, and how often it may go through a small training set
+SWEEPS = 4  # whose losses are averaged: with one, seeds moved the suggestion by two or three times, and hid small falls
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Found:
     """The losses of a stage's first steps at rising rates, and the rate they suggest; None where no rate helped."""
 
     rates: Float[np.ndarray, " n"]
-    losses: Float[np.ndarray, " n"]  # of the step's batch, before the step at this rate
+    losses: Float[np.ndarray, " n"]  # of the step's batch, before the step at this rate, means over the sweeps
     suggestion: float | None
     stage: str = ""
     usual: float | None = None  # the stage's rate if nothing is found
@@ -58,9 +59,10 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
     """A learning rate for one stage of the config's plan, by default the first.
 
     The range test of Smith 2017, "Cyclical learning rates for training neural networks", section 3.3, with rates that
-    rise exponentially from 1e-6 to 10 over 60 steps, fewer where these were more than ten passes over the images.
-    The stages before it are trained first, as the plan has them. Nothing is left behind: no run's folder, and no cache
-    but those of decoded images, features and compiled programs. Raises UserError for whatever a run would refuse.
+    rise exponentially from 1e-6 to 10 over 60 steps, fewer where these were more than ten passes over the images: four
+    times from the same weights, on other images, the losses averaged. The stages before it are trained first, as the
+    plan has them. Nothing is left behind: no run's folder, and no cache but those of decoded images, features and
+    compiled programs. Raises UserError for whatever a run would refuse.
 
     >>> found = jft.find_lr(Config(data="bees/", plan="full"))
     >>> jft.finetune(data="bees/", plan="full", lr=found.suggestion)
@@ -90,7 +92,7 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
 def range_test(
     run: Run, leg: Leg, rates: Float[np.ndarray, " steps"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Rates until the loss diverged, and losses, of steps that go on from a run's state and leave it as it is."""
+    """Rates until the loss diverged, and mean losses, of sweeps that start at a run's state and leave it as it is."""
     ratio = float(rates[1] / rates[0])
     rising = replace(
         leg.stage,
@@ -98,19 +100,33 @@ def range_test(
         schedule=lambda lowest, steps: optax.exponential_decay(lowest, 1, ratio),
         warmup=0.0,
     )
-    leg = replace(leg, stage=rising, last=leg.first + len(rates))
+    leg = replace(leg, stage=rising, last=leg.first + SWEEPS * len(rates))
     trial = copy.copy(run)  # its state is its own from `begin` on, and steps write nothing down
     trial.begin(leg)
     dispatch, _ = trial.compile(leg, ("train",))
-    losses: list[float] = []
-    with run.display.task(f"Rates for {leg.stage.name}", total=len(rates), unit="steps") as advance:
-        while trial.step < leg.last and not diverged(losses):
-            new = [metrics["loss"] for metrics in dispatch(leg.last)]
-            trial.step += len(new)
-            losses += new
-            advance(len(new))
-    end = diverged(losses) or len(losses)
-    return rates[:end], np.array(losses[:end])
+    curves: list[list[float]] = []
+    with run.display.task(f"Rates for {leg.stage.name}", total=SWEEPS * len(rates), unit="steps") as advance:
+        for sweep in range(SWEEPS):
+            reached = trial.step
+            if sweep:
+                trial.state = run.state
+                trial.begin(leg)
+                trial.step = reached  # the images go on
+            losses: list[float] = []
+            while len(losses) < len(rates) and diverged(losses) is None:
+                new = [metrics["loss"] for metrics in dispatch(reached + len(rates))]
+                trial.step += len(new)
+                losses += new
+                advance(len(new))
+            advance(len(rates) - len(losses))
+            curves.append(losses[: diverged(losses)])
+    end = min(map(len, curves))
+    if not end:
+        raise UserError(
+            f"The first loss of stage {leg.stage.name} is no finite number, so no rate can be found. `jft finetune` "
+            "with the same options names the images of such a step and the part of the model it begins in."
+        )
+    return rates[:end], np.mean([losses[:end] for losses in curves], axis=0)
 
 
 def diverged(losses: Sequence[float], factor: float = 4.0) -> int | None:
@@ -141,12 +157,12 @@ def smooth(losses: Float[np.ndarray, " n"], sigma: float = SIGMA) -> Float[np.nd
 
 
 def suggest(rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> float | None:
-    """The geometric mean of the rate at which the smoothed loss falls fastest and a tenth of that of its minimum.
+    """Half the geometric mean of the rate at which the smoothed loss falls fastest and of that of its minimum.
 
-    Both are what fastai's finder tells of such a curve ("steep" and "minimum"). At the first alone a ViT that trains
-    whole lost five points on one of two sets of real images; at the second heads lost one (benchmarks/README.md). None
-    where the fall to the minimum is less than six standard errors of the smoothed loss, as it is in 97 of 100 curves of
-    noise, or less than 0.5 % of the first loss.
+    Both are what fastai's finder looks at in such a curve ("steep" and "minimum"). At the first alone a ViT that trains
+    whole by one rate lost five points on one of two sets of real images; at a tenth of the second heads lost one
+    (benchmarks/README.md). None where the fall to the minimum is less than six standard errors of the smoothed loss, as
+    it is in 97 of 100 curves of noise, or less than 0.5 % of the first loss.
     """
     smoothed = smooth(losses)
     low = int(np.argmin(smoothed)) if len(losses) else 0
@@ -155,7 +171,7 @@ def suggest(rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> 
         return None
     slope = np.gradient(smoothed, np.log(rates))
     steepest = rates[int(np.argmin(slope[: low + 1]))]
-    return float(f"{math.sqrt(steepest * rates[low] / 10):.2g}")
+    return float(f"{math.sqrt(steepest * rates[low]) / 2:.2g}")
 
 
 def text(found: Found, rows: int = 30, width: int = 40) -> str:

@@ -158,7 +158,7 @@ def rate_curve(
         out.append(f'<text x="{x + 3:.1f}" y="{frame.top - 6}">{chosen:g}</text>')
     out.append(_dots(frame, decades(losses), "train"))
     out.append(_line(frame, decades(smoothed), "val"))
-    out.append(_legend(frame, (("train", "a step"), ("val", "smoothed"))))
+    out.append(_legend(frame, (("train", "mean of steps"), ("val", "smoothed"))))
     return _svg(frame, title, out)
 
 

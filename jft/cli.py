@@ -245,7 +245,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "Suggest a learning rate",
         _lr,
         "Takes steps at rates that rise until the loss diverges (Smith 2017), four times from the same weights, and "
-        "names 0.4 of the geometric mean of the rate at which the mean loss fell fastest and of that of its minimum. "
+        "names half the geometric mean of the rate at which the mean loss fell fastest and of that of its minimum. "
         "It has the options of finetune and leaves nothing behind.",
     )
     _config_options(rate, free)

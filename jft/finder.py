@@ -28,7 +28,6 @@ LOWEST, HIGHEST = 1e-6, 10.0
 SIGMA = 2.0  # steps over which losses are averaged
 EFFECTIVE = 2 * SIGMA * math.sqrt(math.pi)  # independent losses in such an average
 STEPS, PASSES = 60, 10  # of a sweep, and how often it may go through a small training set
-SHARE = 0.4  # of the rate that the curve singles out
 SWEEPS = 4  # whose losses are averaged: with one, seeds moved the suggestion by two or three times, and hid small falls
 
 
@@ -158,12 +157,12 @@ def smooth(losses: Float[np.ndarray, " n"], sigma: float = SIGMA) -> Float[np.nd
 
 
 def suggest(rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> float | None:
-    """0.4 of the geometric mean of the rate at which the smoothed loss falls fastest and of that of its minimum.
+    """Half the geometric mean of the rate at which the smoothed loss falls fastest and of that of its minimum.
 
-    Both are what fastai's finder looks at in such a curve ("steep" and "minimum"). The share lies between a lower one,
-    by which `full` on ten classes arrived late, and a higher one, by which models that train whole at one rate lost
-    points (benchmarks/README.md). None where the fall to the minimum is less than six standard errors of the smoothed
-    loss, as it is in 97 of 100 curves of noise, or less than 0.5 % of the first loss.
+    Both are what fastai's finder looks at in such a curve ("steep" and "minimum"). At the first alone a ViT that trains
+    whole at one rate lost five points on real images; at a third of the mean `full` lost as many where there were ten
+    classes to learn (benchmarks/README.md). None where the fall to the minimum is less than six standard errors of the
+    smoothed loss, as it is in 97 of 100 curves of noise, or less than 0.5 % of the first loss.
     """
     smoothed = smooth(losses)
     low = int(np.argmin(smoothed)) if len(losses) else 0
@@ -172,7 +171,7 @@ def suggest(rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> 
         return None
     slope = np.gradient(smoothed, np.log(rates))
     steepest = rates[int(np.argmin(slope[: low + 1]))]
-    return float(f"{SHARE * math.sqrt(steepest * rates[low]):.2g}")
+    return float(f"{math.sqrt(steepest * rates[low]) / 2:.2g}")
 
 
 def text(found: Found, rows: int = 30, width: int = 40) -> str:

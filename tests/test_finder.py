@@ -28,9 +28,9 @@ def valley(steepest, noise=0.0):
 
 
 @pytest.mark.parametrize("steepest", [1e-4, 1e-3, 3e-2])
-def test_the_suggestion_is_a_share_of_the_mean_of_the_steepest_fall_and_the_minimum(steepest):
+def test_the_suggestion_is_half_the_mean_of_the_steepest_fall_and_the_minimum(steepest):
     lowest = RATES[np.argmin(finder.smooth(valley(steepest)))]
-    between = 0.4 * math.sqrt(steepest * lowest)
+    between = math.sqrt(steepest * lowest) / 2
     assert finder.suggest(RATES, valley(steepest)) == pytest.approx(between, rel=0.2)
     assert finder.suggest(RATES, valley(steepest, noise=0.05)) == pytest.approx(between, rel=1.0)
 

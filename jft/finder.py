@@ -28,7 +28,7 @@ LOWEST, HIGHEST = 1e-6, 10.0
 SIGMA = 2.0  # steps over which losses are averaged
 EFFECTIVE = 2 * SIGMA * math.sqrt(math.pi)  # independent losses in such an average
 STEPS, PASSES = 60, 10  # of a sweep, and how often it may go through a small training set
-SWEEPS = 4  # whose losses are averaged: with one, seeds moved the suggestion by two or three times, and hid small falls
+SWEEPS = 4  # whose losses are averaged: with one, seeds moved the suggestion two or three times, and noise hid falls
 
 
 @dataclass(frozen=True)

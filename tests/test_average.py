@@ -137,6 +137,7 @@ def test_runs_that_held_out_different_images_are_not_averaged(runs, folder, tmp_
 
 
 @pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.slow
 def test_prompts_stay_between_source_and_tuned(folder, tmp_path):
     """WiSE-FT of visual prompts: the source has none, so at every α they are as they were tuned."""
     common = dict(data=str(folder), model="tiny_vit", batch=8, epochs=1, lr=1e-2, augment=(), display="quiet")

@@ -139,6 +139,7 @@ def test_plan_trains_nothing_and_tells_all(folder, tmp_path, capsys):
     assert "head/kernel" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_plan_tells_the_memory_of_the_pieces_that_a_run_takes(folder, capsys):
     told = []
     for pieces in (1, 4):

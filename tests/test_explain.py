@@ -28,6 +28,7 @@ def made(name, size, classes=("a", "b", "c")):
     return Bundle(model, params, stats, classes, Preprocess((size, size), crop_pct=1.0))
 
 
+@pytest.mark.slow
 def test_grad_cam_behind_a_mean_is_the_class_activation_map():
     """Zhou et al. 2016: where a mean and a linear head follow, the sum of the activations by the head's kernel."""
     model = made("tiny_resnet", 64)
@@ -68,6 +69,7 @@ def test_every_family_has_places(name):
     assert part is not None and np.prod(model.shape_before(part)[:-1]) > 1
 
 
+@pytest.mark.slow
 def test_a_run_is_explained(folder, tmp_path):
     splits = sources.load(str(folder), seed=0, val_fraction=0.25)
     model = made("tiny_resnet", 64, splits.classes)

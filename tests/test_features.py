@@ -102,6 +102,7 @@ def test_many_that_save_and_make_room_at_once_all_end(monkeypatch):
     assert not list(features._file("").glob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_told_where_a_run_needs_it(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "cache_dir", lambda: tmp_path / "file")
     (tmp_path / "file").touch()
@@ -135,6 +136,7 @@ def test_the_key_is_of_all_that_features_depend_on():
     assert len({key, *others}) == 6
 
 
+@pytest.mark.slow
 def test_features_from_the_disk_change_nothing(plain, folder, tmp_path, monkeypatch):
     """Computed and kept, read again by the next run, and mapped where memory does not hold them."""
     first = train.train(config(folder, tmp_path / "first"))
@@ -149,6 +151,7 @@ def test_features_from_the_disk_change_nothing(plain, folder, tmp_path, monkeypa
     same(first, mapped, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_views_are_taken_in_turn(folder, tmp_path):
     """With one view every pass sees the same features; with two the second pass sees others."""
     run = {n: train.train(config(folder, tmp_path / str(n), augment=("flip",), views=n)) for n in (1, 2)}
@@ -161,6 +164,7 @@ def test_views_are_taken_in_turn(folder, tmp_path):
         train.train(config(folder, tmp_path / "mix", augment=("mixup",), views=2))
 
 
+@pytest.mark.slow
 def test_a_step_that_memory_does_not_hold_is_taken_in_pieces(plain, folder, tmp_path, monkeypatch):
     """Before the first step, from the compiler's own count; the result is that of the whole batch."""
     needed = []
@@ -173,6 +177,7 @@ def test_a_step_that_memory_does_not_hold_is_taken_in_pieces(plain, folder, tmp_
     same(plain, pieces, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_a_cpu_a_transformer_takes_a_batch_in_pieces(folder, tmp_path, monkeypatch):
     """As few tokens at a time as keep the processor busy, with the result of the whole batch."""
     assert [build.most_pieces(32, tokens) for tokens in (0, 37, 197, 785)] == [1, 1, 4, 16]

@@ -48,6 +48,7 @@ def lines_of(run):
     return [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_decoupled_penalty_pulls_and_is_told(config, tmp_path):
     """AdamW would give a penalty in the loss the same step as any other gradient; past it λ counts as it is."""
     ends = []

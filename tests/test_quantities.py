@@ -129,6 +129,7 @@ def test_figures_are_those_of_scikit_learn():
 
 
 @pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.slow
 def test_a_head_that_holds_the_scale_says_the_values(distilled):
     model = make_model("tiny_vit", num_classes=2, distilled=distilled)
     params, stats = model.init(jax.random.key(0))
@@ -176,6 +177,7 @@ def test_a_run_learns_numbers_and_says_them_everywhere(finished, data, capsys):
     assert "Predicts 2 numbers from a picture" in card and "## Quantities" in card and "image-regression" in card
 
 
+@pytest.mark.slow
 def test_units_are_no_matter(finished, data, tmp_path):
     """The same numbers in other units give the same run, but for the rounding of what is told in them."""
     rows = rows_of(data / "numbers.csv")

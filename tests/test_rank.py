@@ -71,6 +71,7 @@ def test_scores_are_of_the_models_own_features_and_head(model, file, splits):
     assert row["cost"]["full"]["seconds"] == pytest.approx(10 * (3 * 24 + 12) / row["images_per_second"])
 
 
+@pytest.mark.slow
 def test_all_images_are_scored_once_and_decoded_once(file, folder, tmp_path, monkeypatch):
     """Without a validation set, every image is told by a probe without it; one that cannot be read is named."""
     for name in ("blue", "red"):

@@ -43,6 +43,7 @@ def told(workdir):
     return json.loads((workdir / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_its_data_and_weights_lie_now(job1, tmp_path, crash):
     whole, cut, job2 = tmp_path / "whole", tmp_path / "cut", tmp_path / "job2"
     train.train(config(job1, whole))

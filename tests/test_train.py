@@ -117,6 +117,7 @@ def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, 
     assert traces(tmp_path / "run") == traces(finished.workdir)
 
 
+@pytest.mark.slow
 def test_an_image_that_can_no_longer_be_read_stops_a_resumed_run(folder, tmp_path, crash):
     """The images left are others in another order: going on would be another run."""
     shutil.copytree(folder, tmp_path / "data")
@@ -286,6 +287,7 @@ def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, 
     assert traces(tmp_path / "run") == traces(whole.workdir)
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_told_and_end_the_run_at_last(folder, tmp_path, capsys):
     with pytest.raises(UserError, match="10 steps in a row"):
         train.train(config(folder, tmp_path / "run", loss=nan_loss, display="plain"))
@@ -298,6 +300,7 @@ def nan_loss(logits, batch):
     return logits.sum(-1) * np.float32(np.nan)
 
 
+@pytest.mark.slow
 def test_low_rank_updates_through_the_loop(folder, tmp_path):
     run = train.train(config(folder, tmp_path / "run", plan="lora", lora={"rank": 2}, epochs=2))
     assert run.evaluate()["accuracy"] == run.result["val"]["accuracy"]

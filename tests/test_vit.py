@@ -315,6 +315,7 @@ def test_options_that_do_not_go_together(options, reason):
 
 
 @pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.slow
 def test_prompts_are_seen_by_the_blocks_and_not_by_the_pool(deep):
     model = make_model("tiny_vit", prompts=3, deep_prompts=deep, pool="avg")
     plain = make_model("tiny_vit", pool="avg")

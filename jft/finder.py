@@ -118,7 +118,6 @@ def range_test(
                 trial.step += len(new)
                 losses += new
                 advance(len(new))
-            advance(len(rates) - len(losses))
             curves.append(losses[: diverged(losses)])
     end = min(map(len, curves))
     if not end:

@@ -22,7 +22,7 @@ from jft import cli, weights
 from jft.errors import UserError
 from jft.models import MODELS, make_model
 from jft.preprocess import Preprocess
-from jft.weights import formats, hub, rules
+from jft.weights import formats, hub, native, rules
 from jft.weights.resample import resample_pos_embed
 from jft.weights.rules import CONV, HEAD, LINEAR, Concat, Reshape, Rule, Transpose
 from jft.weights.writers import write_npz, write_safetensors
@@ -809,6 +809,20 @@ def test_rules_are_enumerated_once():
             head = {n for n in ours if n.startswith(HEAD + "/")}  # as a whole or not at all
             assert not found or set(filled) in (set(ours), set(ours) - head), format
     assert rules.match((), {}, {}).fits
+
+
+# --- bundles as weights
+
+
+def test_what_a_bundle_says_of_its_model():
+    """Its options without those of the next run; one whose description is damaged is refused."""
+    about = {"format": 2, "model": "tiny_vit", "preprocess": {}, "sha256": ""}
+    options = {"depth": 2, "depths": [1, 2], "num_classes": 3, "image_size": [32, 32], "dtype": "bfloat16"}
+    found = native.described({"config.json": about | {"options": options}})
+    assert found == ("tiny_vit", {"depth": 2, "depths": (1, 2)})
+    assert native.described({"config.json": about}) is None
+    with pytest.raises(UserError, match=r"has \"options\": \[\], where a bundle has"):
+        native.described({"config.json": about | {"options": []}})
 
 
 # --- the real files

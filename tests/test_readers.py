@@ -163,6 +163,21 @@ def test_torch_parameter_and_untyped_storage(tmp_path):
         np.testing.assert_array_equal(file.read("u"), F32.view(np.uint32)[2:14:4])
 
 
+def test_torch_storages_read_as_another_type_are_bounded_in_bytes(tmp_path):
+    def viewed(dtype: str, count: int) -> bytes:
+        storage, hooks = stored("FloatStorage", "0", 4), name("collections", "OrderedDict") + b")R"
+        arguments = (storage, integer(0), group(integer(count)), group(integer(1)), b"\x89", hooks)
+        call = name("torch._utils", "_rebuild_tensor_v3") + group(*arguments, name("torch", dtype)) + b"R"
+        return table((text("w"), call))
+
+    four = {"0": F32[:4].tobytes(), "1": b"S" * 64}
+    for dtype, count in (("float64", 2), ("float16", 8)):
+        with open_weights(torch_file(tmp_path / f"{dtype}.pth", viewed(dtype, count), four)) as file:
+            assert file.read("w").tobytes() == four["0"]
+        lie = torch_file(tmp_path / f"{dtype}_lie.pth", viewed(dtype, count + 1), four)
+        assert f"reaches element {count} of a storage of {count}" in refusal(lie)
+
+
 def checkpoint(**entries: bytes) -> bytes:
     return table(*((text(k), v) for k, v in entries.items()))
 

@@ -106,7 +106,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: Any = No
         raise Refused("a tensor over an untyped storage does not say its dtype")
     # A tensor without elements touches nothing, whatever its strides say.
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else -1
-    size = storage.size if storage.dtype is not None else storage.size // dtype.itemsize
+    # A typed storage can be read as another type, whose elements are fewer or more.
+    size = storage.size * (1 if storage.dtype is None else storage.dtype.itemsize) // dtype.itemsize
     if last >= size:
         raise Refused(f"a tensor of shape {shape} reaches element {last} of a storage of {size}")
     return TensorRef(storage, dtype, offset, shape, strides)

@@ -196,3 +196,14 @@ def test_shapes_that_do_not_fit():
     for bad in [(p, y[:9], names(3)), (p, y, names(4)), (p[:0], y[:0], names(3))]:
         with pytest.raises(ValueError, match="do not fit"):
             metrics.summary(*bad)
+
+
+def test_equal_quantities_have_no_variance():
+    """The mean of three 0.1 is an ulp off, so their squared deviations are above 0."""
+    labels = np.array([[0.1, 1], [0.1, 2], [0.1, 4]])
+    assert np.square(labels[:, 0] - labels[:, 0].mean()).sum() > 0
+    told = metrics.quantities(labels + [[1, 0]], labels, ["a", "b"])
+    assert (told["each"]["a"]["r2"], told["each"]["b"]["r2"], told["r2"]) == (0.0, 1.0, 0.5)
+    assert metrics.quantities(labels, labels, ["a", "b"])["r2"] == 1.0
+    assert metrics.furthest(labels + [[0.2, 0], [0, 3], [0, 0]], labels)[0] == 1
+    assert metrics.worst_quantity(labels[0] + [0.2, 3], labels[0], labels) == 1

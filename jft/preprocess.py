@@ -27,4 +27,6 @@ class Preprocess:
     @property
     def resize(self) -> int:
         """The shorter side after resizing, in pixels: `floor(size / crop_pct)`, as timm does for square sizes."""
-        return math.floor(min(self.size) / self.crop_pct)
+        side = min(self.size) / self.crop_pct
+        # 384 / (384 / 450) is a hair below 450; of crop_pct as timm has them, 0.875 to 0.965, none comes so near.
+        return round(side) if abs(side - round(side)) < 1e-6 else math.floor(side)

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import json
+import math
 import re
 import sys
 import threading
@@ -809,6 +810,19 @@ def test_rules_are_enumerated_once():
             head = {n for n in ours if n.startswith(HEAD + "/")}  # as a whole or not at all
             assert not found or set(filled) in (set(ours), set(ours) - head), format
     assert rules.match((), {}, {}).fits
+
+
+# --- the size before the crop
+
+
+def test_the_shorter_side_is_what_was_asked_for():
+    """Of any shorter side and crop, and as timm's floor has it for crop_pct as timm has them."""
+    for size in (32, 224, 384, 518):
+        for side in range(size, 2 * size + 1):
+            assert Preprocess((size, size), size / side).resize == side
+    for pct in (0.8, 0.875, 0.88, 0.9, 0.922, 0.94, 0.95, 0.96, 0.965, 0.97, 0.98, 1.0):
+        for size in range(16, 1025):
+            assert Preprocess((size, size), pct).resize == math.floor(size / pct)
 
 
 # --- bundles as weights

@@ -227,7 +227,7 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "globs or a CSV; of one run, not of a comparison (default: none)",
     )  # fmt: skip
     finetune.add_argument(
-        "--out", metavar="FILE", help="with --predict: the .csv, .jsonl or .parquet (default: W/predicted.csv)"
+        "--out", metavar="FILE", help="with --predict: the .csv, .tsv, .jsonl or .parquet (default: W/predicted.csv)"
     )
     finetune.add_argument(
         "--json", action="store_true",
@@ -335,7 +335,9 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     )
     predict.usage = "jft predict W IMAGES… [options]\n       jft predict --model NAME --weights FILE IMAGES… [options]"
     predict.add_argument(
-        "--out", metavar="FILE", help="write a .csv, .jsonl or .parquet, whole or not at all (default: print a CSV)"
+        "--out",
+        metavar="FILE",
+        help="write a .csv, .tsv, .jsonl or .parquet, whole or not at all (default: print a CSV)",
     )
     predict.add_argument("--top-k", type=int, default=1, metavar="K", help="classes told for each image (default: 1)")
     predict.add_argument(
@@ -615,8 +617,10 @@ def _check_predict(configs: dict[str, Config], options: argparse.Namespace) -> N
     found, _ = pictures(options.predict)
     if not len(found):
         raise UserError(f"There is no image in {', '.join(options.predict)} to predict.")
-    if options.out and not (config.workdir and Path(options.out).parent == Path(config.workdir)):
-        table.check(Path(options.out))  # the run's own folder is made by the run
+    if options.out:
+        table.kind_of(options.out)
+        if not (config.workdir and Path(options.out).parent == Path(config.workdir)):
+            table.check(Path(options.out))  # the run's own folder is made by the run
 
 
 def _try_out(configs: dict[str, Config], options: argparse.Namespace) -> None:
@@ -750,12 +754,14 @@ def _at_least_one(options: argparse.Namespace, name: str) -> int:
 
 def _predict(options: argparse.Namespace) -> None:
     from jft.report.live import make_display
-    from jft.table import features_to
+    from jft.table import features_to, kind_of
     from jft.use import open_model, pretrained, write_predictions
 
     if options.unknown is not None and not 0 <= options.unknown <= 1:
         raise UserError(f"--unknown is {options.unknown}; a probability from 0 to 1 is expected.")
     top_k, batch = _at_least_one(options, "top_k"), _at_least_one(options, "batch")
+    if options.out:
+        kind_of(options.out)
     if options.model or options.weights:
         model, images = pretrained(options.model, options.weights), options.paths
     else:

@@ -1,4 +1,4 @@
-"""Tables written row by row, whole or not at all: CSV, JSON lines or parquet; and features, as .npz or parquet."""
+"""Tables written row by row, whole or not at all: CSV, TSV, JSON lines, parquet; and features, as .npz or parquet."""
 
 import csv
 import json
@@ -19,7 +19,11 @@ from jft.files import writing
 Row = Mapping[str, Any]
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?")
-KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}  # any other ending is CSV
+KINDS = {
+    "": "csv", ".csv": "csv", ".txt": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}  # fmt: skip
+PROBABILITIES = ("probability", "p:")  # how the names of their columns begin
 GROUP = 8192  # rows in memory before a parquet file gets them
 
 
@@ -31,20 +35,35 @@ class Writable(Protocol):
         """Take this text."""
 
 
+def kind_of(path: str | Path) -> str:
+    """What a table is written as by its file's ending: csv, tsv, jsonl or parquet. Raises UserError for any other."""
+    ending = Path(path).suffix.lower()
+    if ending not in KINDS:
+        raise UserError(
+            f"{path}: a table is written as {', '.join(filter(None, KINDS))}, or without an ending as CSV; {ending} is "
+            "none of them. Give the file another ending."
+        )
+    return KINDS[ending]
+
+
 def check(path: Path) -> None:
     """Raises UserError where no table can be written to this path, before the work of making one."""
+    if kind_of(path) == "parquet":
+        _pyarrow()
+    _check_place(path)
+
+
+def _check_place(path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}.")
     if path.is_dir():
         raise UserError(f"{path} cannot be written: it is a folder.")
-    if KINDS.get(path.suffix.lower()) == "parquet":
-        _pyarrow()
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """A file to write to that takes the place of `path` once all of it is written. Raises UserError."""
-    check(path)
+    _check_place(path)
     try:
         with writing(path) as part:
             yield part
@@ -59,8 +78,8 @@ def rows_to(
     """A function that appends rows to a file, which appears when all are written, or to an open stream.
 
     `columns` are names with their types: str, int or float; a cell that is missing, None or empty is empty. `kind` is
-    csv, jsonl or parquet, by default what the file's ending says. CSV is quoted as RFC 4180 has it, and no cell of it
-    is a formula to a spreadsheet (see `harmless`).
+    csv, tsv (tabs for commas), jsonl or parquet, by default what the file's ending says. CSV is quoted as RFC 4180 has
+    it, and no cell of it is a formula to a spreadsheet (see `harmless`). Raises UserError for an ending of no table.
 
     >>> with rows_to("preds.csv", {"path": str, "probability": float}) as write:
     ...     write([{"path": "x.jpg", "probability": 0.98}])
@@ -69,7 +88,7 @@ def rows_to(
         yield _text_writer(out, columns, kind or "csv")
         return
     path = Path(out)
-    kind = kind or KINDS.get(path.suffix.lower(), "csv")
+    kind = kind or kind_of(path)
     with beside(path) as part:
         if kind == "parquet":
             with _parquet(part, columns) as write:
@@ -87,14 +106,24 @@ def _text_writer(file: Writable, columns: Mapping[str, type], kind: str) -> Call
                 file.write(json.dumps({c: row[c] for c in columns if c in row}, ensure_ascii=False) + "\n")
 
         return write_json
-    writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
+    tabs = "\t" if kind == "tsv" else ","
+    writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n", delimiter=tabs)
     writer.writeheader()
 
     def write_csv(rows: Iterable[Row]) -> None:
         for row in rows:
-            writer.writerow({c: f"{v:.6g}" if isinstance(v, float) else harmless(c, v) for c, v in row.items()})
+            writer.writerow({c: _number(c, v) if isinstance(v, float) else harmless(c, v) for c, v in row.items()})
 
     return write_csv
+
+
+def _number(column: str, value: float) -> str:
+    """A probability to six digits; a quantity to all it has, of a float32 the fewest that say which it is."""
+    if column.startswith(PROBABILITIES):
+        return f"{value:.6g}"
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
+    return repr(float(str(single)) if float(single) == value else float(value))
 
 
 def harmless(column: str, value: Any) -> Any:

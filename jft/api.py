@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields
+from os import PathLike, fspath
 from typing import Any
 
 from jft.compare import Comparison, compare
@@ -11,7 +12,9 @@ from jft.run import Result
 from jft.train import train
 
 
-def finetune(config: Config | Mapping[str, Config] | str | None = None, **options: Any) -> Result | Comparison:
+def finetune(
+    config: Config | Mapping[str, Config] | str | PathLike[str] | None = None, **options: Any
+) -> Result | Comparison:
     """Fine-tune a pretrained model on labelled images.
 
     Takes a Config, named Configs to compare, the path of a config file, or nothing, and any field of `Config` by name.
@@ -24,7 +27,7 @@ def finetune(config: Config | Mapping[str, Config] | str | None = None, **option
     for name in options:
         if name not in known:
             raise UserError(f"A config has no field {name!r}.{near(name, known)} Its fields: {', '.join(known)}.")
-    made = load_config(config) if isinstance(config, str) else Config() if config is None else config
+    made = load_config(fspath(config)) if isinstance(config, str | PathLike) else Config() if config is None else config
     configs = {"": made} if isinstance(made, Config) else dict(made)
     configs = {name: c.replace(**options) for name, c in configs.items()}
     for made in configs.values():

@@ -32,7 +32,7 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
     not flatter it. Runs lie in `WORKDIR/NAME/seedN`; those that are finished are not run again.
     """
     first = next(iter(configs.values()))
-    workdir = Path(first.workdir or default_workdir(first))
+    workdir = Path(first.workdir or default_workdir(first) + "-seeds")
     folders = {str(Path(c.workdir)) if c.workdir else "none" for c in configs.values()}
     if len(folders) > 1:
         raise UserError(

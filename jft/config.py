@@ -48,6 +48,10 @@ class Config:
         return config
 
     def __post_init__(self) -> None:
+        for name in (f.name for f in dataclasses.fields(self) if f.name != "data"):
+            value = getattr(self, name)
+            if (own := _without_numpy(value)) is not value:
+                object.__setattr__(self, name, own)
         for name in ("workdir", "weights"):  # a shell leaves the ~ of --workdir=~/x, and Python knows none
             if isinstance(path := getattr(self, name), str | Path):
                 object.__setattr__(self, name, os.path.expanduser(path))
@@ -301,6 +305,23 @@ def _no_option(path: str, name: str, known: Mapping[str, Any]) -> UserError:
     return UserError(f"There is no option --{path}.{near(name, known)} It has: {', '.join(known)}.")
 
 
+def _without_numpy(value: Any) -> Any:
+    """The value, its numpy numbers made Python's, which JSON has; itself where there are none."""
+    if hasattr(value, "dtype") and getattr(value, "shape", None) == ():
+        return value.item()
+    if isinstance(value, tuple | list):
+        items = [_without_numpy(item) for item in value]
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
+    if isinstance(value, Mapping):
+        found = {name: _without_numpy(item) for name, item in value.items()}
+        return value if all(map(operator.is_, found.values(), value.values())) else found
+    if isinstance(value, Stage):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        found = _without_numpy(fields)
+        return value if found is fields else dataclasses.replace(value, **found)
+    return value
+
+
 def _check_type(what: str, value: Any, hint: Any) -> None:
     if _fits(value, hint):
         return
@@ -396,7 +417,10 @@ def load_object(path: str) -> Any:
     """
     where, _, name = path.partition(":")
     if not name:
-        raise UserError(f"{path!r} names no function; module:name or file.py:name is expected.")
+        modules = ("jft.losses", "jft.penalties", "jft.distil")  # imported here alone: a config needs no jax
+        own = [m for m in modules if getattr(getattr(importlib.import_module(m), path, None), "__module__", "") == m]
+        meant = f" Did you mean {own[0]}:{path}?" if own else ""
+        raise UserError(f"{path!r} names no function; module:name or file.py:name is expected.{meant}")
     if where.endswith(".py"):
         value: Any = load_file(where)
     else:
@@ -535,7 +559,7 @@ def override(config: Config, path: str, words: list[str]) -> Config:
         if "fields" not in metadata:
             raise UserError(f"--{path}: {name} has no fields.")
         if metadata["fields"] is None:  # whoever takes them knows their names and checks them
-            kind: Any = tuple[int, ...] if "," in "".join(words) else int | float | str
+            kind: Any = tuple[int, ...] if "," in "".join(words) else int | float | bool | None | str
         else:
             fields = typing.get_type_hints(metadata["fields"])
             if rest not in fields:

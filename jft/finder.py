@@ -187,7 +187,10 @@ def text(found: Found, rows: int = 30, width: int = 40) -> str:
     if found.suggestion is None:
         told.append("\nNo rate lowered the loss: no suggestion. More images a step (--batch) make it less noisy.")
     else:
-        told.append(f"\nsuggestion: {found.option}  (the plan's own is {found.usual:g} in this stage)")
+        own = f"in this stage, where the plan's own is {found.usual:g}"
+        shared = found.option.startswith("--lr ") and found.option != f"--lr {found.suggestion:g}"
+        own = f"{found.suggestion:g} {own}; other stages move with it" if shared else own
+        told.append(f"\nsuggestion: {found.option}  ({own})")
     return "\n".join(told)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jft import Stage, cli
-from jft.config import Config, check, load_config, load_object
+from jft import Stage, build, cli
+from jft.config import Config, check, describe, load_config, load_object, override
 from jft.errors import UserError
 
 
@@ -143,6 +143,16 @@ def test_a_function_of_the_users_that_fails_within_a_run_is_told_as_theirs(
     assert ("for logits (8, 3)" in told) == (option == "--loss")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("focal", "jft.losses:focal"), ("l2_sp", "jft.penalties:l2_sp"), ("features", "jft.distil:features"), ("x", "")],
+)
+def test_a_function_without_its_module_is_told_with_it(name, meant):
+    told = f"Did you mean {meant}\\?$" if meant else "is expected.$"
+    with pytest.raises(UserError, match=f"'{name}' names no function; .*{told}"):
+        load_object(name)
+
+
 def test_a_path_to_a_file_of_functions_is_told_in_one_way(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text("import jft\ndef loss(logits, batch):\n    return logits\n")
@@ -152,3 +162,28 @@ def test_a_path_to_a_file_of_functions_is_told_in_one_way(tmp_path, monkeypatch)
     assert json.dumps(describe(load_object("own.py:loss"))) == '"own.py:loss"'
     with pytest.raises(UserError, match="no function config"):
         load_config("own.py")
+
+
+def test_numbers_of_numpy_become_pythons():
+    plan = (made(Stage, "a", ("head",), train=("head", ("block1", np.float32(0.5))), lr=np.float64(0.1)),)
+    found = made(Config, seed=np.int64(3), image_size=np.int64(32), preprocess={"crop_pct": np.float32(1)}, plan=plan)
+    found.__post_init__()
+    kinds = [type(v) for v in (found.seed, found.image_size, found.preprocess["crop_pct"], found.plan[0].train[1][1])]
+    assert kinds == [int, int, float, float] and type(found.plan[0].lr) is float
+    json.dumps(describe(found))
+    arrays = (np.zeros(3), np.zeros(3))
+    assert Config(data=arrays).data is arrays
+
+
+def test_options_of_an_architecture_may_be_true_or_false():
+    words = {"true": True, "false": False, "none": None, "3": 3, "0.5": 0.5, "token": "token"}
+    for word, value in words.items():
+        found = override(Config(), "model_options.x", [word]).model_options["x"]
+        assert found == value and type(found) is type(value)
+
+
+def test_options_that_a_run_sets_itself_are_no_architectures(tmp_path):
+    with pytest.raises(UserError, match=r"--model_options.dropout is no option .*: --dropout sets it"):
+        build.plain_model(Config(model="tiny_vit", model_options={"dropout": 0.1}), 3)
+    with pytest.raises(UserError, match=r"--preprocess.mean has 1 number; 3 are expected"):
+        build.build(Config(model="tiny_vit", weights="none", preprocess={"mean": (0.5,)}), ["a", "b"])

@@ -1,5 +1,6 @@
 """The learning-rate finder: its rule on curves whose answer is known, and that it leaves nothing behind."""
 
+import dataclasses
 import json
 import math
 import os
@@ -140,6 +141,15 @@ def test_a_preset_that_divides_the_rate_is_told_the_whole():
         model, made = make_model(name), Config(model=name, plan="lp-ft", weights="source.npz")
         told = [finder._option(made, model, list(model.shapes()[0]), stage, 0.002) for stage in (0, 1)]
         assert told == ["--lr 0.002", f"--lr {0.002 / share:g}"]
+
+
+def test_a_rate_that_other_stages_share_is_told_beside_its_own():
+    told = finder.Found(RATES, valley(1e-3), 0.002, "full", usual=0.0001, option="--lr 0.02")
+    assert "--lr 0.02  (0.002 in this stage, where the plan's own is 0.0001; other stages move with it)" in finder.text(
+        told
+    )
+    alone = finder.text(dataclasses.replace(told, option="--lr 0.002"))
+    assert "--lr 0.002  (in this stage, where the plan's own is 0.0001)" in alone
 
 
 def test_an_unknown_stage_is_told_with_near_names(folder):

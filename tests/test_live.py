@@ -45,7 +45,7 @@ def use(display: live.Display, now=lambda seconds: None) -> None:
     for step in range(1, 9):
         now(5.0)
         display.step(step, 16, {"loss": 0.5 / step, "accuracy": 0.25, "grad_norm": 3.0}, 1234.5)
-    display.validation({"accuracy": 0.75, "loss": 0.25}, best=True)
+    display.validation({"accuracy": 0.75, "loss": 0.25}, best=True, step=20, total=40, loss=0.5)
     display.note("note " + HOSTILE)
     display.warn("left out: " + HOSTILE)
     display.table([[HOSTILE, 1.5], ["b", None]], ["name " + HOSTILE, "value"], title="table " + HOSTILE)
@@ -60,7 +60,7 @@ def test_plain_prints_lines_and_no_markup(now, capsys):
     assert f"Decoding {HOSTILE}: 10 images in 20 s" in lines
     assert f"Decoding {HOSTILE}: 5/10 images, 0.5/s, 10 s left" in lines
     assert f"Stage 1 of 2, {HOSTILE}: head: 386 parameters, 8 steps" in lines
-    assert "  validation: accuracy 75.0%, loss 0.25  best so far" in lines
+    assert "  step 20/40: train loss 0.5, validation accuracy 75.0%, loss 0.25  best so far" in lines
     assert f"note {HOSTILE}" in lines and f"warning: left out: {HOSTILE}" in lines
     assert out.count(HOSTILE) >= 8
 
@@ -95,7 +95,9 @@ def test_json_is_one_object_a_line(now, capsys):
         "event": "step", "step": 8, "of": 16, "images_per_second": 1234.5, "loss": 0.0625, "accuracy": 0.25,
         "grad_norm": 3.0, "stage_seconds_left": 20.0, "run_seconds_left": 40.0, "memory": {"process": 1_400_000_000},
     }  # fmt: skip
-    assert by["validation"] == {"event": "validation", "best": True, "accuracy": 0.75, "loss": 0.25}
+    assert by["validation"] == {
+        "event": "validation", "best": True, "step": 20, "of": 40, "train_loss": 0.5, "accuracy": 0.75, "loss": 0.25
+    }  # fmt: skip
     assert by["note"]["text"] == "note " + HOSTILE
     assert by["table"]["rows"] == [[HOSTILE, "1.5"], ["b", "None"]]
 
@@ -188,7 +190,7 @@ def test_a_notebook_has_one_output_that_is_replaced(now, monkeypatch, capsys):
     assert isinstance(made, live.NotebookDisplay)
     use(made, now)
     out = capsys.readouterr().out
-    assert "\x1b" not in out and "\r" not in out and "validation: accuracy 75.0%" in out
+    assert "\x1b" not in out and "\r" not in out and "validation accuracy 75.0%" in out
     assert any("step 8/16" in text for text in shown) and shown[-1] == ""
     assert len(shown) < 25
     del shell.kernel  # a terminal's IPython

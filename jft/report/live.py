@@ -173,8 +173,8 @@ class Display:
     def step(self, done: int, total: int, values: Mapping[str, float], rate: float) -> None:
         """So many of the run's steps are done; `rate` is images a second."""
 
-    def validation(self, values: Mapping[str, float], best: bool) -> None:
-        """The state was scored."""
+    def validation(self, values: Mapping[str, float], best: bool, step: int, total: int, loss: float) -> None:
+        """The state was scored after `step` of the run's steps; `loss` is the mean of training since the last time."""
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
@@ -243,8 +243,8 @@ class JsonDisplay(Display):
             memory = {"memory": told} if (told := self.look()) else {}
             self._tell("step", step=done, of=total, images_per_second=round(rate, 1), **values, **more, **memory)
 
-    def validation(self, values: Mapping[str, float], best: bool) -> None:
-        self._tell("validation", best=best, **values)
+    def validation(self, values: Mapping[str, float], best: bool, step: int, total: int, loss: float) -> None:
+        self._tell("validation", best=best, step=step, of=total, train_loss=loss, **values)
 
     def note(self, text: str) -> None:
         self._tell("note", text=text)
@@ -310,8 +310,9 @@ class PlainDisplay(Display):
             end = f", {duration(left['run'])} left" if left else ""
             self._print(f"step {done}/{total}  {figures(_shown(values))}, {rate:,.0f} images/s{end}")
 
-    def validation(self, values: Mapping[str, float], best: bool) -> None:
-        self._print(f"  validation: {figures(values)}{'  best so far' if best else ''}")
+    def validation(self, values: Mapping[str, float], best: bool, step: int, total: int, loss: float) -> None:
+        scored = f"validation {figures(values)}{'  best so far' if best else ''}"
+        self._print(f"  step {step}/{total}: train loss {_told('loss', loss)}, {scored}")
 
     def note(self, text: str) -> None:
         self._print(text)
@@ -398,8 +399,8 @@ class ViewDisplay(PlainDisplay):
             self.losses.append(values["loss"])
         self.draw()
 
-    def validation(self, values: Mapping[str, float], best: bool) -> None:
-        super().validation(values, best)
+    def validation(self, values: Mapping[str, float], best: bool, step: int, total: int, loss: float) -> None:
+        super().validation(values, best, step, total, loss)
         self.figure = "r2" if "r2" in values else "accuracy"
         self.scores.append(values.get(self.figure, 0.0))
         self.draw()

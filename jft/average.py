@@ -15,10 +15,12 @@ from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare
 from jft.errors import UserError
 from jft.models import make_model
+from jft.report.card import model_card
 from jft.report.live import make_display
 from jft.run import read_json
 from jft.step import make_eval_step
-from jft.use import open_model, own_validation, probabilities
+from jft.use import fit_temperature, open_model, own_validation, probabilities
+from jft.weights import default_source
 
 ALPHAS = tuple(i / 10 for i in range(11))
 Arrays = Mapping[str, np.ndarray]
@@ -91,8 +93,13 @@ def wise_ft(
     loaded = weights.load(plain, about["weights"], keep_head=about["config"]["keep_head"])
     if loaded.sha256 != about["weights_sha256"]:
         raise UserError(f"{about['weights']} is not the file that {workdir} began from: its sha256 differs.")
-    score = scorer(model, own_validation(workdir), display)
-    params, stats = model.params, model.batch_stats
+    params, stats, source_arrays = model.params, model.batch_stats, {**loaded.params, **loaded.batch_stats}
+    if all(np.array_equal(v, source_arrays[n]) for n, v in {**params, **stats}.items() if n in source_arrays):
+        raise UserError(
+            f"{workdir} trained the head, or what else its source lacks, and nothing besides: there is nothing to "
+            "interpolate. WiSE-FT wants a run that trained the backbone: --plan full, or lp-ft."
+        )
+    validation = Validation(model, own_validation(workdir), display)
 
     def at(alpha: float) -> Bundle:
         return replace(
@@ -104,11 +111,16 @@ def wise_ft(
     rows, figure = [], _figure(model)
     with display.task("Interpolating", total=len(alphas), unit="models") as advance:
         for alpha in alphas:
-            rows.append({"alpha": alpha, figure: score(at(alpha))})
+            rows.append({"alpha": alpha, figure: validation.score(at(alpha))})
             advance(1)
     # Of equals the one nearest to the tuned weights: nothing speaks for leaving them.
-    best = max(rows, key=lambda row: (row[figure], row["alpha"]))
-    return _write(out, at(best["alpha"]), workdir, rows, best[figure])
+    alpha = max(rows, key=lambda row: (row[figure], row["alpha"]))["alpha"]
+    told = {
+        "average": f"The weights are (1 − α) × the source's + α × the fine-tuned ones, with α = {alpha:g}, the best of "
+        f"{len(alphas)} on the validation images (WiSE-FT, https://arxiv.org/abs/2109.01903).",
+        "chosen": "α was chosen on the validation images",
+    }
+    return _write(out, at(alpha), _options(workdir), [workdir], told, rows, validation)
 
 
 def soup(
@@ -141,7 +153,7 @@ def soup(
                 "split (folders train/ and val/, or a column split), or average runs of one seed that differ otherwise."
             )
     trees = [{**m.params, **m.batch_stats} for m in models]
-    return _soup(first, trees, [str(f) for f in folders], folders[0], out, greedy, display)
+    return _soup(first, trees, [str(f) for f in folders], folders, out, greedy, display)
 
 
 def soup_of_run(
@@ -165,13 +177,21 @@ def soup_of_run(
         with weights.open_weights(path) as file:
             trees.append({**model.params, **model.batch_stats} | {n: file.read(n) for n in file.names})
     names = [f"step {int(path.stem)}" for path in files]
-    return _soup(model, trees, names, workdir, out, greedy, display)
+    return _soup(model, trees, names, [workdir], out, greedy, display)
 
 
 def _soup(
-    first: Bundle, trees: Sequence[Arrays], names: Sequence[str], like: Path, out: Path, greedy: bool, display: Any
+    first: Bundle,
+    trees: Sequence[Arrays],
+    names: Sequence[str],
+    folders: Sequence[Path],
+    out: Path,
+    greedy: bool,
+    display: Any,
 ) -> Averaged:
-    score_of = scorer(first, own_validation(like), display)
+    """A soup of trees of the run or runs in `folders`."""
+    validation = Validation(first, own_validation(folders[0]), display)
+    score_of = validation.score
 
     def as_model(tree: Arrays) -> Bundle:
         return replace(
@@ -187,30 +207,46 @@ def _soup(
     for i, row in enumerate(rows):
         row["in_soup"] = i in kept
     made = as_model(mean([trees[i] for i in kept]))
-    return _write(out, made, like, rows, score_of(made))
+    of = "states that one run had at its validations" if len(folders) == 1 else "runs"
+    how = "added one by one while validation does not get worse" if greedy else "all there are"
+    told = {
+        "average": f"The weights are the mean of those of {len(kept)} of {len(trees)} {of}, {how} (a model soup, "
+        "https://arxiv.org/abs/2203.05482).",
+        # Of a run the best state on these images was kept; its snapshots are whatever it came by.
+        "chosen": "What was averaged was chosen on the validation images" if greedy or len(folders) > 1 else "",
+    }
+    averaged = [folders[i] for i in sorted(kept)] if len(folders) > 1 else folders
+    return _write(out, made, _options(folders[0]), averaged, told, rows, validation)
 
 
-def scorer(model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 32) -> Callable[[Bundle], float]:
-    """A function from other weights of this model to their `_figure` on these images, decoded and compiled once."""
-    images, kept, _ = pipeline.decode_all(dataset, model.preprocess)
-    labels = dataset.labels[kept]
-    step = shard.jit(make_eval_step(model.model, prepare=make_prepare(model.preprocess)))
+class Validation:
+    """Images that other weights of a model are scored on, decoded and compiled once."""
 
-    def score(of: Bundle) -> float:
+    def __init__(self, model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 32):
+        self.images, kept, _ = pipeline.decode_all(dataset, model.preprocess)
+        self.labels, self.batch = dataset.labels[kept], batch
+        self.step = shard.jit(make_eval_step(model.model, prepare=make_prepare(model.preprocess)))
+
+    def logits(self, of: Bundle) -> np.ndarray:
+        """What these weights say of each image."""
         params, stats = jax.device_put((dict(of.params), dict(of.batch_stats)))
-        logits = []
-        for index, mask in zip(*order.evaluation_batches(len(images), batch), strict=True):
-            logits.append(np.asarray(step(params, stats, {"image": images[index], "index": index}))[mask])
-        answers = np.concatenate(logits)
+        found = []
+        for index, mask in zip(*order.evaluation_batches(len(self.images), self.batch), strict=True):
+            found.append(np.asarray(self.step(params, stats, {"image": self.images[index], "index": index}))[mask])
+        return np.concatenate(found)
+
+    def scores(self, of: Bundle, logits: np.ndarray) -> dict[str, Any]:
+        """All figures of what they say."""
         if of.quantities:
-            return float(metrics.quantities(answers, labels, of.classes)["r2"])
-        likely = probabilities(answers, labels.ndim == 2)
-        found = metrics.summary(likely, labels, list(of.classes))
+            return metrics.quantities(logits, self.labels, of.classes)
+        return metrics.summary(probabilities(logits, self.labels.ndim == 2), self.labels, list(of.classes))
+
+    def score(self, of: Bundle) -> float:
+        """Their `_figure`. Raises UserError where the labels allow none."""
+        found = self.scores(of, self.logits(of))
         if (figure := _figure(of)) not in found:
             raise UserError("The validation images show none of the labels, so that no average can be chosen by them.")
         return float(found[figure])
-
-    return score
 
 
 def _figure(model: Bundle) -> str:
@@ -234,18 +270,62 @@ def _free(out: str | Path) -> Path:
     return path
 
 
-def _write(path: Path, model: Bundle, like: Path, rows: list[dict[str, Any]], score: float) -> Averaged:
+def _write(
+    path: Path,
+    model: Bundle,
+    options: Mapping[str, Any],
+    folders: Sequence[Path],
+    told: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    validation: Validation,
+) -> Averaged:
+    """Write the average of the run or runs in `folders`, with a card that has what is `told` of it."""
+    logits = validation.logits(model)
+    scores, figure = validation.scores(model, logits), _figure(model)
     bundle.save(
         path,
         model_name=model.model.name,
-        model_options=_options(like),
+        model_options=options,
         params=model.params,
         batch_stats=model.batch_stats,
         classes=model.classes,
         preprocess=model.preprocess,
         multi_label=model.multi_label,
+        temperature=None if model.quantities else fit_temperature(logits, validation.labels),
         quantities=model.quantities,
+        card=model_card(_about(model, folders) | {"val": scores} | told),
     )
-    figure = _figure(model)
-    write_json(path / "average.json", {"rows": rows, figure: score})
-    return Averaged(path, rows, score, figure)
+    write_json(path / "average.json", {"rows": rows, figure: scores[figure]})
+    return Averaged(path, rows, float(scores[figure]), figure)
+
+
+def _about(model: Bundle, folders: Sequence[Path]) -> dict[str, Any]:
+    """What a card says of the run or runs that were averaged; of several what is the same in all."""
+    runs = [read_json(folder / "config.json") for folder in folders]
+    plans = [run["config"]["plan"] for run in runs]
+    began = {run["weights_sha256"]: _origin(model, run) for run in runs}
+    return {
+        "model": model.model.name,
+        "data": runs[0]["data"],
+        "classes": model.classes,
+        "multi_label": model.multi_label,
+        "quantities": model.quantities,
+        "plan": plans[0] if all(plan == plans[0] for plan in plans) else None,
+        "weights": runs[0]["weights"] if runs[0]["weights_sha256"] else None,
+        "weights_sha256": runs[0]["weights_sha256"],
+        "origin": next(iter(began.values())),
+        "origins": list(began.values()) if len(began) > 1 else None,
+    }
+
+
+def _origin(model: Bundle, run: Mapping[str, Any]) -> str:
+    """Where a run's source weights came from: the repository, where its config or its model's default names one.
+
+    Empty of a run from scratch.
+    """
+    given = run["config"]["weights"]
+    if run["weights_sha256"] is None:
+        return ""
+    if given is None:
+        return default_source(model.model.name).uri
+    return given if isinstance(given, str) and given.startswith("hf:") else str(run["weights"])

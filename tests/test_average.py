@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from jft.errors import UserError
 from jft.models import make_model
 from jft.preprocess import Preprocess
 from jft.train import train
-from jft.use import evaluate, open_model, probabilities, run_model
+from jft.use import evaluate, fit_temperature, open_model, own_validation, probabilities, run_model
 from jft.weights import open_weights
 
 TREE = {"a": np.array([1.0, 2.0], np.float32), "head": np.array([9.0], np.float32)}
@@ -60,6 +61,47 @@ def test_wise_ft_takes_the_best_of_its_candidates(runs):
     assert done.rows[-1]["accuracy"] == json.loads((runs[0] / "result.json").read_text())["val"]["accuracy"]
     assert open_model(done.path).classes == open_model(runs[0]).classes
     assert json.loads((done.path / "average.json").read_text())["accuracy"] == done.score
+
+
+def test_where_the_head_alone_trained_there_is_nothing_between(runs, folder, tmp_path, capsys):
+    source = str(runs[0].parent / "source/model/model.safetensors")
+    made = Config(
+        data=str(folder), model="tiny_vit", weights=source, plan="head", batch=8, epochs=1, display="quiet",
+        workdir=str(tmp_path / "head"),
+    )  # fmt: skip
+    with jax.numpy_dtype_promotion("standard"):
+        train(made)
+    assert cli.main(["average", str(tmp_path / "head")]) == 2
+    assert "nothing to interpolate" in (told := capsys.readouterr().err) and "--plan full" in told
+    assert not (tmp_path / "head" / "wise-ft").exists()
+
+
+def test_an_average_has_a_card_and_a_temperature(runs, tmp_path):
+    done = wise_ft(runs[0], out=tmp_path / "wise")
+    card = (done.path / "README.md").read_text(encoding="utf-8")
+    alpha = max(row["alpha"] for row in done.rows if row["accuracy"] == done.score)
+    assert f"with α = {alpha:g}, the best of 11" in card and "α was chosen on the validation images" in card
+    assert f"value: {done.score:.6g}" in card and "by the plan `full`, from the file model.safetensors" in card
+    assert "state it here before you share" in card
+    model = open_model(done.path)
+    logits = run_model(model, own_validation(runs[0])).logits
+    assert model.temperature == pytest.approx(fit_temperature(logits, own_validation(runs[0]).labels))
+    for greedy, told in ((True, "What was averaged was chosen"), (False, "mean of those of 2 of 2 runs")):
+        made = soup(runs, tmp_path / "soup", greedy=greedy)
+        card = (made.path / "README.md").read_text(encoding="utf-8")
+        assert told in card and f"value: {made.score:.6g}" in card and open_model(made.path).temperature
+    card = (soup_of_run(runs[0], greedy=False, out=tmp_path / "own").path / "README.md").read_text(encoding="utf-8")
+    assert "states that one run had at its validations" in card and "leans" not in card
+
+
+def test_a_card_names_the_repository_that_a_run_began_from(runs):
+    model, run = open_model(runs[0]), json.loads((runs[0] / "config.json").read_text())
+    assert average._about(model, runs)["origins"] is None
+    run["config"]["weights"] = "hf:timm/x@1"
+    assert average._origin(model, run) == "hf:timm/x@1"
+    model = replace(model, model=make_model("resnet18", num_classes=3))
+    assert average._origin(model, run | {"config": {"weights": None}}).startswith("hf:timm/resnet18.")
+    assert average._origin(model, run | {"weights_sha256": None}) == ""
 
 
 def test_a_soup_of_two_runs(runs, tmp_path, capsys):
@@ -122,9 +164,9 @@ def test_models_of_several_labels_are_averaged_by_their_map():
     likely = probabilities(run_model(model, dataset).logits, several=True)
     expected = metrics.summary(likely, labels, ["x", "y"])
     assert average._figure(model) == "average_precision" and expected["average_precision"] != expected["accuracy"]
-    assert average.scorer(model, dataset, None)(model) == pytest.approx(expected["average_precision"])
+    assert average.Validation(model, dataset, None).score(model) == pytest.approx(expected["average_precision"])
     with pytest.raises(UserError, match="show none of the labels"):
-        average.scorer(model, sources.arrays(images, np.zeros_like(labels), ["x", "y"]), None)(model)
+        average.Validation(model, sources.arrays(images, np.zeros_like(labels), ["x", "y"]), None).score(model)
 
 
 @pytest.mark.usefixtures("optax_promotion")
@@ -142,8 +184,11 @@ def test_prompts_stay_between_source_and_tuned(folder, tmp_path):
     """WiSE-FT of visual prompts: the source has none, so at every α they are as they were tuned."""
     common = dict(data=str(folder), model="tiny_vit", batch=8, epochs=1, lr=1e-2, augment=(), display="quiet")
     source = train(Config(**common, weights="none", workdir=str(tmp_path / "source"))).workdir
-    file = str(source / "model/model.safetensors")
-    run = train(Config(**common, weights=file, plan="vpt", workdir=str(tmp_path / "run"))).workdir
+    common |= dict(weights=str(source / "model/model.safetensors"), model_options={"prompts": 3})
+    alone = train(Config(**common, plan="vpt", workdir=str(tmp_path / "alone"))).workdir
+    with pytest.raises(UserError, match="nothing to interpolate"):
+        wise_ft(alone)
+    run = train(Config(**common, plan="full", workdir=str(tmp_path / "run"))).workdir
     done = wise_ft(run)
     tuned, made = open_model(run).params, open_model(done.path).params
     prompts = [n for n in tuned if "prompts" in n]

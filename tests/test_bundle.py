@@ -262,6 +262,17 @@ def test_the_card_claims_no_licence_that_it_does_not_know():
     assert "random weights" in hub_card(weights=None).text
 
 
+def test_the_card_of_an_average_says_that_it_is_one():
+    told = {"average": "The weights are a mean.", "chosen": "α was chosen on the validation images", "test": None}
+    found = hub_card(**told, origin="hf:someone/else@1:w", plan=None)
+    assert "Fine-tuned with jft, from [someone/else]" in found.text and "The weights are a mean." in found.text
+    assert "α was chosen on the validation images, so their accuracy leans" in found.text
+    assert "the best of the run" not in found.text and "leans" not in hub_card(chosen="").text
+    found = hub_card(origins=["hf:someone/else@1:w", "/home/someone/w.safetensors", ""], origin="hf:someone/else@1:w")
+    both = "[someone/else](https://huggingface.co/someone/else), the file w.safetensors, random weights"
+    assert found.text.count(both) == 2 and found.data.base_model is None and "/home" not in found.content
+
+
 def test_the_card_writes_names_as_they_are():
     hostile = ["<script>alert(1)</script>", "a|b", "*x*", "[red](x)", "one\ntwo", "\udcff", "_under_", "in_side"]
     found = hub_card(classes=hostile, multi_label=True, data='a"b: \\c\n---\nlicense: mit', stages=[])

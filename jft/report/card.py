@@ -33,13 +33,16 @@ _SHARES = {"accuracy", "top5_accuracy", "balanced_accuracy"}
 def model_card(about: Mapping[str, Any]) -> str:
     """A model card in Markdown, with the hub's metadata in front.
 
-    `about` is what `result.json` says of the run. Two more keys are used where they are there: `origin`, where the
-    source weights came from (a receipt's `source`: `hf:ORG/REPO@COMMIT:FILE` or a path), and `multi_label`. Of a run of
-    `quantities` the classes are these. Paths are cut to their last part: a card is made to be shared.
+    `about` is what `result.json` says of the run. More keys are used where they are there: `origin`, where the source
+    weights came from (a receipt's `source`: `hf:ORG/REPO@COMMIT:FILE` or a path), `origins` of an average of runs from
+    several, and `multi_label`; `average`, a sentence on what the weights are an average of, and `chosen`, which says
+    what of the model the validation images chose. Of a run of `quantities` the classes are these. Paths are cut to
+    their last part: a card is made to be shared.
 
     >>> bundle.save(…, card=model_card({**result, "origin": loaded.receipt.source}))
     """
-    repo = _repo(about)
+    several_sources = bool(about.get("origins"))
+    repo = None if several_sources else _repo(about.get("origin"))
     source = _source(repo)
     classes = [str(c) for c in about["classes"]]
     several = bool(about.get("multi_label"))
@@ -52,7 +55,8 @@ def model_card(about: Mapping[str, Any]) -> str:
         what = f"Predicts {what} from a picture"
     lines = [
         f"# {_text(name)}, fine-tuned on {_text(data)}",
-        f"{what}. Fine-tuned with jft {_plan(about)}, {_from(about, repo)}.",
+        f"{what}. {' '.join(filter(None, ('Fine-tuned with jft', _plan(about))))}, {_from(about, repo)}."
+        + (f" {about['average']}" if about.get("average") else ""),
         "## Use",
         '```python\nimport jft\n\nmodel = jft.load("path/to/this/folder")\nmodel.predict(["picture.jpg"])\n```',
         "Or `jft predict path/to/this/folder pictures/ --out predictions.csv`. The weights are in `model.safetensors`; "
@@ -64,7 +68,13 @@ def model_card(about: Mapping[str, Any]) -> str:
     ]
     if stages := about.get("stages"):
         lines += ["## Training", _stages(stages)]
-    if source or repo:
+    if several_sources:
+        told = (
+            f"The source weights are {_sources(about['origins'])}. Their licences bind these too: state them here "
+            "before you share them."
+        )
+        lines += ["## Source weights and licence", told]
+    elif source or repo:
         lines += ["## Source weights and licence", _licence(repo, source)]
     elif about.get("weights"):
         unknown = (
@@ -131,9 +141,19 @@ def _data(given: str) -> str:
     return "arrays of images" if "sha256:" in given else PurePath(given).name or given
 
 
-def _repo(about: Mapping[str, Any]) -> str | None:
-    found = re.match(r"hf:([^@:]+)", str(about.get("origin") or ""))
+def _repo(origin: Any) -> str | None:
+    found = re.match(r"hf:([^@:]+)", str(origin or ""))
     return found[1] if found else None
+
+
+def _link(repo: str) -> str:
+    return f"[{repo}](https://huggingface.co/{repo})"
+
+
+def _sources(origins: Sequence[str]) -> str:
+    """Several sources of weights by name: repositories, files, or nothing."""
+    files = (f"the file {_text(PurePath(o).name)}" if o else "random weights" for o in origins)
+    return ", ".join(_link(repo) if (repo := _repo(o)) else file for o, file in zip(origins, files, strict=True))
 
 
 def _source(repo: str | None) -> Source | None:
@@ -150,9 +170,11 @@ def _plan(about: Mapping[str, Any]) -> str:
 
 
 def _from(about: Mapping[str, Any], repo: str | None) -> str:
+    if about.get("origins"):
+        return f"from {_sources(about['origins'])}"
     if not about.get("weights"):
         return "from random weights"
-    told = f"[{repo}](https://huggingface.co/{repo})" if repo else f"the file {_text(Path(str(about['weights'])).name)}"
+    told = _link(repo) if repo else f"the file {_text(Path(str(about['weights'])).name)}"
     sha256 = about.get("weights_sha256")
     return f"from {told}" + (f" (sha256 `{sha256[:16]}…`)" if sha256 else "")
 
@@ -167,10 +189,9 @@ def _results(about: Mapping[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     figure = metrics.headline(about["val"])
     intervals = "Intervals are Wilson's, at 95 %. " if figure == "accuracy" else ""
-    return (
-        f"{table}\n\n{intervals}The state that was kept is the best of the run on the validation images, so their "
-        f"{metrics.HEADLINES[figure]} leans to the high side."
-    )
+    chosen = about.get("chosen", "The state that was kept is the best of the run on the validation images")
+    leans = f"{chosen}, so their {metrics.HEADLINES[figure]} leans to the high side." if chosen else ""
+    return f"{table}\n\n{intervals}{leans}".rstrip()
 
 
 def _figure(key: str, scores: Mapping[str, Any]) -> str:
@@ -209,7 +230,7 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _licence(repo: str | None, source: Source | None) -> str:
-    link = f"[{repo}](https://huggingface.co/{repo})"
+    link = _link(repo or "")
     if source is None:
         return f"The source weights are those of {link}; their licence, stated there, binds these too."
     return (

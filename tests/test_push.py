@@ -4,6 +4,7 @@ import base64
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -73,6 +74,7 @@ def test_the_bundle_is_pushed_and_nothing_else(run, monkeypatch):
     (text,) = asked
     assert "a public repository me/bees" in text and all(name in text for name in FILES)
     assert "not uploaded: notes.txt" in text
+    assert re.search(r"README.md +1 kB\n +config.json +[1-9] kB\n", text)
 
 
 def test_nothing_is_sent_without_a_yes(run, monkeypatch):

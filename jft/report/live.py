@@ -82,7 +82,9 @@ def sparkline(values: Sequence[float], width: int = SPARK_WIDTH, ascii: bool = F
 
 
 def size(count: float) -> str:
-    """`512 MB`, `1.4 GB`."""
+    """`3 kB`, `512 MB`, `1.4 GB`."""
+    if count < 1e6:
+        return f"{max(count / 1e3, 1):.0f} kB" if count else "0 kB"
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 

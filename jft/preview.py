@@ -24,7 +24,7 @@ from jft.build import (
     summarise,
     usual_pieces,
 )
-from jft.config import Config
+from jft.config import Config, describe
 from jft.data.prepare import work_size
 from jft.data.sources import Splits
 from jft.hyper import settle
@@ -43,7 +43,8 @@ def preview(config: Config, compile: bool = True) -> dict[str, Any]:
     """
     config = config.replace(sharding="replicate")
     splits = read_data(config)
-    config = settle(config, splits)
+    notes: list[str] = []
+    config = settle(config, splits, notes.append)
     model = model_of(config, len(splits.classes))
     preprocess = replace(default_preprocess(model)[0], **config.preprocess)
     params, stats = model.shapes()
@@ -52,10 +53,13 @@ def preview(config: Config, compile: bool = True) -> dict[str, Any]:
     legs = lay_out(config, stages, model, len(splits.train))
     forward = _cost(_forward(config, model, params, stats)) if compile else {}
     return {
+        "notes": notes,
         "model": model.name,
+        "image_size": list(model.input_shape[:2]),
         "params": _count(params, params),
         "params_bytes": 4 * _count(params, params),
         "classes": len(splits.classes),
+        "labels": "quantities" if splits.train.quantities else "labels" if splits.train.several else "classes",
         "train_images": len(splits.train),
         "batch": config.batch,
         "forward": forward,
@@ -91,6 +95,10 @@ def _stage(
             for lr, names in sorted(rates.items(), reverse=True)
         ],
         "trainable_params": _count(params, leg.trainable),
+        "optimizer": describe(config.optimizer),
+        "weight_decay": config.weight_decay,
+        "schedule": describe(leg.stage.schedule or config.schedule or optim.usual_schedule(config.optimizer)),
+        "warmup": config.warmup if leg.stage.warmup is None else leg.stage.warmup,
         "optimizer_bytes": optim.state_bytes(optimizer, trainable),
         "batch_norm": {
             "batch statistics": summarise(leg.update_stats),
@@ -177,23 +185,28 @@ def _cost(lowered: Any) -> dict[str, float]:
 def text(name: str, told: dict[str, Any], names: bool = False) -> str:
     """A preview for people; with `names`, every parameter that trains."""
     forward = told["forward"].get("flops")
-    lines = [name] if name else []
+    lines = [*([name] if name else []), *told["notes"]]
     lines.append(
-        f"{told['model']}: {told['params']:,} parameters ({_bytes(told['params_bytes'])}), {told['classes']} classes, "
-        f"{told['train_images']:,} training images, batch {told['batch']}"
+        f"{told['model']}: {told['params']:,} parameters ({_bytes(told['params_bytes'])}), "
+        f"{_many(told['classes'], told['labels'])}, {_many(told['train_images'], 'training images')} at "
+        f"{'×'.join(map(str, told['image_size']))} pixels, batch {told['batch']}"
         + (f", forward pass {_flops(forward)}" if forward else "")
     )
     for i, stage in enumerate(told["stages"], 1):
         total, share = len(told["stages"]), stage["trainable_params"] / told["params"]
-        lines.append(f"\nstage {i} of {total}: {stage['name']}, {stage['epochs']:.3g} epochs, {stage['steps']} steps")
+        long = f"{_many(stage['epochs'], 'epochs', '.3g')}, {_many(stage['steps'], 'steps', '')}"
+        lines.append(f"\nstage {i} of {total}: {stage['name']}, {long}")
         trains = ", ".join(stage["trains"])
-        lines.append(f"  trains        {trains}: {stage['trainable_params']:,} parameters ({share:.1%})")
+        lines.append(f"  trains        {trains}: {_many(stage['trainable_params'], 'parameters')} ({share:.1%})")
         for group in stage["groups"]:
-            arrays = f"{group['params']:,} parameters in {len(group['names'])} arrays"
+            arrays = f"{_many(group['params'], 'parameters')} in {_many(len(group['names']), 'arrays')}"
             lines.append(f"  learning rate {group['lr']:.3g}: {arrays}")
             if names:
                 lines += [f"    {n}" for n in group["names"]]
-        lines.append(f"  optimizer     {_bytes(stage['optimizer_bytes'])} of state")
+        # one-cycle has a rise of its own
+        rise = f", warm-up {stage['warmup']:.3g} of the steps" if stage["schedule"] != "one-cycle" else ""
+        how = f"{stage['optimizer']}, weight decay {stage['weight_decay']:.3g}, {stage['schedule']}{rise}"
+        lines.append(f"  optimizer     {how}; {_bytes(stage['optimizer_bytes'])} of state")
         modes = [f"{mode} in {', '.join(parts)}" for mode, parts in stage["batch_norm"].items() if parts]
         if modes:
             lines.append(f"  BatchNorm     {'; '.join(modes)}")
@@ -208,6 +221,12 @@ def text(name: str, told: dict[str, Any], names: bool = False) -> str:
             after = f"; then a step is {_flops(stage['step_from_features']['flops'])}" if "step" in stage else ""
             lines.append(f"  features      {kept}{after}")
     return "\n".join(lines)
+
+
+def _many(n: float, what: str, how: str = ",") -> str:
+    """`1 epoch`, `2 epochs`, `1 quantity`, `1 class`: of a word in the plural."""
+    one = {"quantities": "quantity", "classes": "class"}.get(what, what.removesuffix("s"))
+    return f"{n:{how}} {one if n == 1 else what}"
 
 
 def _bytes(n: float) -> str:

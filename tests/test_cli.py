@@ -139,6 +139,28 @@ def test_plan_trains_nothing_and_tells_all(folder, tmp_path, capsys):
     assert "head/kernel" in capsys.readouterr().out
 
 
+def test_plan_says_how_it_steps_and_counts_in_words(folder, tmp_path, capsys):
+    words = f"plan --data {folder} --model tiny_vit --fast --batch 32 --hyper vit --epochs 1 --warmup 0.2"
+    assert cli.main(words.split()) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("By --hyper for 30 images of about 40×36 pixels: ") and "optimizer sgd" in shown
+    assert "3 classes, 30 training images at 384×384 pixels" in shown and "1 epoch, 1 step\n" in shown
+    assert "optimizer     sgd, weight decay 0, cosine, warm-up 0.2 of the steps; " in shown
+    (tmp_path / "p").symlink_to(folder)
+    names = [f"p/red/{i}.png" for i in range(6)]
+    for header, labels, told in (
+        ("path,value:a,value:b", [f"{i},2" for i in range(6)], "2 quantities"),
+        ("path,value", list("012345"), "1 quantity"),
+        ("path,label", ["a", "a|b"] * 3, "2 labels"),
+    ):
+        lines = [header, *(f"{name},{label}" for name, label in zip(names, labels, strict=True))]
+        (tmp_path / "l.csv").write_text("\n".join(lines))
+        options = ["--model", "tiny_vit", "--fast", "--optimizer", "schedule-free", "--schedule", "one-cycle"]
+        assert cli.main(["plan", "--data", str(tmp_path / "l.csv"), *options]) == 0
+        shown = capsys.readouterr().out
+        assert f", {told}, " in shown and "schedule-free, weight decay 0.0001, one-cycle; " in shown
+
+
 @pytest.mark.slow
 def test_plan_tells_the_memory_of_the_pieces_that_a_run_takes(folder, capsys):
     told = []

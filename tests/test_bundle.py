@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jft import bundle
+from jft import bundle, cli
 from jft.errors import UserError
 from jft.models import make_model
 from jft.preprocess import Preprocess
@@ -173,6 +173,16 @@ def test_a_description_changed_by_hand_is_noticed(copy):
 def test_a_folder_without_a_model_says_where_one_is(tmp_path):
     with pytest.raises(UserError, match="RUN/model"):
         bundle.load(tmp_path)
+
+
+def test_a_comparisons_folder_says_that_its_runs_have_models(tmp_path):
+    for seed in (1, 0):
+        (tmp_path / "runs" / f"seed{seed}").mkdir(parents=True)
+        (tmp_path / "runs" / f"seed{seed}" / "config.json").write_text("{}")
+    (tmp_path / "result.json").write_text('{"rows": []}')
+    for command in (["evaluate"], ["predict", "x.png"], ["average"]):
+        with pytest.raises(UserError, match=r"holds a comparison of runs.*such as .*runs/seed0\."):
+            cli.run([command[0], str(tmp_path), *command[1:]])
 
 
 def test_predictions_are_read_back_whatever_they_hold(tmp_path):

@@ -373,6 +373,9 @@ def test_a_line_given_twice_counts_once(pictures):
     [
         ("", r"columns \(none\)"),
         ("file,label\nx,y\n", "has the columns file, label; expected path,label"),
+        ("Filename,label\nx,y\n", "expected path,label.*The column 'filename' is to be named path"),
+        ("path;label\nx;y\n", "expected path,label.*The separator is ;; a comma is expected"),
+        ("path\tlabel\nx\ty\n", "The separator is a tab; a comma"),
         ("path,label\n", "lists no images"),
         ("path,label\np/0.png\n", "line 2: 1 values for 2 columns"),
         ("path,label\np/0.png,a\np/7.png,b\np/8.png,b\n", "lists 2 files that do not exist .*: p/7.png, p/8.png"),
@@ -381,7 +384,8 @@ def test_a_line_given_twice_counts_once(pictures):
         ("path,label\np/../../x.png,a\n", "lies outside"),
         ("path,label\np/0.png,\n", "p/0.png has no label"),
         ("path,label\n,a\n", "the path is empty"),
-        ("path,label,split\np/0.png,a,dev\n", "split is 'dev'; expected train, val or test"),
+        ("path,label,split\np/0.png,a,dev\n", r"split is 'dev'; expected train, val or test \(dev is named val"),
+        ("path,label,split\np/0.png,a,here\n", r"split is 'here'; expected train, val or test\.$"),
         ("path,label\np/0.png,a\np/0.png,b\n", "line 3: p/0.png was listed before with another label"),
         ("path,label,split\np/0.png,a,val\np/1.png,b,val\n", "no training images"),
         ("path,label,split\np/0.png,cat,train\np/1.png,b,train\np/2.png,cats,val\n", "cats of val .*Did you mean cat"),
@@ -395,6 +399,18 @@ def test_a_line_given_twice_counts_once(pictures):
 def test_wrong_csv(pictures, text, said):
     with pytest.raises(UserError, match=said):
         load(table(pictures, text))
+
+
+def test_a_folder_dev_is_told_to_be_val(tmp_path):
+    for split in ("train", "dev", "more"):
+        for name in ("a", "b"):
+            put(tmp_path / split / name / "0.png")
+            put(tmp_path / split / name / "1.png")
+    told = dict(load(tmp_path).excluded)
+    assert told == {
+        "dev/": "neither train, val nor test (dev is named val here)",
+        "more/": "neither train, val nor test",
+    }
 
 
 def test_csv_that_is_no_text(pictures):
@@ -472,7 +488,7 @@ def test_unlabelled(tmp_path):
     assert dataset.names == (str(single), f"{tmp_path}/d/x/0.png", f"{tmp_path}/d/x/1.png")
     assert set(dataset.labels.tolist()) == {-1} and dataset.classes == ("a", "b")
     assert excluded == [(f"{tmp_path}/d/notes.txt", "not an image")]
-    with pytest.raises(UserError, match="There is no file"):
+    with pytest.raises(UserError, match=r"There is no file .* an image, a folder of images, a glob"):
         unlabelled([tmp_path / "nothing.png"])
 
 

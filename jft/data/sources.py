@@ -30,6 +30,9 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+# What others call the validation split and the column of paths, to be told what these are called here.
+VALS = {"dev", "devel", "development", "eval", "evaluation", "validate"}
+PATHS = {"file", "filename", "file_name", "filepath", "file_path", "image", "images", "image_path", "img", "picture"}
 LITTER = {"thumbs.db", "desktop.ini", "__macosx"}
 QUARANTINE = "quarantine.txt"
 MAX_FILE = 1 << 29  # bytes; each thread that decodes holds a whole file
@@ -233,7 +236,9 @@ def unlabelled(paths: Iterable[str | Path], classes: Sequence[str] = ()) -> tupl
         elif os.path.lexists(path):
             excluded.append((shown(str(path)), _no_file(path)))
         else:
-            raise UserError(_no_such(path))
+            raise UserError(
+                _no_such(path, "an image, a folder of images, a glob in quotes, or a CSV with a column path")
+            )
     labels = np.full(len(files), -1, np.int32)
     return _files_dataset(files, labels, tuple(classes)), excluded
 
@@ -285,7 +290,7 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
         for folder in folders:
             split = SPLITS.get(folder.name.lower())
             if split is None:
-                excluded.append((shown(folder.name) + "/", "neither train, val nor test"))
+                excluded.append((shown(folder.name) + "/", f"neither train, val nor test{_called(folder.name)}"))
             elif split in splits:
                 raise UserError(f"{root} has both {splits[split].name}/ and {folder.name}/; keep one of them.")
             else:
@@ -460,7 +465,7 @@ def shown(name: str) -> str:
     return printable(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def _no_such(path: Path) -> str:
+def _no_such(path: Path, expected: str = "a folder of class folders, a CSV file, or tfds:NAME") -> str:
     try:
         path.stat()
     except PermissionError as error:
@@ -470,7 +475,7 @@ def _no_such(path: Path) -> str:
     what = "file" if path.suffix else "folder or file"
     parent = path.parent
     close = near(path.name, [p.name for kind in _children(parent) for p in kind]) if os.path.isdir(parent) else ""
-    return f"There is no {what} {path}.{close} Expected a folder of class folders, a CSV file, or tfds:NAME."
+    return f"There is no {what} {path}.{close} Expected {expected}."
 
 
 def _no_images(root: Path, train: Path, excluded: Excluded) -> str:
@@ -528,7 +533,8 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
             raise UserError(f"{where}: {name} has no label.")
         split = SPLITS.get(row.get("split", "train").lower() or "train")
         if split is None:
-            raise UserError(f"{where}: the split is {row['split']!r}; expected train, val or test.")
+            named = row["split"]
+            raise UserError(f"{where}: the split is {named!r}; expected train, val or test{_called(named)}.")
         if name in files:
             if files[name][:2] != (labels, split):
                 raise UserError(
@@ -630,6 +636,11 @@ def spellings(path: str) -> Iterator[str]:
         yield from (text, unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text))
 
 
+def _called(split: str) -> str:
+    """What a split of this name is called here, where it is likely to be validation."""
+    return f" ({split} is named val here)" if split.lower() in VALS else ""
+
+
 def _lacks(header: Sequence[str]) -> str:
     """What columns of labelled pictures lack, as a sentence; empty where it is nothing."""
     wanted = ["label" in header, bool(_quantity_columns(dict.fromkeys(header, "")))]
@@ -639,6 +650,14 @@ def _lacks(header: Sequence[str]) -> str:
         "expected path,label[,split] in its first line, or where numbers are to be predicted path,value[,split]"
         f"{', not both: give one of them another name' if all(wanted) else ''}."
     )
+
+
+def _likely(header: Sequence[str]) -> str:
+    """What is likely to be wrong with a header that lacks columns: what separates them, or the name of the paths'."""
+    if len(header) == 1 and (found := next((c for c in ";\t|" if c in header[0]), None)):
+        return f" The separator is {'a tab' if found == chr(9) else found}; a comma is expected."
+    named = next((c for c in header if c in PATHS), None)
+    return f" The column {named!r} is to be named path." if named and "path" not in header else ""
 
 
 def csv_rows(path: Path, columns: str, lacks: Callable[[Sequence[str]], str]) -> list[tuple[int, dict[str, str]]]:
@@ -655,7 +674,8 @@ def csv_rows(path: Path, columns: str, lacks: Callable[[Sequence[str]], str]) ->
             if twice := [c for c, n in Counter(header).items() if n > 1 and c.partition(":")[0] in COLUMNS]:
                 raise UserError(f"{path} has the column {twice[0][:40]!r} twice.")
             if wrong := lacks(header):
-                raise UserError(f"{path} has the columns {_few([c[:40] for c in header], 10) or '(none)'}; {wrong}")
+                told = _few([c[:40] for c in header], 10) or "(none)"
+                raise UserError(f"{path} has the columns {told}; {wrong}{_likely(header)}")
             rows = []
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
@@ -841,7 +861,7 @@ def _tfds(given: str) -> tuple[dict[str, Dataset], Excluded]:
     for name, source in sources.items():
         split = SPLITS.get(name)
         if split is None or split in found:
-            excluded.append((name, "neither train, val nor test"))
+            excluded.append((name, f"neither train, val nor test{_called(name)}"))
             continue
         labels = [source[i][label] for i in range(len(source))]
         if several:

@@ -275,7 +275,7 @@ def _write(
     model: Bundle,
     options: Mapping[str, Any],
     folders: Sequence[Path],
-    told: Mapping[str, Any],
+    told: dict[str, Any],
     rows: list[dict[str, Any]],
     validation: Validation,
 ) -> Averaged:

@@ -1,11 +1,12 @@
 """The error a user's mistake becomes: one message, no traceback, exit code 2."""
 
+import contextlib
 import difflib
 import errno
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # What moves a terminal's cursor, changes its state, breaks a line or turns the direction of writing, and halves of
@@ -53,6 +54,20 @@ def theirs(error: BaseException) -> str | None:
     lines = traceback.format_list([f for f in frames if f in own or f is frames[-1]])
     told = f"{last.filename}, line {last.lineno}: {type(error).__name__}: {error}"
     return "\n".join([told, *map(str.rstrip, lines)])
+
+
+@contextlib.contextmanager
+def asked(what: str) -> Iterator[None]:
+    """Turns what a function of the user's, or its use, raises within it into a UserError that begins so."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        told = theirs(error)
+        if not told and not isinstance(error, TypeError | ValueError | AttributeError):
+            raise
+        raise UserError(f"{what}: {told or error}") from error
 
 
 def near(given: str, known: Iterable[str], n: int = 5) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 from jft.config import Config, check
 from jft.data.decode import quiet
 from jft.data.sources import Dataset, Splits
-from jft.errors import UserError, near
+from jft.errors import UserError, asked, brief, near
 from jft.plan import overridden
 from jft.weights import locate, native
 
@@ -90,10 +90,14 @@ def settle(config: Config, splits: Splits, note: Callable[[str], Any] = lambda t
         )
     rule = RULES[config.hyper] if isinstance(config.hyper, str) else config.hyper
     size = picture_size(splits.train)
-    fields = dict(rule(len(splits.train), size, config.batch))
-    if unknown := sorted(set(fields) - {f.name for f in dataclasses.fields(Config)}):
+    with asked("The function of --hyper, (examples, size, batch) -> fields, cannot be taken"):
+        said = rule(len(splits.train), size, config.batch)
+    if not isinstance(said, Mapping):
+        raise UserError(f"The function of --hyper gave {brief(repr(said), 200)}; a dict of fields is expected.")
+    fields = dict(said)
+    if unknown := sorted(map(str, fields.keys() - {f.name for f in dataclasses.fields(Config)})):
         raise UserError(f"--hyper sets {unknown[0]!r}, which is no field of a config.")
-    if "preprocess" in fields:
+    if isinstance(fields.get("preprocess"), Mapping):
         fields["preprocess"] = {**fields["preprocess"], **config.preprocess}
     kept = (config.given | overridden(config.plan)) - {"preprocess"}
     chosen = {n: v for n, v in fields.items() if n not in kept}

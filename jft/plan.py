@@ -1,5 +1,6 @@
 """The plan: which names train, at which multiple of the learning rate, for how long. Data, stage after stage."""
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from jft import tree
-from jft.errors import UserError, near
+from jft.errors import UserError, asked, brief, near
 
 # Parts behind the last block. In layer-wise decay they share the head's depth, as in MAE's and BEiT's code.
 TOP = ("norm", "pool", "projection", "head")
@@ -80,9 +81,15 @@ def overridden(plan: object) -> frozenset[str]:
 
 
 def lora_of(plan: object, given: Mapping[str, Any]) -> Lora:
-    """The low-rank updates a config asks for: those of the plan `lora` have rank 8 where none is given."""
+    """The low-rank updates a config asks for: those of the plan `lora` have rank 8 where none is given.
+
+    Raises UserError for that plan with a rank below 1.
+    """
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
-    return Lora(**{"rank": 8 if plan == "lora" else 0, **values})
+    made = Lora(**{"rank": 8 if plan == "lora" else 0, **values})
+    if plan == "lora" and made.rank < 1:
+        raise UserError(f"--lora.rank is {made.rank}; the plan lora needs at least 1.")
+    return made
 
 
 def part_of(name: str, parts: Iterable[str]) -> str:
@@ -316,6 +323,7 @@ def resolve(
     stage with epochs of its own keeps them, and so does one with a `layer_decay`. Raises UserError for an unknown name,
     no stages, two stages of one name, and whatever `multipliers` finds wrong.
     """
+    users = not isinstance(plan, str)
     if isinstance(plan, str):
         plan = preset(plan)
     if epochs is None:
@@ -323,7 +331,11 @@ def resolve(
     if callable(plan):
         wanted = inspect.signature(plan).parameters
         about = {"new_head": new_head, "batch_norm": batch_norm}
-        stages = plan(parts_with(names, parts), lr, **{k: v for k, v in about.items() if k in wanted})
+        what = "The plan's function, (parts, lr) -> stages, cannot be taken"
+        with asked(what) if users else contextlib.nullcontext():
+            stages = plan(parts_with(names, parts), lr, **{k: v for k, v in about.items() if k in wanted})
+        if not isinstance(stages, Sequence) or not all(isinstance(s, Stage) for s in stages):
+            raise UserError(f"The plan's function gave {brief(repr(stages), 200)}; a tuple of jft.Stage is expected.")
     else:
         stages = tuple(plan)
     if not stages:

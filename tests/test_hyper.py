@@ -83,6 +83,10 @@ def test_a_rule_of_ones_own(splits):
         hyper.settle(Config(hyper=lambda *_: {"rate": 1.0}), splits)
     with pytest.raises(UserError, match=r"--lr is -1\.0; it is above 0"):
         hyper.settle(Config(hyper=lambda *_: {"lr": -1.0}), splits)
+    with pytest.raises(UserError, match=r"--hyper, \(examples, size, batch\) -> fields, cannot be taken: .*positional"):
+        hyper.settle(Config(hyper=lambda n: {}), splits)
+    with pytest.raises(UserError, match="of --hyper gave None; a dict of fields is expected"):
+        hyper.settle(Config(hyper=lambda *_: None), splits)
 
 
 def test_an_unknown_rule_is_told_with_near_names(splits):

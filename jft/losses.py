@@ -61,11 +61,12 @@ def binary_cross_entropy(
 
     Labels [b, k], any number of which may be one, or class indices [b]: one against all others (Wightman et al. 2021,
     "ResNet strikes back"). Smoothing moves every label towards a half. An example of class c counts `class_weights[c]`
-    times; with labels [b, k] each class's term does where the class is there, as torch's `pos_weight`.
+    times, one that mixup made of two the mean of theirs, by their shares; with labels [b, k] of an image that can have
+    several, each class's term does where the class is there, as torch's `pos_weight`.
     """
     target = _several(logits, batch["label"], label_smoothing)
     there, absent = -jax.nn.log_sigmoid(logits), -jax.nn.log_sigmoid(-logits)
-    return _both(target * there, (1 - target) * absent, batch["label"], class_weights)
+    return _both(target * there, (1 - target) * absent, batch, class_weights)
 
 
 def binary_focal(
@@ -91,7 +92,7 @@ def binary_focal(
         -there * target * jnp.exp(gamma * log_q) * log_p,
         -absent * (1 - target) * jnp.exp(gamma * log_p) * log_q,
     )
-    return _both(*terms, batch["label"], class_weights)
+    return _both(*terms, batch, class_weights)
 
 
 def asymmetric(
@@ -120,7 +121,7 @@ def asymmetric(
         absent = focus * jnp.log1p(-shifted)
     else:
         absent = jnp.exp(gamma_neg * log_p) * log_q
-    return _both(-target * there, -(1 - target) * absent, batch["label"], class_weights)
+    return _both(-target * there, -(1 - target) * absent, batch, class_weights)
 
 
 def squared_error(logits: Float[Array, "b k"], batch: Mapping[str, Any]) -> Float[Array, " b"]:
@@ -211,14 +212,16 @@ def _weighted(terms: Array, weights: Weights) -> Array:
     return terms * jnp.asarray(weights, terms.dtype)[None]
 
 
-def _both(there: Array, absent: Array, label: Array, weights: Weights) -> Array:
+def _both(there: Array, absent: Array, batch: Mapping[str, Any], weights: Weights) -> Array:
     """The sum over classes of what is there and what is not, weighed as `binary_cross_entropy` says.
 
     A weight of a class's both terms would leave the probability that minimises them where it is.
     """
-    if label.ndim > 1 or weights is None:
+    label = batch["label"]
+    if weights is None or (label.ndim > 1 and "hard_label" not in batch):
         return (_weighted(there, weights) + absent).sum(-1)
-    return (there + absent).sum(-1) * _weighted(jnp.ones_like(there), weights)[jnp.arange(len(label)), label]
+    share = jax.nn.one_hot(label, there.shape[-1]) if label.ndim == 1 else label
+    return (there + absent).sum(-1) * _weighted(share.astype(there.dtype), weights).sum(-1)
 
 
 def _residual(logits: Array, label: Array) -> Array:

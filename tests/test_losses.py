@@ -113,6 +113,21 @@ def test_weights_by_number_make_a_rare_class_as_likely_as_any(loss):
         assert abs(jax.grad(mean)(jnp.zeros(2), several, None)[0]) > 0.3
 
 
+@pytest.mark.parametrize("loss", [losses.binary_cross_entropy, losses.binary_focal, losses.asymmetric])
+def test_weights_of_one_label_an_image_stay_so_when_it_is_mixed(loss):
+    weights, label = np.array([0.3, 0.7, 2.0], np.float32), jnp.array([0, 1, 2, 0, 1, 2])
+    one_hot = jax.nn.one_hot(label, 3)
+
+    def weighed(label, weights=weights, **more):
+        return loss(LOGITS[:, :3], {"label": label, **more}, class_weights=weights)
+
+    close(weighed(one_hot, hard_label=label), weighed(label))
+    mixed = 0.75 * one_hot + 0.25 * jnp.roll(one_hot, 1, 0)
+    share = (mixed * weights[None]).sum(-1)
+    close(weighed(mixed, hard_label=label), share * weighed(mixed, None, hard_label=label))
+    assert (weighed(mixed) != weighed(mixed, hard_label=label)).all()  # several labels an image
+
+
 def test_class_weights():
     labels = np.array([0] * 8 + [1] * 4 + [2] * 2)
     inverse = losses.class_weights(labels, 3)

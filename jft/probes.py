@@ -369,7 +369,8 @@ def nleep(
     """N-LEEP: LEEP with the clusters of a Gaussian mixture in place of the source's classes; needs no source head.
 
     Li et al. 2021, "Ranking neural checkpoints", section 3.2: principal axes that hold `energy` of the variance, and
-    `components` Gaussians a class, of fewer examples fewer (`gaussians`). None where they are too few for one a class.
+    `components` Gaussians a class, of fewer examples fewer (`gaussians`). None where they are too few for one a class,
+    or all have the same features.
     Their covariances are diagonal here: the axes are uncorrelated, and full ones would have more numbers than a small
     set has examples.
     """
@@ -378,6 +379,8 @@ def nleep(
     if not (number := gaussians(len(x), classes, components)):
         return None
     axes = axes or Axes(x)
+    if not len(axes.s):
+        return None
     share = np.cumsum(axes.s**2) / np.sum(axes.s**2)
     count = int(np.searchsorted(share, energy)) + 1
     z = axes.u[:, :count] * axes.s[:count]

@@ -353,6 +353,8 @@ def _score(
     likely = {"linear": probabilities(found["linear"], several), "knn": votes}
     summaries = {name: metrics.summary(p, truth, classes) for name, p in likely.items()}
     figure = _figure(labels)
+    if figure not in summaries["linear"]:
+        raise UserError("The images to be scored show none of the labels, so that no model can be ranked by them.")
     told = {name: {k: v for k, v in s.items() if k in (figure, "log_loss")} for name, s in summaries.items()}
     if several:
         hit = ((likely["linear"] >= 0.5) == (truth > 0)).all(axis=1)

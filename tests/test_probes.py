@@ -183,6 +183,10 @@ def test_nleep_has_three_examples_a_gaussian_or_is_none():
     assert probes.nleep(x, labels, 7) is None
 
 
+def test_nleep_of_features_that_do_not_differ_is_none():
+    assert probes.nleep(np.ones((20, 8), np.float32), np.repeat([0, 1], 10), 2) is None
+
+
 def test_leep_is_that_of_its_equations():
     rng = np.random.default_rng(0)
     theta, labels = rng.dirichlet(np.ones(4), 20), (np.arange(20) % 3).astype(np.int32)

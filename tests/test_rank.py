@@ -161,6 +161,15 @@ def test_several_labels_are_scored_by_average_precision(file, folder):
     assert "average precision on 36 images" in text(done)
 
 
+def test_images_without_any_label_rank_nothing(file, folder):
+    dataset = sources.load(folder, val_fraction=0).train
+    images, _, _ = pipeline.decode_all(dataset, Preprocess((32, 32)))
+    targets = np.stack([dataset.labels != 0, dataset.labels == 0], 1).astype(np.float32)
+    splits = {"train": (images, targets), "val": (images[:6], 0 * targets[:6])}
+    with pytest.raises(UserError, match="show none of the labels, so that no model can be ranked by them"):
+        rank(splits, [("tiny_vit", file)])
+
+
 def test_models_are_parsed():
     assert parse_models(["resnet18=a=b.pth,resnet50", "tiny_vit"]) == [
         ("resnet18", "a=b.pth"), ("resnet50", None), ("tiny_vit", None),

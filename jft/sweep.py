@@ -110,7 +110,8 @@ def sweep(
         study = _study(optuna, workdir, prune)
         if "several" not in study.user_attrs:
             study.set_user_attr("several", _several(config))
-        by = ("log_loss" if LOSSES & set(names) else "loss") if study.user_attrs["several"] else ""
+        comparable = "log_loss" if LOSSES & set(names) else "loss"
+        by = comparable if study.user_attrs["several"] else ""
         advance(len(_ended(study)))
         while True:
             ours()
@@ -130,11 +131,11 @@ def sweep(
             told = _try(optuna, study, trial, config, dimensions, workdir, shared, by)
             display.note(told)
             advance(1)
-        rows = [_row(t, dimensions, workdir, by) for t in study.trials if t.state.name != "WAITING"]
+        rows = [_row(t, dimensions, workdir, comparable) for t in study.trials if t.state.name != "WAITING"]
         done = [r for r in rows if r["state"] == "complete"]
         if not done:
             raise UserError(_none_completed(workdir, rows, total))
-        best = max(done, key=lambda r: _score(r, by))
+        best = max(done, key=lambda r: _score(r, by, comparable))
         _report(workdir, config, dimensions, rows, best, display, by)
     return Swept(workdir, rows, best)
 
@@ -175,8 +176,10 @@ def _range(config: Config, name: str, hint: Any, given: tuple) -> Dimension:
     if not (math.isfinite(low) and math.isfinite(high) and low < high) or (scale == "log" and low <= 0):
         above = " above 0" if scale == "log" else ""
         raise UserError(f"The space of {name} goes from {low:g} to {high:g}; a lower number{above} comes first.")
-    kinds = typing.get_args(hint) or (hint,)
     if "." in name:
+        hint = _inner(name)
+    kinds = (hint,) if typing.get_origin(hint) is tuple else typing.get_args(hint) or (hint,)
+    if hint is Any:
         whole = all(isinstance(end, int) for end in given[1:])
     elif float in kinds:
         whole = False
@@ -189,6 +192,20 @@ def _range(config: Config, name: str, hint: Any, given: tuple) -> Dimension:
         for end in (low, high):
             config_check(config.replace(**{name: int(end) if whole else end}))
     return made
+
+
+def _inner(name: str) -> Any:
+    """The type of `lora.alpha`; Any of the architecture's options, which it checks itself."""
+    field, _, inner = name.partition(".")
+    metadata = Config.__dataclass_fields__[field].metadata
+    if "fields" not in metadata:
+        raise UserError(f"The space names {name!r}: {field} has no fields.")
+    if metadata["fields"] is None:
+        return Any
+    hints = typing.get_type_hints(metadata["fields"])
+    if inner not in hints:
+        raise UserError(f"The space names {name!r}; {field} has: {', '.join(hints)}.{near(inner, hints)}")
+    return hints[inner]
 
 
 def parse(config: Config, words: Sequence[str]) -> dict[str, Any]:
@@ -464,8 +481,11 @@ def _word(value: Any) -> str:
     return told if isinstance(told, str) else json.dumps(told)
 
 
-def _row(trial: Any, dimensions: Sequence[Dimension], workdir: Path, by: str) -> dict[str, Any]:
-    """A trial's line: what was tried, and what `result.json` of its run says, or how far it went."""
+def _row(trial: Any, dimensions: Sequence[Dimension], workdir: Path, comparable: str) -> dict[str, Any]:
+    """A trial's line: what was tried, and what `result.json` of its run says, or how far it went.
+
+    `comparable` is the loss that means the same in every trial.
+    """
     folder = workdir / "trials" / str(trial.number)
     known = [d for d in dimensions if d.name in trial.params]
     row = {
@@ -476,8 +496,9 @@ def _row(trial: Any, dimensions: Sequence[Dimension], workdir: Path, by: str) ->
     }
     if trial.state.name == "COMPLETE":
         result = read_json(folder / "result.json")
-        figure = metrics.headline(result["val"])
-        row |= {k: result["val"][k] for k in (figure, "loss", by or "loss")} | {"seconds": result["seconds"]["total"]}
+        figure, scores = metrics.headline(result["val"]), result["val"]
+        row |= {k: scores[k] for k in (figure, "loss", comparable) if k in scores}
+        row["seconds"] = result["seconds"]["total"]
         row |= {f"test_{figure}": result["test"][figure]} if "test" in result else {}
     elif scores := [v for v in trial.intermediate_values.values() if math.isfinite(v)]:
         figure = trial.user_attrs.get("figure", "accuracy")
@@ -490,10 +511,15 @@ def _fit(loss: Any) -> float:
     return -loss if not isinstance(loss, str) and math.isfinite(loss) else -math.inf
 
 
-def _score(row: Mapping[str, Any], by: str) -> tuple[float, float]:
-    """By which one complete trial is better than another, as `train.Run` says it of validations."""
+def _score(row: Mapping[str, Any], by: str, comparable: str) -> tuple[float, float]:
+    """By which one complete trial is better than another, as `train.Run` says it of validations.
+
+    Quantities have no loss that is `comparable` where trials differ in theirs: then the first of equal ones is best.
+    """
     figure = row[metrics.headline(row)]
-    return (_fit(row[by]), figure) if by else (figure, _fit(row["loss"]))
+    if by:
+        return _fit(row[by]), figure
+    return figure, _fit(row[comparable]) if comparable in row else 0.0
 
 
 def _told(scores: Mapping[str, Any], by: str) -> str:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from jft import Stage, cli, features, lock, sweep, train
+from jft import Stage, cli, features, lock, losses, sweep, train
 from jft.checkpoint import Checkpoints
 from jft.config import Config, describe, write_json
 from jft.errors import MachineError, UserError
@@ -421,6 +421,24 @@ def test_losses_of_several_kinds_are_not_held_against_each_other(monkeypatch, tm
     assert "validation log loss 0.9000" in (tmp_path / "s" / "sweep.html").read_text()
 
 
+def test_equal_trials_of_several_losses_are_told_apart_by_the_log_loss(monkeypatch, tmp_path):
+    """Of quantities there is none: then the first of them is best."""
+
+    def train(config, watch, shared):
+        return ended(config, accuracy=0.5, loss=1.0 + 10 * config.label_smoothing, log_loss=1 - config.label_smoothing)
+
+    space = {"label_smoothing": [0.0, 0.1, 0.01]}
+    done, _ = run(monkeypatch, tmp_path / "s", train, space=space)
+    assert done.best["values"] == {"label_smoothing": "0.1"} and done.best["log_loss"] == 0.9
+
+    def quantities(config, watch, shared):
+        return ended(config, r2=0.5, loss=0.1 if config.loss is losses.huber else 1.0)
+
+    space = {"loss": [losses.squared_error, losses.huber]}
+    done, _ = run(monkeypatch, tmp_path / "t", quantities, space=space)
+    assert done.best["values"] == {"loss": "jft.losses:squared_error"}
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_of_several_labels_a_loss_that_is_no_number_is_the_worst(monkeypatch, tmp_path, loss):
     losses = {1e-4: 1.0, 1e-3: loss, 1e-2: 0.5}
@@ -483,6 +501,9 @@ def test_a_value_that_no_config_takes_is_told_before_any_trial(monkeypatch, tmp_
         ({"lr": [1e-3, -1.0]}, "--lr is -1.0; it is above 0"),
         ({"batch": ("linear", 0, 8)}, "--batch is 0; it is at least 1"),
         ({"plan": ("log", 1, 2)}, "plan is no number"),
+        ({"preprocess.size": ("linear", 1, 2)}, "preprocess.size is no number"),
+        ({"lora.rnk": ("linear", 1, 2)}, "'lora.rnk'; lora has: rank, alpha, targets, dora. Did you mean rank?"),
+        ({"lr.x": ("linear", 1, 2)}, "lr has no fields"),
         ({"lr": [1e-3, 1e-3]}, "has a value twice"),
         ({"weight_decay": [0.0], "weight-decay": [0.1]}, "names weight_decay twice"),
     ],
@@ -498,6 +519,10 @@ def test_dimensions_take_the_type_of_their_field():
     assert sweep.dimension(base, "batch", ("log", 8, 64)).whole
     assert not sweep.dimension(base, "epochs", ("linear", 5, 20)).whole
     assert not sweep.dimension(base, "preprocess.crop_pct", ("linear", 0.8, 1.0)).whole
+    assert not sweep.dimension(base, "preprocess.crop_pct", ("log", 1, 2)).whole
+    assert not sweep.dimension(base, "lora.alpha", ("linear", 1, 16)).whole
+    assert sweep.dimension(base, "lora.rank", ("log", 1, 16)).whole
+    assert sweep.dimension(base, "model_options.prompts", ("linear", 5, 20)).whole
     stages = (Stage("a", ("head",)), Stage("b", ("*",)))
     assert list(sweep.dimension(base, "plan", ["head", stages]).choices) == ["head", "a,b"]
     assert list(sweep.dimension(base, "clip", [None, 1.0]).choices) == ["none", "1"]
@@ -601,7 +626,7 @@ def test_the_command_that_is_told_says_what_the_trial_had(monkeypatch, tmp_path,
         assert "jft finetune" not in shown and f"they are in {trial / 'config.json'}" in shown
         return
     command = shown[shown.index("jft finetune") :].strip()
-    assert command == f"jft finetune {file} --seed 3 {again.format(file=file)}"
+    assert command == f"jft finetune {file} --seed 3 {again.format(file=file)} --workdir {tmp_path / 's-best'}"
     told = shlex.split(command)[1:]
     options = cli.make_parser([w for w in told if w.startswith(cli.FREE)]).parse_args(told)
     (made,) = cli.configs_of(options).values()

@@ -721,6 +721,8 @@ def _sweep(options: argparse.Namespace) -> None:
         values = [value] if isinstance(value, str) else list(value)
         # Of what looks like an option argparse asks where it belongs.
         words += [f"{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [flag, *values]
+    # The folder that a run has by itself may hold another one, or be the sweep's.
+    words += ["--workdir", f"{str(done.workdir).removesuffix('-sweep')}-best"]
     print(f"{there} To run it again:\n  {shlex.join(words)}")
 
 

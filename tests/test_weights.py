@@ -496,6 +496,9 @@ def test_the_json_beside_the_weights(tmp_path, vit):
         (
             {"size": 224, "do_normalize": False},
             Preprocess((224, 224), 1.0, "bilinear", (0.0,) * 3, (1.0,) * 3, squash=True),
+PLAIN = {"resample": 3, "do_normalize": False}
+
+
         ),
     ],
 )
@@ -524,6 +527,27 @@ def test_hugging_face_class_names():
 
 
 @pytest.fixture
+        (  # ConvNeXt, as it was written first
+            {"size": 224, "crop_pct": 0.875, "feature_extractor_type": "ConvNextFeatureExtractor"} | PLAIN,
+            Preprocess((224, 224), 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3),
+        ),
+        (
+            {"size": {"shortest_edge": 224}, "crop_pct": None, "image_processor_type": "ConvNextImageProcessor"}
+            | PLAIN,
+            Preprocess((224, 224), 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3),
+        ),
+        (  # which cuts nothing off from 384 on
+            {"size": {"shortest_edge": 384}, "crop_pct": 0.875} | PLAIN,
+            Preprocess((384, 384), 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3, squash=True),
+        ),
+        (  # DeiT, of square pictures
+            {"size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": True} | PLAIN,
+            Preprocess((224, 224), 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3),
+        ),
+        (
+            {"size": {"height": 224, "width": 224}, "crop_size": 224, "do_center_crop": True} | PLAIN,
+            Preprocess((224, 224), 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3, squash=True),
+        ),
 def hf_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     return tmp_path / "hf"

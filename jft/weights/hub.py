@@ -377,15 +377,26 @@ def _hf_preprocess(cfg: Mapping[str, Any]) -> Preprocess:
     cropped = cfg.get("do_center_crop", "crop_size" in cfg)
     size = cfg["size"]
     if isinstance(size, int):
-        size = {"shortest_edge": size} if cropped else {"height": size, "width": size}
+        size = {"shortest_edge": size} if cropped or by_share else {"height": size, "width": size}
     crop = cfg.get("crop_size", size) if cropped else size
     if isinstance(crop, int):
         crop = {"height": crop, "width": crop}
-    if "shortest_edge" in size and "height" not in crop:  # ConvNeXt: the crop's share is given instead of its size
-        crop = {"height": size["shortest_edge"], "width": size["shortest_edge"]}
-        share = float(cfg.get("crop_pct") or 1.0)
+    squash = False
+    if "shortest_edge" in size and (by_share or "height" not in crop):
+        side = size["shortest_edge"]
+        crop = {"height": side, "width": side}
+        squash = by_share and side >= 384  # where that processor cuts nothing off
+        share = float(cfg.get("crop_pct") or 224 / 256) if by_share and not squash else 1.0
+    elif "shortest_edge" in size:
+        share = min(crop["height"], crop["width"]) / size["shortest_edge"]
     else:
-        share = min(crop["height"], crop["width"]) / size.get("shortest_edge", crop["height"])
+        share = min(crop["height"], crop["width"]) / min(size["height"], size["width"])
+        # DeiT's processor squashes to 256×256 and cuts 224×224 out of that. Here the shorter side becomes 256, which
+        # is the same for a square picture, and of others shows less of the longer side, undistorted.
+        squash = (crop["height"], crop["width"]) == (size["height"], size["width"])
+    kind = str(cfg.get("image_processor_type") or cfg.get("feature_extractor_type"))
+    # ConvNeXt's and ResNet's: the crop's share is given instead of its size.
+    by_share = kind.startswith("ConvNext") or (cfg.get("crop_pct") is not None and cfg.get("crop_size") is None)
     plain = cfg.get("do_normalize", True) is False
     return Preprocess(
         size=(int(crop["height"]), int(crop["width"])),
@@ -393,7 +404,7 @@ def _hf_preprocess(cfg: Mapping[str, Any]) -> Preprocess:
         interpolation=_filter(_PIL_FILTERS.get(cfg.get("resample", 2), "")),
         mean=(0.0, 0.0, 0.0) if plain else tuple(float(v) for v in cfg["image_mean"]),
         std=(1.0, 1.0, 1.0) if plain else tuple(float(v) for v in cfg["image_std"]),
-        squash="shortest_edge" not in size,
+        squash=squash,
     )
 
 

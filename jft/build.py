@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jft import features, losses, optim, plan, shard, weights
+from jft import features, losses, optim, penalties, plan, shard, weights
 from jft.config import Config
 from jft.config import check as config_check
 from jft.data import order, pipeline, sources
@@ -22,14 +24,15 @@ from jft.data.decode import resampling
 from jft.data.prepare import MIXERS, make_prepare, work_size
 from jft.data.prepare import check as check_augment
 from jft.diagnose import Suspect, make_diagnosis
-from jft.errors import UserError, theirs
+from jft.errors import UserError, asked, brief
 from jft.lora import LoraModel, with_lora
 from jft.memory import available
-from jft.models import make_model
+from jft.models import MODELS, make_model
 from jft.models.base import Model
 from jft.plan import Stage
 from jft.preprocess import Preprocess
 from jft.step import Batch, Metrics, Objective, State, TrainStep, make_train_step, supervised
+from jft.weights import locate, native
 
 PIECE = 1500  # tokens that a piece of a batch has at least on a CPU
 PRODUCT = "/patch/kernel"  # kept as a convolution's kernel and used as a matrix product's
@@ -57,8 +60,14 @@ def model_of(config: Config, num_classes: int) -> Model:
 
 
 def options_of(config: Config) -> dict[str, Any]:
-    """The architecture's options: the plan `vpt` needs prompts."""
-    return ({"prompts": 10} if config.plan == "vpt" else {}) | dict(config.model_options)
+    """The architecture's options: the plan `vpt` needs prompts, and raises UserError for a model that takes none."""
+    if config.plan != "vpt":
+        return dict(config.model_options)
+    if config.model in MODELS and "prompts" not in inspect.signature(MODELS[config.model]).parameters:
+        raise UserError(
+            f"The plan vpt trains prompts beside a ViT's tokens; {config.model} has none. --plan lora, for one."
+        )
+    return {"prompts": 10, **config.model_options}
 
 
 def compute_dtype(config: Config) -> str:
@@ -71,24 +80,33 @@ def compute_dtype(config: Config) -> str:
 def plain_model(config: Config, num_classes: int, prompts: bool = True) -> Model:
     """The architecture the config names, its options set; without `prompts` as its pretrained weights have it."""
     options = {n: v for n, v in options_of(config).items() if prompts or n not in ("prompts", "deep_prompts")}
-    return make_model(
-        config.model,
-        num_classes=num_classes,
-        image_size=config.image_size,
-        dtype=compute_dtype(config),
-        dropout=config.dropout,
-        drop_path=config.drop_path,
-        remat=config.remat,
-        axis_name=shard.DATA if config.sharding == "pmap" else None,
-        **options,
-    )
+    own = {
+        "num_classes": num_classes,
+        "image_size": config.image_size,
+        "dtype": compute_dtype(config),
+        "dropout": config.dropout,
+        "drop_path": config.drop_path,
+        "remat": config.remat,
+        "axis_name": shard.DATA if config.sharding == "pmap" else None,
+    }
+    if twice := sorted(own.keys() & options.keys()):
+        name = twice[0]
+        way = f"--{name.replace('_', '-')} sets it" if hasattr(config, name) else "the run itself sets it"
+        raise UserError(f"--model_options.{name} is no option of the architecture's own: {way}.")
+    return make_model(config.model, **own, **options)
 
 
 def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any], dict[str, Any], weights.Loaded]:
     """The model for these classes, its parameters and statistics (pretrained, or fresh), and where they come from."""
-    model, plain = model_of(config, len(classes)), plain_model(config, len(classes), prompts=False)
     source = config.weights() if callable(config.weights) else config.weights
+    prompted = bool(options_of(config).get("prompts")) and _has_prompts(source)
+    model, plain = model_of(config, len(classes)), plain_model(config, len(classes), prompts=prompted)
     loaded = weights.scratch(plain) if source == "none" else weights.load(plain, source, keep_head=config.keep_head)
+    if config.keep_head and any(name.startswith("head/") for name in loaded.missing):
+        raise UserError(
+            f"--keep-head: the weights have no head of {len(classes)} outputs, which the data need. Leave it out for a "
+            "new head."
+        )
     params: dict[str, Any] = dict(loaded.params)
     stats: dict[str, Any] = dict(loaded.batch_stats)
     plain = plain_model(config, len(classes))
@@ -107,9 +125,21 @@ def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any]
     if tuple(preprocess.size) != tuple(model.input_shape[:2]):
         size, takes = (",".join(map(str, s)) for s in (preprocess.size, model.input_shape[:2]))
         raise UserError(f"--preprocess.size is {size}, and the model takes {takes}. --image-size {size} changes both.")
+    for name in ("mean", "std"):
+        if len(values := getattr(preprocess, name)) != model.input_shape[-1]:
+            count = f"{len(values)} number{'s' if len(values) != 1 else ''}"
+            raise UserError(f"--preprocess.{name} has {count}; {model.input_shape[-1]} are expected, one a channel.")
     if preprocess.crop_pct <= 0 or min(preprocess.std) <= 0:
         raise UserError(f"--preprocess: crop_pct {preprocess.crop_pct} and std {preprocess.std} are above 0.")
     return model, dict(sorted(params.items())), dict(sorted(stats.items())), replace(loaded, preprocess=preprocess)
+
+
+def _has_prompts(source: Any) -> bool:
+    """Whether weights are those of a run that trained prompts."""
+    if not isinstance(source, str | Path) or source == "none":
+        return False
+    found = native.described(locate(source).configs)
+    return bool(found and found[1].get("prompts"))
 
 
 def resolve(config: Config, model: Model, names: Iterable[str]) -> tuple[plan.Stage, ...]:
@@ -374,12 +404,11 @@ def check(
     model: Model,
     stages: Sequence[Stage],
     splits: sources.Splits,
-    missing: Collection[str] | None = None,
+    missing: Collection[str] = (),
 ) -> None:
     """Raises UserError for whatever of a config would otherwise stop a run after its folder has been made.
 
-    `missing` are the names that the weights lack; where it is None they are not known, and what a penalty or an
-    objective makes of the others is not looked at.
+    `missing` are the names that the weights are known to lack: a penalty or an objective is tried without their values.
     """
     if config.tensor > 1 and config.sharding == "pmap":
         raise UserError("--tensor goes with --sharding replicate or fsdp, not with pmap.")
@@ -422,40 +451,47 @@ def check(
     dtype = label.dtype if label.ndim == 1 else np.float32
     given = {"label": jax.ShapeDtypeStruct((config.batch, *label.shape[1:]), dtype)}
     taken = f"labels {given['label'].shape} of these data, {given['label'].dtype}, for logits {logits.shape}"
-    with _given(f"The loss cannot take {taken}"):
+    with asked(f"The loss cannot take {taken}"):
         told = jax.eval_shape(loss, logits, given).shape
     if told != (config.batch,):
         raise UserError(f"The loss gives {told} for a batch of {config.batch}; one value per example is expected.")
-    for leg in lay_out(config, stages, model, len(splits.train)):
+    legs = lay_out(config, stages, model, len(splits.train))
+    _check_views(config, legs)
+    if config.penalty is not None:
+        _check_strengths(config.penalty, model)
+    for leg in legs:
         check_augment(leg.augment)
         if config.views and leg.cut and (mixers := [a for a in leg.augment if a.split(":")[0] in MIXERS]):
             raise UserError(f"--views keeps what single images give; {', '.join(mixers)} mixes images. Leave one out.")
-        with _given("No schedule, which is a name or a function (peak, steps) -> optax schedule"):
+        with asked("No schedule, which is a name or a function (peak, steps) -> optax schedule"):
             float(make_leg_schedule(config, leg)(0))
         _check_optimizer(config, model, leg)
-        if missing is not None and needs_source(config):
-            _check_source(config, model, leg, loss, missing)
+        if config.penalty is not None:
+            _check_penalty(config.penalty, model, leg, missing)
+        if config.objective is not None:
+            _check_objective(config, model, leg, loss, given, missing)
 
 
-@contextlib.contextmanager
-def _given(what: str) -> Iterator[None]:
-    """Turns what a function of the user's, or its use, raises within it into a UserError that begins so."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        told = theirs(error)
-        if not told and not isinstance(error, TypeError | ValueError | AttributeError):
-            raise
-        raise UserError(f"{what}: {told or error}") from error
+def _check_views(config: Config, legs: Sequence[Leg]) -> None:
+    """Raises UserError for views that no stage would keep."""
+    if config.views is None:
+        return
+    if config.features == "none":
+        raise UserError("--views is about features that are kept, and --features none keeps none. Leave one out.")
+    if any(leg.cut and leg.augment for leg in legs):
+        return
+    way_out = "Say --augment crop flip, for one" if any(leg.cut for leg in legs) else "Leave it out"
+    raise UserError(
+        f"--views {config.views} keeps features of augmented images from below what trains, and no stage of this plan "
+        f"has both frozen parts there and an augmentation. {way_out}."
+    )
 
 
 def _check_optimizer(config: Config, model: Model, leg: Leg) -> None:
     """Raises UserError for an optimizer of the user's that is none, or that applies a learning rate itself."""
     shapes = model.shapes()[0]
     trained = {n: shapes[n] for n in sorted(leg.trainable)}
-    with _given(
+    with asked(
         "No optimizer, which is a name or a function (weight_decay, mask) -> optax transformation without a rate"
     ):
         optimizer, _ = make_leg_optimizer(config, leg)
@@ -477,19 +513,67 @@ def _check_optimizer(config: Config, model: Model, leg: Leg) -> None:
         )
 
 
-def _check_source(config: Config, model: Model, leg: Leg, loss: Callable[..., Any], missing: Collection[str]) -> None:
-    """Raises UserError for a penalty or an objective that the pretrained values of these names are not enough for."""
+def _check_strengths(penalty: Callable[..., Any], model: Model) -> None:
+    """Raises UserError for a pattern of a penalty that names none of the model's parameters."""
     params, stats = model.shapes()
+    # What else is wrong a leg's own parameters show: of those that never train it may want nothing.
+    with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError), penalties.whole_model():
+        jax.eval_shape(penalty, params, params | stats)
 
-    def trace(trained: Mapping[str, Any], source: Mapping[str, Any]) -> Any:
-        make_leg_objective(config, model, leg, source, loss, None)
-        return config.penalty(trained, source) if config.penalty else 0.0
 
-    with _given("--objective cannot be made" if config.objective else "--penalty cannot be taken"):
-        jax.eval_shape(
-            trace,
-            {n: params[n] for n in leg.trainable},
-            {n: shape for n, shape in (params | stats).items() if n not in missing},
+def _check_penalty(penalty: Callable[..., Any], model: Model, leg: Leg, missing: Collection[str]) -> None:
+    """Raises UserError for a penalty that is none of a leg's parameters and of the pretrained values there are."""
+    params, stats = model.shapes()
+    source = {n: shape for n, shape in (params | stats).items() if n not in missing}
+    with asked("--penalty cannot be taken"):
+        told = jax.eval_shape(penalty, {n: params[n] for n in leg.trainable}, source)
+        if jnp.shape(told) != ():
+            raise UserError(f"--penalty gives {jnp.shape(told)}; a scalar is expected.")
+
+
+def _check_objective(
+    config: Config,
+    model: Model,
+    leg: Leg,
+    loss: Callable[..., Any],
+    labels: Mapping[str, Any],
+    missing: Collection[str],
+) -> None:
+    """Raises UserError for an objective that a leg cannot make, or that does not give what a step needs."""
+    if config.sharding == "pmap":  # whose axis there is only within it
+        config = config.replace(sharding="replicate")
+        model = model_of(config, model.num_classes)
+    params, stats = model.shapes()
+    source = {n: shape for n, shape in (params | stats).items() if n not in missing}
+    preprocess = Preprocess(size=(model.input_shape[0], model.input_shape[1]))
+    prepare = make_prepare(preprocess, leg.augment, train=True, num_classes=model.num_classes)
+    batch = {
+        **labels,
+        "index": jax.ShapeDtypeStruct((config.batch,), np.int32),
+        model.input: jax.ShapeDtypeStruct((config.batch, *work_size(preprocess, leg.augment), 3), np.uint8),
+    }
+
+    def trace(params: Any, stats: Any, source: Any, batch: Any, key: Any) -> Any:
+        objective = make_leg_objective(config, model, leg, source, loss, None)
+        return objective(params, stats, prepare(batch, key), key)
+
+    with asked("--objective, a function (model, …) -> (params, batch_stats, batch, key) -> …, cannot be taken"):
+        told = jax.eval_shape(trace, params, stats, source, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    expected = (
+        "a scalar, and a pair: metrics by name, each a scalar, 'loss' among them, and the batch statistics afterwards"
+    )
+    try:
+        value, (metrics, after) = told
+        fits = value.shape == () and not any(m.shape for m in metrics.values()) and set(after) == set(stats)
+    except (TypeError, ValueError, AttributeError):
+        raise UserError(f"--objective gives {brief(str(told), 200)}; {expected} are expected.") from None
+    if "loss" not in metrics:
+        raise UserError(f"The metrics of --objective are {', '.join(metrics)}; 'loss' is the one that a run needs.")
+    if not fits:
+        shapes = ", ".join(f"{name} {m.shape}" for name, m in metrics.items())
+        raise UserError(
+            f"--objective gives {value.shape}, the metrics {shapes} and {len(after)} of {len(stats)} statistics; "
+            f"{expected} are expected."
         )
 
 
@@ -644,8 +728,7 @@ def choose_loss(config: Config, data: sources.Dataset) -> Callable[..., Any]:
     loss = config.loss or (losses.squared_error if data.quantities else usual)
     options: dict[str, Any] = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
     if config.class_weights:
-        k = data.labels.shape[1] if data.several else int(data.labels.max()) + 1
-        options["class_weights"] = losses.class_weights(data.labels, k, config.class_weights)
+        options["class_weights"] = losses.class_weights(data.labels, len(data.classes), config.class_weights)
     return partial(loss, **options) if options else loss
 
 

@@ -1,10 +1,13 @@
 """Penalties R(f, f_s): functions of the trainable parameters and their source values.
 
 Each takes `strengths`, pairs of a pattern over names and a factor, the first match counting, 1 where none does: in a
-config `penalty=partial(l2_sp, strengths=(("*norm*", 0.0), ("stage4", 0.1)))`.
+config `penalty=partial(l2_sp, strengths=(("*norm*", 0.0), ("stage4", 0.1)))`. A run refuses a pattern that names no
+parameter of its model.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,10 +17,25 @@ from jft import tree
 
 Strengths = Sequence[tuple[str, float]]
 
+_whole: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextlib.contextmanager
+def whole_model() -> Iterator[None]:
+    """Within it penalties are given all of a model's parameters: UserError for a pattern that names none of them.
+
+    Elsewhere one of a part that trains in another stage, and is not in the source either, is no mistake.
+    """
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
 
 def l2(params: Mapping[str, Any], source: Mapping[str, Any], *, strengths: Strengths = ()) -> Float[Array, ""]:
-    """½ Σ w²: weight decay written as a penalty. Raises UserError for a pattern that names nothing."""
-    factors = _factors(params, source, strengths)
+    """½ Σ w²: weight decay written as a penalty."""
+    factors = _factors(params, strengths)
     return sum((factors[n] * _half_square(w) for n, w in params.items() if factors[n]), jnp.zeros(()))
 
 
@@ -28,9 +46,8 @@ def l2_sp(
 
     L2-SP: Li, Grandvalet, Davoine 2018, "Explicit inductive bias for transfer learning", equation 3; `new` is β/α.
     The magnitudes of DoRA are multiples of the source's, and are held to 1.
-    Raises UserError for a pattern that names nothing.
     """
-    factors = _factors(params, source, strengths)
+    factors = _factors(params, strengths)
     shared = (factors[n] * _half_square(w - source[n]) for n, w in params.items() if n in source and factors[n])
     fresh = (
         factors[n] * _half_square(w - float(n.endswith("/lora_m")))
@@ -44,6 +61,7 @@ def _half_square(w: Array) -> Array:
     return 0.5 * jnp.sum(jnp.square(w))
 
 
-def _factors(params: Mapping[str, Any], source: Mapping[str, Any], strengths: Strengths) -> dict[str, float]:
-    # Of all names, not of those that train: a pattern of a part that thaws in a later stage is no mistake in this one.
-    return tree.first_match(strengths, dict.fromkeys([*params, *source]), 1.0)
+def _factors(params: Mapping[str, Any], strengths: Strengths) -> dict[str, float]:
+    if _whole.get():
+        return tree.first_match(strengths, params, 1.0)
+    return {n: next((factor for pattern, factor in strengths if tree.matches(pattern, n)), 1.0) for n in params}

@@ -11,6 +11,7 @@ from jft.data.sources import Dataset, Splits
 from jft.errors import UserError
 from jft.weights import Loaded
 
+FEW_STEPS = 50  # with fewer, of a plan whose epochs nobody chose, a run is told to be short
 FAR = 1.5  # times the loss of guessing, above which a new head's first loss is told as odd
 
 
@@ -53,8 +54,6 @@ def _constant(dataset: Dataset) -> list[str]:
 
 def kept_head(loaded: Loaded, classes: Sequence[str]) -> list[str]:
     """What to warn of where the weights' own head is kept. Raises UserError where its classes are in another order."""
-    if any(name.startswith("head/") for name in loaded.missing):
-        return []
     if loaded.classes is None:
         return [
             "The kept head's weights do not name their classes: its outputs are taken for "
@@ -88,6 +87,11 @@ def guessing(data: Dataset) -> tuple[str, float]:
     return f"guessing gives {formula} =", guess
 
 
+def comparable(config: Config) -> bool:
+    """Whether the loss of this config is the one that `guessing` tells of."""
+    return config.loss is None and config.objective is None and config.class_weights is None
+
+
 def first_loss(loss: float, guessed: tuple[str, float], fresh: bool) -> tuple[str, bool]:
     """A sentence about the first loss against that of `guessing`, and whether it is odd for a head that is `fresh`."""
     formula, guess = guessed
@@ -98,10 +102,31 @@ def first_loss(loss: float, guessed: tuple[str, float], fresh: bool) -> tuple[st
     return told, odd
 
 
-def overridden(config: Config) -> list[str]:
-    """What the config sets and each stage of its plan has of its own."""
+def settings(config: Config) -> list[str]:
+    """What the config sets and counts for nothing, and a rate that was chosen for another optimizer."""
     dead = sorted(n for n in config.given & plan.overridden(config.plan) if getattr(config, n) is not None)
-    return [f"{n} {getattr(config, n)} counts for nothing: every stage of the plan has its own." for n in dead]
+    told = [f"{n} {getattr(config, n)} counts for nothing: every stage of the plan has its own." for n in dead]
+    if config.schedule == "one-cycle" and config.warmup and "warmup" in config.given - set(dead):
+        told.append(f"warmup {config.warmup:g} counts for nothing: one-cycle has a rise of its own.")
+    usual = config.optimizer in ("adam", "adamw") or not isinstance(config.optimizer, str)
+    if not usual and config.lr is None and isinstance(config.plan, str):
+        told.append(
+            f"The rate is the plan's own, which is for AdamW, and {config.optimizer} may want quite another: `jft lr` "
+            "with the same options finds one, and --lr sets it."
+        )
+    return told
+
+
+def few_steps(config: Config, steps: int, images: int) -> list[str]:
+    """A plan by name that makes next to no steps on so few images, where nobody said how many passes it takes."""
+    if steps >= FEW_STEPS or config.epochs is not None or not isinstance(config.plan, str):
+        return []
+    count = "one step" if steps == 1 else f"{steps} steps"
+    passes = -(-FEW_STEPS * config.batch // images)
+    return [
+        f"Only {count} on {images} images in batches of {config.batch}: --epochs {passes} makes about {FEW_STEPS}, and "
+        "a smaller --batch more in as many epochs."
+    ]
 
 
 def never_trained(

@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +69,7 @@ from jft.run import (
     running,
     versions,
 )
-from jft.step import State, make_eval_step, repeat
+from jft.step import FEATURES, State, make_eval_step, repeat
 from jft.use import evaluate_dataset, fit_temperature, probabilities, row, value_row
 from jft.weights.writers import write_safetensors
 
@@ -117,7 +118,7 @@ def train(
         track.check(config.track, load_object)
         kept = sanity.kept_head(loaded, splits.classes) if config.keep_head else []
         left = sanity.never_trained(list(params), list(model.parts), loaded.missing, stages)
-        for odd in sanity.labels(splits) + kept + left + sanity.overridden(config):
+        for odd in sanity.labels(splits) + kept + left + sanity.settings(config):
             display.warn(odd)
         workdir = Path(config.workdir or default_workdir(config))
         what = {
@@ -141,6 +142,8 @@ def train(
             with clock("data"):
                 data, left_out = load_images(config, splits, stages, loaded.preprocess, display)
             run = Run(config, workdir, model, loaded, params, batch_stats, stages, data, clock, display)
+            for odd in sanity.few_steps(config, run.legs[-1].last, len(data["train"].labels)):
+                display.warn(odd)
             run.watch, run.ours = watch, ours
             if shared is not None:
                 shared.enter(config)
@@ -285,6 +288,7 @@ class Run:
         data: Mapping[str, Split],
         clock: Clock,
         display: Any,
+        loss: Callable[..., Any] | None = None,  # by default the config's over these data
     ):
         self.config, self.workdir, self.model, self.loaded = config, workdir, model, loaded
         self.data, self.clock, self.display = data, clock, display
@@ -299,7 +303,7 @@ class Run:
         self.legs = self._lay_out()
         train = data["train"].taken
         self.order = order.Order(len(train), config.seed, train.labels if config.balance else None)
-        self.loss = choose_loss(config, train)
+        self.loss = loss or choose_loss(config, train)
         self.figure = metrics.figure(train.quantities)  # what a validation is told by
         self.eval_loss, self.eval_correct = jax.jit(self.loss), jax.jit(losses.correct)
         self.eval_steps: dict[Any, Any] = {}  # compiled, by the span they run
@@ -319,6 +323,7 @@ class Run:
         self.leg_seconds = 0.0  # of the leg under way, in sessions before this one
         self.patience = Patience()  # of the leg under way
         self.skipped = 0  # steps in a row that were not applied
+        self.losses: list[float] = []  # of steps since the last validation
         self.pieces = 0  # that batches of the leg under way are taken in; 0 before that is known
         self.saved_at = time.monotonic()
         self.log = track.Mirror(workdir / "metrics.jsonl")
@@ -551,6 +556,7 @@ class Run:
                     self._roll_back(leg, step)
                     return
                 since_log.append(values)
+                self.losses.append(values["loss"])
                 if (step - leg.first) % log_every == 0 or step in validations:
                     mean = {name: sum(m[name] for m in since_log) / len(since_log) for name in values}
                     lr = float(lr_at[step - 1 - leg.first])
@@ -582,7 +588,7 @@ class Run:
 
     def _tell_start(self, loss: float) -> None:
         """Tell of the first loss, where what it should be is known."""
-        if self.config.loss is None and self.config.objective is None:
+        if sanity.comparable(self.config):
             train = self.data["train"].dataset
             if train.quantities and not self.data["train"].scale:  # a kept head's, in units of their own
                 return
@@ -690,8 +696,10 @@ class Run:
             stream = batches()
             data = next(stream)
         index = np.zeros((depth, batch), np.int32)
-        for pieces in itertools.count(self.pieces or config.accumulate or usual):
-            if batch % (pieces * self.mesh.shape[shard.DATA]):
+        most = batch // self.mesh.shape[shard.DATA]
+        # As many as before a stop, where the devices there are now can have as many.
+        for pieces in range(min(self.pieces or config.accumulate or usual, most), most + 1):
+            if most % pieces:
                 continue
 
             def make(pieces: int = pieces) -> Any:
@@ -710,7 +718,7 @@ class Run:
             if config.sharding == "pmap":
                 break
             needs, free = shard.agree(shard.temporary(compiled)), shard.agree(memory_free(), min)
-            if needs <= free or config.accumulate or self.pieces or pieces * self.mesh.shape[shard.DATA] == batch:
+            if needs <= free or config.accumulate or self.pieces or pieces == most:
                 break
             self.display.note(
                 f"A step in {pieces} pieces needs {needs / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free."
@@ -834,7 +842,7 @@ class Run:
             args = (state.params, state.batch_stats, self._placed(data, views), advance)
             pieces = (piece.astype(jnp.dtype(dtype)) for piece in features.rows(step, *args))
             if not fits:
-                name = name or f"run-{os.getpid()}-{split}"
+                name = name or f"run-{uuid.uuid4().hex}-{split}"
                 features.save(name, pieces, needed=True)
                 mapped = features.load(name, shape, dtype)
                 assert mapped is not None, "just written"
@@ -865,6 +873,19 @@ class Run:
                 cut = {n: shard.put(batch[n], where) for n in ("image", "index")}
                 yield cut | of_view | {"mask": batch["mask"]}
 
+    def _logits(self, state: State, cut: str) -> np.ndarray:
+        """Of the validation images, from their kept features: a head's of all at once, other parts' by the batch."""
+        kept, step = self.features["val", cut], self._eval_step(start=cut)
+        n = len(kept)
+        small = self.model.span(cut) == [cut] and isinstance(kept, jax.Array)
+        batch = n if small else min(n, self.config.batch)
+        # The last batch takes some rows of the one before again: all are of one shape, and compiled once.
+        firsts = [*range(0, n - batch, batch), n - batch]
+        found = [step(state.params, state.batch_stats, {FEATURES: kept[i : i + batch]}) for i in firsts]
+        pieces = [np.asarray(piece) for piece in found]
+        pieces[-1] = pieces[-1][batch * len(pieces) - n :]
+        return np.concatenate(pieces)
+
     def _validate(self, leg: Leg) -> bool:
         """Score the state on the validation set, and keep it if none was better; whether its loss is a number."""
         val, state = self.data["val"], self._evaluated()
@@ -872,19 +893,19 @@ class Run:
             # Features of the raw weights are no use to averages of parts that trained before.
             averaged_below = any(plan.part_of(n, self.model.parts) in self.model.span(None, leg.cut) for n in state.ema)
             if leg.cut and ("val", leg.cut) in self.features and not averaged_below:
-                kept = {"features": self.features["val", leg.cut]}
-                logits = np.asarray(self._eval_step(start=leg.cut)(state.params, state.batch_stats, kept))
+                logits = self._logits(state, leg.cut)
             else:
                 step = self._eval_step()
                 logits = np.asarray(features.compute(step, state.params, state.batch_stats, self._placed(val)))
-            labels = jnp.asarray(val.labels)
+            labels, finite = jnp.asarray(val.labels), bool(np.isfinite(logits).all())
             loss = float(np.mean(np.asarray(self.eval_loss(logits, {"label": labels}), np.float64)))
             if val.dataset.quantities:  # in their own units R² is the same
-                finite = bool(np.isfinite(logits).all())
                 accuracy = metrics.quantities(logits, val.labels, val.dataset.classes)["r2"] if finite else -np.inf
             else:
                 accuracy = float(np.mean(np.asarray(self.eval_correct(logits, labels), np.float64)))
-            score = self._score(accuracy, loss)
+            # However many are right, no result can be made of a state with an answer that is no number.
+            scored = (accuracy, loss) if finite else (-np.inf, np.nan)
+            score = self._score(*scored)
             self.patience.see(*score)
             better = self.best is None or score > self._score(self.best.accuracy, self.best.loss)
             if better:
@@ -893,7 +914,7 @@ class Run:
                 params, batch_stats = shard.copy(
                     (tree.split(state.params, names)[0], tree.split(state.batch_stats, stats)[0])
                 )
-                self.best = Best(self.step, leg.number, accuracy, loss, params, batch_stats, logits)
+                self.best = Best(self.step, leg.number, *scored, params, batch_stats, logits)
         if self.config.snapshots:
             self._snapshot(state)
         self.accuracy = accuracy
@@ -903,7 +924,10 @@ class Run:
         if moved:
             row["distance"] = distances(state.params, self.source, moved, self.model)
         self.log.write(row)
-        self.display.validation({self.figure: accuracy, "loss": loss}, best=better)
+        train_loss = float(np.mean(self.losses)) if self.losses else np.nan  # none where a run went on to score
+        self.losses = []
+        told = {self.figure: accuracy, "loss": loss}
+        self.display.validation(told, better, self.step, self.legs[-1].last, train_loss)
         if self.watch:
             last = self.legs[-1]
             self.watch(row | {"done": self.step / last.last, "final": leg.number == last.number})
@@ -1020,7 +1044,10 @@ class Run:
         write_json(self.workdir / "result.json", result)
         self._track(result, likely)
         told = metrics.told(self.figure, scores[self.figure])
-        self.display.note(f"Validation {metrics.HEADLINES[self.figure]} {told} of {len(val.labels)} images.")
+        what = f"{metrics.HEADLINES[self.figure]} {told}"
+        if several and scores.get("average_precision") is not None:  # how often all are right says little
+            what = f"mAP {metrics.told('average_precision', scores['average_precision'])} ({what}, all labels right)"
+        self.display.note(f"Validation {what} of {len(val.labels)} images.")
         self.display.note(f"The model is in {self.workdir / 'model'}.")
         draw_report(self.workdir, self.data["val"].dataset, self.display)
         return result

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jft import bundle, sanity
-from jft.build import build, check, load_images, read_data, resolve
+from jft.build import build, check, choose_loss, load_images, read_data, resolve
 from jft.config import Config
 from jft.data import order, sources
 from jft.errors import UserError
@@ -32,7 +32,7 @@ class Trial:
     config: Config
     stages: list[dict[str, Any]]  # as result.json has them
     losses: list[float]
-    guess: float
+    guess: float | None  # None where it is not known
     train: int
     val: int
 
@@ -76,10 +76,10 @@ def overfit(config: Config) -> Trial:
     """
     config = config.replace(
         augment=(), dropout=0.0, drop_path=0.0, label_smoothing=0.0, weight_decay=0.0, ema=None, patience=None,
-        eval_every=1e9, on_nan="stop",
+        eval_every=1e9, on_nan="stop", views=None,
     )  # fmt: skip
     steady = {"augment": (), "schedule": "constant", "warmup": 0.0}
-    with _trial(config, lambda stage, share: replace(stage, epochs=max(1.0, STEPS * share), **steady)) as (made, _):
+    with _trial(config, lambda stage, share: replace(stage, epochs=STEPS * share, **steady)) as (made, _):
         run: Run = made()
         with contextlib.closing(run):
             run.data = {**run.data, "val": run.data["train"]}
@@ -88,8 +88,8 @@ def overfit(config: Config) -> Trial:
     if not found.losses[-1] < LEARNED * found.losses[0]:
         raise UserError(
             f"One batch was not learned: its loss went from {found.losses[0]:.3f} to {found.losses[-1]:.3f} in "
-            f"{len(found.losses)} steps (guessing gives {found.guess:.3f}). Try a higher --lr (`jft lr` suggests one), "
-            "a plan that trains more, or look at the labels: no model learns labels that say nothing."
+            f"{len(found.losses)} steps{_guessed(found)}. Try a higher --lr (`jft lr` suggests one), a plan that "
+            "trains more, or look at the labels: no model learns labels that say nothing."
         )
     return found
 
@@ -105,8 +105,8 @@ def _trial(config: Config, shorten: Any) -> Iterator[tuple[Any, sources.Splits]]
     stages = resolve(config, model, params)
     check(config, model, stages, splits, loaded.missing)
     sanity.labels(splits)
+    loss = choose_loss(config, splits.train)  # one batch need not have every class
     total = sum(s.epochs or 0 for s in stages)
-    stages = tuple(shorten(s, (s.epochs or 0) / total) for s in stages)
     train, val = splits.train, splits.val
     assert val is not None
     few = replace(
@@ -115,6 +115,8 @@ def _trial(config: Config, shorten: Any) -> Iterator[tuple[Any, sources.Splits]]
         val=val.select(np.sort(order.permutation(len(val), config.seed, 0)[: config.batch])),
         test=None,
     )
+    step = config.batch / len(few.train)  # in passes
+    stages = tuple(shorten(s, step * (s.epochs or 0) / total) for s in stages)
     data, _ = load_images(config, few, stages, loaded.preprocess, display)
     parent = Path(config.workdir or default_workdir(config)).absolute().parent
     while not parent.exists():
@@ -123,18 +125,19 @@ def _trial(config: Config, shorten: Any) -> Iterator[tuple[Any, sources.Splits]]
         folder = tempfile.TemporaryDirectory(prefix=".jft-trial-", dir=parent)
     except OSError as error:
         raise UserError(f"{parent} cannot be written: {error.strerror}. Name another folder with --workdir.") from None
-    with folder, running(Path(folder.name)):
-        yield (
-            lambda: Run(
-                config, Path(folder.name), model, loaded, params, batch_stats, stages, dict(data), Clock(), display
-            ),
-            few,
+
+    def made() -> Run:
+        return Run(
+            config, Path(folder.name), model, loaded, params, batch_stats, stages, dict(data), Clock(), display, loss
         )
+
+    with folder, running(Path(folder.name)):
+        yield made, few
 
 
 def _found(config: Config, run: Run) -> Trial:
     losses = [float(row["loss"]) for row in read(run.workdir / "metrics.jsonl") if "loss" in row]
-    guess = sanity.guessing(run.data["train"].dataset)[1]
+    guess = sanity.guessing(run.data["train"].dataset)[1] if sanity.comparable(config) else None
     return Trial(config, run.records, losses, guess, len(run.data["train"].labels), len(run.data["val"].labels))
 
 
@@ -145,7 +148,7 @@ def text(found: Trial, what: str) -> str:
         f"{s['seconds']:.1f} s"
         for s in found.stages
     ]
-    first = f"The loss began at {found.losses[0]:.3f} (guessing gives {found.guess:.3f})"
+    first = f"The loss began at {found.losses[0]:.3f}{_guessed(found)}"
     if what == "overfit":
         lines.append(f"{first} and went to {found.losses[-1]:.3f} in {len(found.losses)} steps: one batch is learned.")
     else:
@@ -154,3 +157,7 @@ def text(found: Trial, what: str) -> str:
             "restored bit for bit, the model and report written. All is removed again."
         )
     return "\n".join(lines)
+
+
+def _guessed(found: Trial) -> str:
+    return "" if found.guess is None else f" (guessing gives {found.guess:.3f})"

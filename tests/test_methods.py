@@ -5,6 +5,7 @@ import re
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -13,7 +14,8 @@ from jft import Stage, build, distil, losses, plan
 from jft.config import Config
 from jft.errors import UserError
 from jft.penalties import l2, l2_sp
-from jft.step import State
+from jft.preview import preview
+from jft.step import State, supervised
 from jft.train import train
 from jft.use import evaluate, open_model
 from jft.weights import open_weights, scratch
@@ -91,6 +93,46 @@ def test_pretrained_values_are_arguments_of_a_step_and_no_constants_of_it(config
     assert arguments(config.replace(**asked)) - arguments(config) >= len(params) - 4  # but head and norm
 
 
+def objective_of(**metrics):
+    """An objective that minimises nothing, with these metrics."""
+
+    def made(model, **_):
+        return lambda params, stats, batch, key: (jnp.zeros(()), (jax.tree.map(jnp.asarray, metrics), dict(stats)))
+
+    return made
+
+
+@pytest.mark.parametrize("sharding", ["replicate", "pmap"])
+def test_an_objective_is_looked_at_before_the_run_and_by_a_plan_that_is_only_shown(config, sharding):
+    made = config.replace(plan="full", model="tiny_resnet", augment=("crop", "mixup"), sharding=sharding)
+    splits, model = build.read_data(made), build.model_of(made, 3)
+    stages = build.resolve(made, model, model.shapes()[0])
+
+    def mixed(model, *, loss, **_):
+        def objective(params, stats, batch, key):
+            assert batch["label"].shape == batch["image"].shape[:1] + (3,) and batch["hard_label"].ndim == 1
+            return supervised(model, loss=loss, **_)(params, stats, batch, key)
+
+        return objective
+
+    build.check(made.replace(objective=mixed), model, stages, splits)
+    with pytest.raises(UserError, match="--objective, a function"):
+        preview(made.replace(objective=losses.focal), compile=False)
+    with pytest.raises(UserError, match="'loss' is the one that a run needs"):
+        preview(made.replace(objective=objective_of(accuracy=0.0)), compile=False)
+
+
+def test_strengths_name_what_another_stage_trains(config, tmp_path):
+    """The new head while the body trains, and low-rank updates while the head does."""
+    for name, stages, options in (
+        ("head", (Stage("head", ("head",)), Stage("body", ("block1",))), {}),
+        ("*/lora_a", (Stage("head", ("head",)), Stage("lora", ("*/lora_*",))), {"lora": {"rank": 2}}),
+    ):
+        penalty = partial(l2_sp, strengths=((name, 0.0),))
+        made = config.replace(plan=stages, penalty=penalty, penalty_weight=0.01, epochs=2, **options)
+        assert train(made.replace(workdir=str(tmp_path / str(len(options))))).result["stages"][1]["steps"]
+
+
 def test_wrong_combinations_are_refused(config, tmp_path):
     for options, message in (
         (dict(optimizer="schedule-free", carry=True), "leave out --carry"),
@@ -112,7 +154,18 @@ def test_wrong_combinations_are_refused(config, tmp_path):
         (dict(objective=partial(distil.features, at="nowhere")), "nowhere"),
         (dict(objective=distil.features, plan="full"), "so they give no features before head"),
         (dict(penalty=partial(l2_sp, strengths=(("haed", 0.1),)), penalty_weight=0.1), "'haed' matches no parameter"),
+        (dict(penalty=lambda *_: l2_sp(*_, strengths=(("haed", 0.1),)), penalty_weight=0.1), "'haed' matches no"),
         (dict(penalty=lambda params: 0.0, penalty_weight=0.1), "--penalty cannot be taken: .* takes 1 positional"),
+        (dict(penalty=lambda params, source: jnp.ones(2), penalty_weight=0.1), r"gives \(2,\); a scalar"),
+        (dict(objective=losses.focal), r"--objective, a function \(model, …\) .* cannot be taken: "),
+        (dict(objective=lambda *_, **__: None), "--objective, a function .*cannot be taken: "),
+        (dict(objective=objective_of(accuracy=0.0)), "metrics of --objective are accuracy; 'loss' is the one"),
+        (dict(objective=objective_of(loss=np.zeros(8))), r"the metrics loss \(8,\) and .*; a scalar, and a pair"),
+        (dict(objective=lambda *_, **__: lambda *_: jnp.zeros(())), "--objective gives .*; a scalar, and a pair"),
+        (dict(views=2, plan="head", augment=None), "--views 2 keeps .* Say --augment crop flip"),
+        (dict(views=2, plan="full", augment=("flip",)), "--views 2 keeps .* Leave it out"),
+        (dict(views=2, augment=("flip",), features="none"), "--features none keeps none"),
+        (dict(plan="vpt", model="tiny_resnet"), "prompts beside a ViT's tokens; tiny_resnet has none"),
     ):
         with pytest.raises(UserError, match=message):
             train(config.replace(workdir=str(tmp_path / "run"), **options))

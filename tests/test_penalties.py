@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jft.errors import UserError
-from jft.penalties import l2, l2_sp
+from jft.penalties import l2, l2_sp, whole_model
 
 PARAMS = {"a/kernel": jnp.array([[1.0, -2.0]]), "b/norm/scale": jnp.array([3.0]), "head/kernel": jnp.array([[5.0]])}
 SOURCE = {"a/kernel": np.array([[0.5, 1.0]], np.float32), "b/norm/scale": np.array([1.0], np.float32)}
@@ -40,8 +40,12 @@ def test_strengths_go_by_name_and_the_first_match_counts():
     np.testing.assert_allclose(gradient(l2, strengths=(("head", 2.0),))["head/kernel"], [[10.0]])
 
 
-def test_a_pattern_of_what_is_frozen_is_no_mistake_and_one_of_nothing_is():
-    head = {"head/kernel": PARAMS["head/kernel"]}
-    np.testing.assert_allclose(gradient(l2_sp, head, strengths=(("a", 0.0),))["head/kernel"], [[0.5]])
-    with pytest.raises(UserError, match="'haed' matches no parameter"):
-        gradient(l2_sp, strengths=(("haed", 0.0),))
+def test_a_pattern_of_what_does_not_train_is_no_mistake_and_one_of_nothing_is():
+    """What a stage does not train may be new as well: a head, a low-rank update."""
+    body = {"a/kernel": PARAMS["a/kernel"]}
+    strengths = (("head", 0.0), ("*/lora_a", 0.0), ("a", 0.5))
+    np.testing.assert_allclose(gradient(l2_sp, body, strengths=strengths)["a/kernel"], [[0.25, -1.5]])
+    with whole_model():
+        gradient(l2_sp, strengths=(("head", 0.0),))
+        with pytest.raises(UserError, match="'haed' matches no parameter"):
+            gradient(l2_sp, strengths=(("haed", 0.0),))

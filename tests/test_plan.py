@@ -152,6 +152,8 @@ def test_low_rank_updates_are_the_plans_or_asked_for():
     assert plan.lora_of("head", {}) == plan.Lora() == plan.Lora(rank=0, alpha=None, targets=("*",), dora=False)
     assert plan.lora_of("lora", {}) == plan.Lora(rank=8)
     assert plan.lora_of("full", {"rank": 2, "targets": ["a", "b"]}) == plan.Lora(rank=2, targets=("a", "b"))
+    with pytest.raises(UserError, match=r"--lora\.rank is 0; the plan lora needs at least 1"):
+        plan.lora_of("lora", {"rank": 0})
     with pytest.raises(KeyError):
         plan.part_of("nowhere/kernel", RESNET[1])
 
@@ -219,8 +221,8 @@ def test_what_every_stage_overrides_counts_for_nothing(tmp_path):
     assert plan.overridden(both) == {"lr", "epochs"}
     assert plan.overridden((Stage("a", ("head",)),)) == plan.overridden("full") == frozenset()
     made = Config(plan=both, epochs=7, augment=("flip",))
-    assert sanity.overridden(made) == ["epochs 7 counts for nothing: every stage of the plan has its own."]
-    assert sanity.overridden(Config(plan=both)) == sanity.overridden(Config(epochs=7)) == []
+    assert sanity.settings(made) == ["epochs 7 counts for nothing: every stage of the plan has its own."]
+    assert sanity.settings(Config(plan=both)) == sanity.settings(Config(epochs=7)) == []
     file = tmp_path / "c.py"
     file.write_text(
         "import jft\nboth = (jft.Stage('a', ('head',), lr=1e-2), jft.Stage('b', ('*',), lr=1e-3))\n"
@@ -257,6 +259,10 @@ def test_labels_are_for_multi_transform():
         ((Stage("a", ("*",), layer_decay=1.5),), "at most 1"),
         ((Stage("a", (("head", -1.0),)),), "negative"),
         ((Stage("a", ("head",), batch_norm="off"),), "'auto' or 'frozen'"),
+        (lambda: (), r"plan's function, \(parts, lr\) -> stages, cannot be taken: .*positional"),
+        (lambda parts, lr: 1 / 0, "cannot be taken: .*ZeroDivisionError"),
+        (lambda parts, lr: ["head"], r"gave \['head'\]; a tuple of jft.Stage is expected"),
+        (lambda parts, lr: None, "gave None; a tuple of jft.Stage"),
     ],
 )
 def test_refused(given_plan, message):

@@ -22,9 +22,10 @@ import pytest
 from synthetic_run import make_run
 from test_train import config, traces
 
-from jft import bundle, checkpoint, lock, sanity, train, trial
+from jft import build, bundle, checkpoint, lock, sanity, train, trial
 from jft.checkpoint import Checkpoints
 from jft.cli import main
+from jft.config import Config
 from jft.data import sources
 from jft.diagnose import make_diagnosis
 from jft.errors import UserError
@@ -595,11 +596,28 @@ def loaded(classes, missing=()):
 def test_a_kept_head_has_the_datas_classes_in_their_order():
     data = ("ants", "bees")
     assert sanity.kept_head(loaded(data), data) == []
-    assert sanity.kept_head(loaded(("x", "y"), ["head/kernel"]), data) == []
     assert "do not name" in sanity.kept_head(loaded(None), data)[0]
     assert "other names" in sanity.kept_head(loaded(("ants", "wasps")), data)[0]
     with pytest.raises(UserError, match=r"another order: output 0 is its 'bees'"):
         sanity.kept_head(loaded(("bees", "ants")), data)
+
+
+def test_a_head_that_does_not_fit_is_not_kept_without_a_word(tmp_path):
+    config = Config(model="tiny_vit", weights="none", keep_head=True)
+    with pytest.raises(UserError, match="--keep-head: the weights have no head of 3 outputs"):
+        build.build(config, ["a", "b", "c"])
+
+
+def test_settings_that_count_for_nothing_and_rates_for_another_optimizer_are_told():
+    assert sanity.settings(Config(schedule="one-cycle")) == sanity.settings(Config(optimizer="sgd", lr=0.1)) == []
+    assert "one-cycle has a rise of its own" in sanity.settings(Config(schedule="one-cycle", warmup=0.3))[0]
+    assert "sgd may want quite another" in sanity.settings(Config(optimizer="sgd"))[0]
+
+
+def test_a_run_of_few_steps_is_told():
+    (told,) = sanity.few_steps(Config(batch=32), 3, 10)
+    assert "Only 3 steps on 10 images in batches of 32: --epochs 160" in told
+    assert sanity.few_steps(Config(batch=32), 50, 160) == sanity.few_steps(Config(epochs=1.0), 3, 10) == []
 
 
 def test_the_first_loss_is_held_against_guessing():
@@ -621,6 +639,23 @@ def test_a_dry_run_goes_through_everything_and_leaves_nothing(folder, tmp_path):
     found = trial.dry_run(config(folder, tmp_path / "run", plan=SHORT))
     assert [s["steps"] for s in found.stages] == [1, 1] and found.losses[0] == pytest.approx(np.log(3), rel=1e-6)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_of_fewer_images_than_classes_has_the_weights_of_all(folder, tmp_path):
+    """And tells of no guess, which would be of another loss."""
+    some = np.random.default_rng(0).integers(0, 255, (30, 32, 32, 3)).astype(np.uint8), np.arange(30) % 10
+    made = config(folder, tmp_path / "run", data=lambda: {"train": some, "val": some}, plan=SHORT)
+    found = trial.dry_run(made.replace(class_weights="inverse"))
+    assert found.losses[0] == pytest.approx(np.log(10), rel=1e-6)  # as many images a class
+    assert found.guess is None and found.json()["guessing"] is None and "guessing" not in trial.text(found, "dry-run")
+
+
+def test_a_batch_larger_than_the_training_set_is_learned_in_as_many_steps(folder, tmp_path, monkeypatch):
+    made, taken = config(folder, tmp_path / "run", plan=SHORT, batch=64), []
+    monkeypatch.setattr(trial.Run, "advance", lambda run, *_: taken.append([leg.last - leg.first for leg in run.legs]))
+    with pytest.raises(IndexError):  # no loss was written
+        trial.overfit(made)
+    assert taken == [[30, 30]]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from jft.models import make_model
 from jft.models.base import Model
 from jft.stablehlo import export_stablehlo, stablehlo_code
 from jft.table import beside
-from jft.use import open_model
+from jft.use import labels_of, open_model
 from jft.weights import torchvision, transformers
 from jft.weights.export import (
     about,
@@ -119,7 +119,8 @@ def _write_file(model: Bundle, path: Path, dtype: str, format: str) -> tuple[Rec
     made = model.model
     names = "jft" if format in ("safetensors", "npz") else format
     load = [] if names == "jft" else _opening(format, model, path)
-    told = about(made, model.classes, model.preprocess)
+    kinds = {"multi_label": model.multi_label, "quantities": model.quantities}
+    told = about(made, model.classes, model.preprocess, **kinds)
     receipt = weights.export(path, made, model.params, model.batch_stats, format=names, dtype=dtype, about=told)
     if names == "jft":
         return receipt, []
@@ -234,9 +235,10 @@ def import_weights(
     loaded = weights.load(model, source, format=format, skip=skip)
     if path is None:
         return loaded.receipt, None
-    labels = loaded.classes or tuple(str(i) for i in range(model.num_classes))
+    labels = labels_of(loaded, model.num_classes)
     if path.suffix in (".safetensors", ".npz"):
-        told = about(model, labels, loaded.preprocess)
+        kinds = {"multi_label": loaded.multi_label, "quantities": loaded.quantities}
+        told = about(model, labels, loaded.preprocess, **kinds)
         if not loaded.classes:
             del told["classes"]
         written = weights.export(path, model, loaded.params, loaded.batch_stats, format="jft", about=told)
@@ -254,6 +256,8 @@ def import_weights(
         batch_stats=loaded.batch_stats,
         classes=labels,
         preprocess=loaded.preprocess,
+        multi_label=loaded.multi_label,
+        quantities=loaded.quantities,
     )
     with weights.open_weights(path / "model.safetensors") as file:
         used = {n: n for n in file.names}

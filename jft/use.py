@@ -74,8 +74,22 @@ def pretrained(model: str | None, source: str | None = None) -> Bundle:
     loaded = weights.load(built, source)
     if loaded.missing:
         raise UserError(f"The weights lack {', '.join(loaded.missing[:3])}, so there is nothing to predict with.")
-    names = loaded.classes or tuple(str(i) for i in range(classes))
-    return Bundle(built, loaded.params, loaded.batch_stats, names, loaded.preprocess)
+    return Bundle(
+        built,
+        loaded.params,
+        loaded.batch_stats,
+        labels_of(loaded, classes),
+        loaded.preprocess,
+        multi_label=loaded.multi_label,
+        quantities=loaded.quantities,
+    )
+
+
+def labels_of(loaded: weights.Loaded, count: int) -> tuple[str, ...]:
+    """The names of the head's outputs; numbers where the weights tell none, of a single quantity none of its own."""
+    if loaded.quantities and count == 1 and not loaded.classes:
+        return (sources.VALUE,)
+    return loaded.classes or tuple(str(i) for i in range(count))
 
 
 def _average_of(model: Bundle) -> Callable[[Any], Any]:

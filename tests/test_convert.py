@@ -1,21 +1,35 @@
 """What `jft export` and `jft import` write, and what they refuse because a tool would compute otherwise."""
 
+import ast
+import builtins
 import json
+import re
+import sys
+from types import ModuleType, SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from generated import picture, weight
+from PIL import Image
 
-from jft import bundle, cli, weights
+from jft import bundle, cli, use, weights
 from jft.convert import as_timm, export_model, import_weights
 from jft.errors import UserError
 from jft.models import make_model
 from jft.preprocess import Preprocess
+from jft.weights.export import about, hf_code, timm_code, torchvision_code, transform_code
 from jft.weights.writers import write_safetensors
 
 
-def save(run, name, values=lambda name, shape: np.zeros(shape, np.float32), **options):
+def save(
+    run,
+    name,
+    values=lambda name, shape: np.zeros(shape, np.float32),
+    multi_label=False,
+    quantities=False,
+    **options,
+):
     """A run's bundle of this model, all of its weights 0 if nothing else is said."""
     model = make_model(name, num_classes=2, **options)
     params, stats = ({n: values(n, s.shape) for n, s in shapes.items()} for shapes in model.shapes())
@@ -27,6 +41,8 @@ def save(run, name, values=lambda name, shape: np.zeros(shape, np.float32), **op
         batch_stats=stats,
         classes=("ant", "bee"),
         preprocess=Preprocess(size=model.input_shape[:2]),
+        multi_label=multi_label,
+        quantities=quantities,
     )
     return run
 
@@ -123,6 +139,90 @@ def test_own_formats_give_back_everything(tmp_path, format):
         assert {n: a.tobytes() for n, a in after.items()} == {n: np.asarray(a).tobytes() for n, a in before.items()}
     if format == "safetensors":  # whose header says more than names
         assert loaded.classes == ("ant", "bee") and loaded.preprocess == given.preprocess
+
+
+KINDS = {"multi_label": (True, False), "quantities": (False, True)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("format", ["safetensors", "hf"])
+def test_what_the_answers_are_is_not_lost(tmp_path, kind, format):
+    """Several labels an image, or quantities: through an export, as pretrained weights and imported again."""
+    run = save(tmp_path / "run", "tiny_vit", weight, depth=1, **{kind: True})
+    done = export_model(run, format)
+    pictures = [np.full((32, 32, 3), 128, np.uint8)]
+    given = bundle.load(run / "model")
+    import_weights(done.path, "tiny_vit", tmp_path / "back", model_options={"depth": 1})
+    import_weights(done.path, "tiny_vit", tmp_path / "own.safetensors", model_options={"depth": 1})
+    for made in (bundle.load(tmp_path / "back"), weights.load(given.model, tmp_path / "own.safetensors")):
+        assert (made.multi_label, made.quantities) == KINDS[kind] and made.classes == ("ant", "bee")
+    assert bundle.load(tmp_path / "back").predict(pictures) == given.predict(pictures)
+    new = weights.load(make_model("tiny_vit", num_classes=3, depth=1), done.path)
+    assert not (new.multi_label or new.quantities) and new.classes is None
+
+
+def test_pretrained_weights_say_what_their_answers_are(tmp_path):
+    """Ours in a file's header; others in transformers' words, where the number of their labels is the head's."""
+    model = make_model("tiny_vit", num_classes=1)
+    params = {n: weight(n, s.shape) for n, s in model.shapes()[0].items()}
+    told = about(model, ["value"], Preprocess(size=(32, 32)), quantities=True)
+    weights.export(tmp_path / "own.safetensors", model, params, {}, format="timm", about=told)
+    (row,) = use.predict(
+        use.pretrained("tiny_vit", str(tmp_path / "own.safetensors")), [np.zeros((32, 32, 3), np.uint8)]
+    )
+    assert set(row) == {"path", "value", "error"}
+
+    weights.export(tmp_path / "hf.safetensors", model, params, {}, format="hf")
+    for names, quantities in (({"0": "LABEL_0"}, True), ({"0": "LABEL_0", "1": "LABEL_1"}, False)):
+        config = {"problem_type": "regression", "id2label": names}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        made = use.pretrained("tiny_vit", str(tmp_path / "hf.safetensors"))
+        assert made.quantities == quantities and made.classes == (("value",) if quantities else ("0",))
+
+
+@pytest.mark.parametrize("processor", ["transformers", "timm"])
+def test_code_for_transformers_runs(tmp_path, monkeypatch, capsys, processor):
+    """The lines printed, and those of the card, against a library that answers without computing."""
+    run = save(tmp_path, "tiny_vit", depth=1)
+    done = export_model(run, "hf", processor=processor)
+    Image.new("L", (9, 7), 128).save(tmp_path / "x.jpg")
+    seen = []
+
+    def model(**given):
+        return SimpleNamespace(logits=np.array([[0.0, 1.0]]))
+
+    def processor_of(folder):
+        return lambda images, return_tensors: seen.append((images.mode, images.size)) or {"pixel_values": images}
+
+    model.config = SimpleNamespace(id2label={0: "ant", 1: "bee"})
+    stub = ModuleType("transformers")
+    stub.AutoImageProcessor = SimpleNamespace(from_pretrained=processor_of)
+    stub.AutoModelForImageClassification = SimpleNamespace(from_pretrained=lambda folder: model)
+    monkeypatch.setitem(sys.modules, "transformers", stub)
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(done.code), "printed", "exec"), {})
+    assert capsys.readouterr().out == "bee\n" and seen == [("RGB", (9, 7))]
+    card = re.search(r"```python\n(.*?)```", (done.path / "README.md").read_text(), re.DOTALL)
+    exec(compile(card[1], "card", "exec"), {})
+
+
+def test_code_imports_what_it_uses():
+    """Every name in the lines for another tool is imported or assigned before."""
+    transform = [transform_code(Preprocess(squash=squash)) for squash in (False, True)]
+    for lines in (
+        *(hf_code("w", *kinds) for kinds in ((False, False), (True, False), (False, True))),
+        *([*timm_code("w", make_model("resnet18"), {"img_size": (32, 32)}), *lines] for lines in transform),
+        *([*torchvision_code("w", make_model("vit_base_patch16_224")), *lines] for lines in transform),
+    ):
+        known = set(dir(builtins))
+        for statement in ast.parse("\n".join(lines)).body:
+            names = {node.id: type(node.ctx) for node in ast.walk(statement) if isinstance(node, ast.Name)}
+            used = {name for name, context in names.items() if context is ast.Load}
+            assert used <= known, (used - known, lines)
+            known |= set(names) - used
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                known |= {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
+        assert "logits" in known
 
 
 def test_mistakes_of_an_export(tmp_path):

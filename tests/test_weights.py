@@ -352,8 +352,39 @@ def test_a_model_of_another_size(tmp_path, vit):
     weights.export(tmp_path / "wide.safetensors", wide, loaded.params, {}, format="timm")
     again = weights.load(wide, tmp_path / "wide.safetensors")
     np.testing.assert_array_equal(again.params["embed/pos_embed"], expected)
+    weights.export(tmp_path / "wide.npz", wide, loaded.params, {}, format="timm")  # which says nothing of the size
     with pytest.raises(UserError, match="no square"):
-        weights.load(vit, tmp_path / "wide.safetensors")
+        weights.load(vit, tmp_path / "wide.npz")
+
+
+def test_as_many_positions_on_another_grid(tmp_path, vit):
+    """4×4 positions are resized for a model of 2×8; those of 2×8 stay, where it is known that they are that."""
+    content = theirs(vit, "timm")
+    write_safetensors(tmp_path / "w.safetensors", content)
+    wide = make_model("tiny_vit", num_classes=7, image_size=(16, 64))
+    loaded = weights.load(wide, tmp_path / "w.safetensors")
+    expected = resample_pos_embed(content["pos_embed"], (4, 4), (2, 8))
+    np.testing.assert_array_equal(loaded.params["embed/pos_embed"], expected)
+    assert loaded.receipt.resized == {"embed/pos_embed": "4×4 → 2×8"}
+    assert not weights.load(vit, tmp_path / "w.safetensors").receipt.resized
+
+    for place, format in (("timm.safetensors", "timm"), ("own.safetensors", "jft"), ("own.npz", "jft")):
+        weights.export(tmp_path / place, wide, loaded.params, {}, format=format)
+        again = weights.load(wide, tmp_path / place)
+        np.testing.assert_array_equal(again.params["embed/pos_embed"], expected)
+        assert not again.receipt.resized
+    back = weights.load(vit, tmp_path / "timm.safetensors")
+    assert back.receipt.resized == {"embed/pos_embed": "2×8 → 4×4"}
+
+    (tmp_path / "beside").mkdir()
+    write_safetensors(tmp_path / "beside" / "w.safetensors", content)
+    for size, told in (
+        ([16, 64], {}),
+        (32, {"embed/pos_embed": "4×4 → 2×8"}),
+        (["x", 3], {"embed/pos_embed": "4×4 → 2×8"}),
+    ):
+        (tmp_path / "beside" / "config.json").write_text(json.dumps({"image_size": size}))
+        assert weights.load(wide, tmp_path / "beside").receipt.resized == told
 
 
 # --- receipts
@@ -465,6 +496,9 @@ def test_the_json_beside_the_weights(tmp_path, vit):
         weights.load(vit, tmp_path)
 
 
+PLAIN = {"resample": 3, "do_normalize": False}
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -493,12 +527,30 @@ def test_the_json_beside_the_weights(tmp_path, vit):
             },
             Preprocess((224, 224), 0.875, "bicubic"),
         ),
+        (  # ConvNeXt, as it was written first
+            {"size": 224, "crop_pct": 0.875, "feature_extractor_type": "ConvNextFeatureExtractor"} | PLAIN,
+            Preprocess((224, 224), 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3),
+        ),
+        (
+            {"size": {"shortest_edge": 224}, "crop_pct": None, "image_processor_type": "ConvNextImageProcessor"}
+            | PLAIN,
+            Preprocess((224, 224), 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3),
+        ),
+        (  # which cuts nothing off from 384 on
+            {"size": {"shortest_edge": 384}, "crop_pct": 0.875} | PLAIN,
+            Preprocess((384, 384), 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3, squash=True),
+        ),
+        (  # DeiT, of square pictures
+            {"size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": True} | PLAIN,
+            Preprocess((224, 224), 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3),
+        ),
+        (
+            {"size": {"height": 224, "width": 224}, "crop_size": 224, "do_center_crop": True} | PLAIN,
+            Preprocess((224, 224), 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3, squash=True),
+        ),
         (
             {"size": 224, "do_normalize": False},
             Preprocess((224, 224), 1.0, "bilinear", (0.0,) * 3, (1.0,) * 3, squash=True),
-PLAIN = {"resample": 3, "do_normalize": False}
-
-
         ),
     ],
 )
@@ -527,27 +579,6 @@ def test_hugging_face_class_names():
 
 
 @pytest.fixture
-        (  # ConvNeXt, as it was written first
-            {"size": 224, "crop_pct": 0.875, "feature_extractor_type": "ConvNextFeatureExtractor"} | PLAIN,
-            Preprocess((224, 224), 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3),
-        ),
-        (
-            {"size": {"shortest_edge": 224}, "crop_pct": None, "image_processor_type": "ConvNextImageProcessor"}
-            | PLAIN,
-            Preprocess((224, 224), 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3),
-        ),
-        (  # which cuts nothing off from 384 on
-            {"size": {"shortest_edge": 384}, "crop_pct": 0.875} | PLAIN,
-            Preprocess((384, 384), 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3, squash=True),
-        ),
-        (  # DeiT, of square pictures
-            {"size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": True} | PLAIN,
-            Preprocess((224, 224), 0.875, "bicubic", (0.0,) * 3, (1.0,) * 3),
-        ),
-        (
-            {"size": {"height": 224, "width": 224}, "crop_size": 224, "do_center_crop": True} | PLAIN,
-            Preprocess((224, 224), 1.0, "bicubic", (0.0,) * 3, (1.0,) * 3, squash=True),
-        ),
 def hf_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     return tmp_path / "hf"

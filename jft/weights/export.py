@@ -39,7 +39,7 @@ def export(
 ) -> Receipt:
     """Write a model's arrays under a format's names, as `.safetensors` or `.npz`; the inverse of `load`.
 
-    `about` goes into the header of a `.safetensors`, where `load` finds its "preprocess" and "classes" again. `more`
+    `about` goes into the header of a `.safetensors`, where `load` finds all of it but the model's name again. `more`
     are names and shapes to be written as zeros.
 
     >>> export("resnet50.safetensors", model, params, batch_stats, format="timm")
@@ -54,6 +54,9 @@ def export(
     elif path.suffix == ".safetensors":
         # transformers refuses a safetensors file that does not say for which library it was laid out.
         header = {"format": "jft" if format == "jft" else "pt"}
+        height, width, *_ = model.input_shape
+        if height != width:  # or else 2×8 positions would be taken to be 4×4
+            header["image_size"] = json.dumps([height, width])
         if about:
             header["jft"] = json.dumps(about)
         write_safetensors(path, tensors, header)
@@ -95,9 +98,13 @@ def dtype_of(name: str) -> np.dtype:
     return np.dtype(DTYPES[name])
 
 
-def about(model: Model, classes: Sequence[str], preprocess: Preprocess) -> dict[str, Any]:
+def about(
+    model: Model, classes: Sequence[str], preprocess: Preprocess, *, multi_label: bool = False, quantities: bool = False
+) -> dict[str, Any]:
     """What a file of weights should say of itself."""
-    return {"model": model.name, "classes": list(classes), "preprocess": asdict(preprocess)}
+    said = {"model": model.name, "classes": list(classes), "preprocess": asdict(preprocess)}
+    kinds = {"multi_label": multi_label, "quantities": quantities}
+    return said | {kind: True for kind, true in kinds.items() if true}
 
 
 @contextlib.contextmanager
@@ -203,7 +210,7 @@ def _processor_notes(preprocess: Preprocess) -> tuple[str, ...]:
 
 def _card(model: str, classes: Sequence[str], preprocess: Preprocess, card: str, lines: Sequence[str]) -> str:
     """The bundle's own model card with another library's name and use; without one, the little that is known."""
-    code = "\n".join(["from PIL import Image, ImageOps", *lines])
+    code = "\n".join(lines)
     use = f"""## Use
 ```python
 {code}
@@ -300,6 +307,7 @@ def hf_code(folder: str | Path, through_timm: bool = False, by_timm: bool = Fals
     what = "this model" if through_timm else "this image processor"
     return [
         *([f"# transformers opens {what} through timm: pip install timm"] if through_timm or by_timm else []),
+        "from PIL import Image, ImageOps",
         "from transformers import AutoImageProcessor, AutoModelForImageClassification",
         f"processor = AutoImageProcessor.from_pretrained({str(folder)!r})",
         f"model = AutoModelForImageClassification.from_pretrained({str(folder)!r})",

@@ -1,8 +1,10 @@
 """Pretrained weights into a model, by the format whose rules explain every tensor."""
 
+import contextlib
+import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -155,6 +157,8 @@ class Loaded:
     classes: tuple[str, ...] | None  # of the head, where it was kept and they are known
     sha256: str | None
     path: Path | None
+    multi_label: bool = False  # whether that head is known to tell of several labels an image
+    quantities: bool = False  # or of quantities, whose names are `classes`
 
 
 def default_source(name: str) -> Source:
@@ -193,6 +197,9 @@ def load(
     ours, stats = _shapes(model)
     with open_weights(located.path) as file:
         chosen, found = _choose(model, ours, file, format, keep_head, skip)
+        sizes = _sizes(with_header(located, file.metadata), file.metadata)
+        sizes += [_size(model)] if chosen == "jft" else []  # which may be of any grid, and an .npz does not say
+        _resize_other_grids(found, model, ours, sizes)
         arrays: dict[str, np.ndarray] = {}
         resized: dict[str, str] = {}
         not_finite: list[str] = []
@@ -202,7 +209,9 @@ def load(
             if not finite:
                 not_finite.extend(rule.names)
             if rule in found.resize:
-                array, resized[rule.ours] = _resize(array, model, ours, rule.ours, f"{file.path}: {rule.names[0]!r}")
+                array, resized[rule.ours] = _resize(
+                    array, model, ours, rule.ours, sizes, f"{file.path}: {rule.names[0]!r}"
+                )
             arrays[rule.ours] = array
         notes = [*file.notes, *_cast_note(file, found), *_epsilon_note(model, located), *_act_note(model, located)]
         notes += _padding_note(located)
@@ -226,6 +235,7 @@ def load(
     )
     headless = any(name.startswith(HEAD + "/") for name in found.missing)
     classes = None if headless else located.classes
+    answer = None if headless else located.answer(model.num_classes)
     return Loaded(
         params={name: array for name, array in arrays.items() if name not in stats},
         batch_stats={name: array for name, array in arrays.items() if name in stats},
@@ -235,6 +245,8 @@ def load(
         classes=classes if classes and len(classes) == model.num_classes else None,
         sha256=sha256,
         path=located.path,
+        multi_label=answer == transformers.SEVERAL,
+        quantities=answer == transformers.NUMBERS,
     )
 
 
@@ -348,29 +360,74 @@ def _padding_note(located: Located) -> list[str]:
     return [f"config.json pads convolutions by {theirs!r}; this model by half of the filter"] if theirs else []
 
 
+def _sizes(located: Located, metadata: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Heights and widths of pictures for which a file, or the JSON beside it, says that its weights are."""
+    config = located.configs.get("config.json", {})
+    tower = config.get("vision_config")
+    said = [config.get("image_size"), tower.get("image_size") if isinstance(tower, dict) else None]
+    with contextlib.suppress(KeyError, ValueError):
+        said.insert(0, json.loads(metadata["image_size"]))
+    found = [[size] * 2 if isinstance(size, int) else size for size in said if isinstance(size, int | list)]
+    found += [list(located.preprocess.size)] if located.preprocess else []
+    return [(s[0], s[1]) for s in found if len(s) == 2 and all(isinstance(n, int) and n > 0 for n in s)]
+
+
+def _resize_other_grids(
+    found: Match, model: Model, ours: Mapping[str, tuple[int, ...]], sizes: Sequence[tuple[int, int]]
+) -> None:
+    """Have position embeddings resized too that are as many as the model's and lie on another grid: 4×4, not 2×8."""
+    for rule in [rule for rule in found.use if rule.resize]:
+        assert rule.ours is not None
+        relative, grid = rule.ours.endswith("rel_pos"), _grid(model.input_shape, ours)
+        if _their_grid(_cells(grid, relative), ours, sizes, relative) not in (grid, None):
+            found.use.remove(rule)
+            found.resize.append(rule)
+
+
 def _resize(
-    array: np.ndarray, model: Model, ours: Mapping[str, tuple[int, ...]], name: str, where: str
+    array: np.ndarray,
+    model: Model,
+    ours: Mapping[str, tuple[int, ...]],
+    name: str,
+    sizes: Sequence[tuple[int, int]],
+    where: str,
 ) -> tuple[np.ndarray, str]:
-    patch = ours["embed/patch/kernel"]
-    new_grid = (model.input_shape[0] // patch[0], model.input_shape[1] // patch[1])
-    relative = name.endswith("rel_pos")
-    # A table of relative positions has a row for every offset between two patches, then three for the class token.
-    count, cells = (
-        (len(array), (2 * new_grid[0] - 1) * (2 * new_grid[1] - 1))
-        if relative
-        else (array.shape[1], new_grid[0] * new_grid[1])
-    )
-    prefix = ours[name][0 if relative else 1] - cells
-    root = math.isqrt(count - prefix) if count > prefix else 0
-    if root == 0 or root * root + prefix != count or (relative and root % 2 == 0):
+    new_grid, relative = _grid(model.input_shape, ours), name.endswith("rel_pos")
+    axis = 0 if relative else 1
+    count, prefix = array.shape[axis], ours[name][axis] - _cells(new_grid, relative)
+    if (grid := _their_grid(count - prefix, ours, sizes, relative)) is None:
         raise UserError(
             f"{where} has {count} positions, {prefix} of them beside the grid: the rest is no square, so its "
             "height and width are unknown and it cannot be resized. Make the model at the size of its training; "
             "or other tokens have positions in these weights than the model's option positions gives them to."
         )
-    side = (root + 1) // 2 if relative else root
     resize = resample_rel_pos if relative else resample_pos_embed
-    return resize(array, (side, side), new_grid), f"{side}×{side} → {new_grid[0]}×{new_grid[1]}"
+    return resize(array, grid, new_grid), f"{grid[0]}×{grid[1]} → {new_grid[0]}×{new_grid[1]}"
+
+
+def _grid(size: Sequence[int], ours: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """How many patches a picture of this height and width has, one below the other and side by side."""
+    patch = ours["embed/patch/kernel"]
+    return size[0] // patch[0], size[1] // patch[1]
+
+
+def _cells(grid: tuple[int, int], relative: bool) -> int:
+    """The positions of a grid; of a table of relative ones the rows: one for every offset between two patches."""
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1) if relative else grid[0] * grid[1]
+
+
+def _their_grid(
+    count: int, ours: Mapping[str, tuple[int, ...]], sizes: Sequence[tuple[int, int]], relative: bool
+) -> tuple[int, int] | None:
+    """The grid of so many positions: that of the first size which has as many, else a square; None if neither is."""
+    for size in sizes:
+        grid = _grid(size, ours)
+        if min(grid) > 0 and _cells(grid, relative) == count:
+            return grid
+    root = math.isqrt(max(count, 0))
+    if root == 0 or root * root != count or (relative and root % 2 == 0):
+        return None
+    return ((root + 1) // 2,) * 2 if relative else (root, root)
 
 
 def _shapes(model: Model) -> tuple[Shapes, set[str]]:

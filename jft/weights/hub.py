@@ -18,6 +18,7 @@ from jft.data.cache import cache_dir
 from jft.errors import UserError
 from jft.files import sweep, writing
 from jft.preprocess import Preprocess
+from jft.weights.transformers import NUMBERS, SEVERAL
 
 # The names under which repositories and folders keep their weights, the better readable first.
 WEIGHT_FILES = (
@@ -74,6 +75,16 @@ class Located:
             found = tuple(str(by_index[str(i)]) for i in range(len(by_index)))
             # transformers writes LABEL_0, LABEL_1 … where it knows no names.
             return None if all(re.fullmatch(r"LABEL_\d+", n) for n in found) else found
+        return None
+
+    def answer(self, count: int) -> str | None:
+        """What the JSON says that `count` outputs are, other than one label's: transformers' `SEVERAL` or `NUMBERS`."""
+        config = self.configs.get("config.json", {})
+        names = (config.get(key) for key in ("id2label", "label_names", "classes"))
+        told = next((len(n) for n in names if isinstance(n, dict | list)), config.get("num_labels", count))
+        for key, problem in (("quantities", NUMBERS), ("multi_label", SEVERAL)):
+            if told == count and (config.get(key) is True or config.get("problem_type") == problem):
+                return problem
         return None
 
 
@@ -375,6 +386,9 @@ def _timm_preprocess(cfg: Mapping[str, Any]) -> Preprocess:
 
 def _hf_preprocess(cfg: Mapping[str, Any]) -> Preprocess:
     cropped = cfg.get("do_center_crop", "crop_size" in cfg)
+    kind = str(cfg.get("image_processor_type") or cfg.get("feature_extractor_type"))
+    # ConvNeXt's and ResNet's: the crop's share is given instead of its size.
+    by_share = kind.startswith("ConvNext") or (cfg.get("crop_pct") is not None and cfg.get("crop_size") is None)
     size = cfg["size"]
     if isinstance(size, int):
         size = {"shortest_edge": size} if cropped or by_share else {"height": size, "width": size}
@@ -394,9 +408,6 @@ def _hf_preprocess(cfg: Mapping[str, Any]) -> Preprocess:
         # DeiT's processor squashes to 256×256 and cuts 224×224 out of that. Here the shorter side becomes 256, which
         # is the same for a square picture, and of others shows less of the longer side, undistorted.
         squash = (crop["height"], crop["width"]) == (size["height"], size["width"])
-    kind = str(cfg.get("image_processor_type") or cfg.get("feature_extractor_type"))
-    # ConvNeXt's and ResNet's: the crop's share is given instead of its size.
-    by_share = kind.startswith("ConvNext") or (cfg.get("crop_pct") is not None and cfg.get("crop_size") is None)
     plain = cfg.get("do_normalize", True) is False
     return Preprocess(
         size=(int(crop["height"]), int(crop["width"])),

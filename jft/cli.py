@@ -563,6 +563,8 @@ def configs_of(options: argparse.Namespace, suffix: str = "") -> dict[str, Confi
                     "plan has its own. Change it there, or leave it out of the stages that should follow the option."
                 )
     if options.config and not any(c.workdir for c in configs.values()):
+        if not suffix and len(configs) == 1 and next(iter(configs.values())).seeds > 1:
+            suffix = "-seeds"  # not in the way of the same file with one
         configs = {
             label: c.replace(workdir=f"runs/{Path(options.config).stem}{suffix}") for label, c in configs.items()
         }

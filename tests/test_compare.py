@@ -6,7 +6,7 @@ import pytest
 from synthetic_run import make_run
 from test_report import Page
 
-from jft import compare
+from jft import cli, compare
 from jft.config import Config
 from jft.errors import UserError
 from jft.report.several import mean_interval
@@ -53,6 +53,20 @@ def test_configs_that_name_several_folders_are_refused(tmp_path):
     later = {"a": Config(data="x"), "b": Config(data="x", distributed=True)}
     with pytest.raises(UserError, match="--distributed is for one run"):
         compare.compare(later)
+
+
+def test_seeds_do_not_lie_where_one_run_does(tmp_path, monkeypatch):
+    def train(config, shared=None):
+        raise UserError(config.workdir)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "train", train)
+    with pytest.raises(UserError, match="^runs/x-resnet50-head-seeds/runs/seed0$"):
+        compare.compare({"": Config(data="x", seeds=2, display="quiet")})
+    (tmp_path / "c.py").write_text("from jft import Config\n\n\ndef config():\n    return Config(data='x')\n")
+    for words, folder in (["--seeds", "3"], "runs/c-seeds"), ([], "runs/c"):
+        (made,) = cli.configs_of(cli.make_parser().parse_args(["finetune", "c.py", *words])).values()
+        assert made.workdir == folder
 
 
 def done_result(folder):

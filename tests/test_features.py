@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jft import Config, Stage, build, features, train
 from jft.bundle import load
 from jft.errors import MachineError
 from jft.models import make_model
+from jft.step import State
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 PLAN = (Stage("head", ("head",), epochs=2, lr=0.05),)
@@ -190,6 +192,55 @@ def test_on_a_cpu_a_transformer_takes_a_batch_in_pieces(folder, tmp_path, monkey
     runs = [train.train(config(folder, tmp_path / str(n), accumulate=n, **given)) for n in (1, None)]
     assert seen == [(1, False), (2, False)]
     same(*runs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_pieces_of_one_device_are_no_snare_for_more(folder, tmp_path, monkeypatch, crash):
+    """A run that took a batch of 8 in 8 pieces goes on where each of two devices has 4 images."""
+    mesh, count = train.shard.make_mesh, [1]
+    monkeypatch.setattr(train.shard, "make_mesh", lambda model=1: mesh(jax.devices()[: count[0]]))
+    monkeypatch.setattr(build, "PIECE", 1)
+    made = config(folder, tmp_path / "run", plan="full", epochs=2, features="none", checkpoint_every=0.0)
+    crash(made, 6)
+    count[0] = 2
+    assert train.train(made).result["last"]["step"] == 8
+
+
+def test_validation_from_features_is_by_the_batch_but_for_a_head():
+    seen = []
+
+    def step(params, stats, batch):
+        seen.append(len(batch["features"]))
+        return 2 * batch["features"]
+
+    kept = {("val", cut): np.arange(7.0)[:, None] for cut in ("block1", "head")}
+    kept["val", "head"] = jax.numpy.asarray(kept["val", "head"])
+    run = SimpleNamespace(
+        features=kept, config=Config(batch=3), model=make_model("tiny_vit"), _eval_step=lambda start: step
+    )
+    state = State(step=None, params={}, batch_stats={}, opt_state=None, key=None, ema={}, source={})
+    for cut, expected in (("block1", [3, 3, 3]), ("head", [7])):
+        np.testing.assert_array_equal(train.Run._logits(run, state, cut), 2 * np.asarray(kept["val", cut]))
+        assert seen == expected
+        seen.clear()
+
+
+def test_a_state_with_an_answer_that_is_no_number_is_never_best(folder, tmp_path, monkeypatch):
+    """However many others are right: no predictions could be written of it."""
+    logits, calls = train.Run._logits, []
+
+    def broken(run, state, cut):
+        found = logits(run, state, cut).copy()
+        calls.append(run.step)
+        labels = run.data["val"].labels
+        found[:] = np.arange(3)[None] == (labels[:, None] if len(calls) == 2 else 0)
+        if len(calls) == 2:
+            found[0] = np.nan
+        return found
+
+    monkeypatch.setattr(train.Run, "_logits", broken)
+    run = train.train(config(folder, tmp_path / "run"))
+    assert calls == [4, 8] and run.result["val"]["best_step"] == 4
 
 
 def test_what_is_taken_in_pieces():

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import jft
-from jft import Stage, build, checkpoint, lock, train
+from jft import Stage, build, checkpoint, hyper, lock, train
 from jft.bundle import load
 from jft.config import Config
 from jft.errors import UserError
@@ -321,6 +321,10 @@ def test_prompts_through_the_loop(folder, tmp_path):
     again = read_adapter(run.workdir / "adapter.safetensors", load(run.workdir / "model").model, a)
     assert again.keys() == b.keys() and all(again[n].tobytes() == b[n].tobytes() for n in b)
     assert run.evaluate()["accuracy"] == run.result["val"]["accuracy"]
+    next_run = hyper.follow_weights(Config(data=str(folder), weights=str(run.workdir), plan="full"))
+    _, params, _, loaded = build.build(next_run, ["a", "b"])  # from what was tuned, prompts and all
+    assert loaded.missing == ("head/bias", "head/kernel")
+    assert all(np.asarray(params[n]).tobytes() == b[n].tobytes() for n in b if n not in loaded.missing)
 
 
 def test_a_stop_asked_for_at_the_very_end_is_not_forgotten(folder, tmp_path, monkeypatch):

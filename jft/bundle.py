@@ -118,8 +118,9 @@ def load(where: str | Path) -> Bundle:
         about = json.loads(file.read_text(encoding="utf-8"))
         version = about["format"]
     except FileNotFoundError:
-        if run := next((p.parent for p in sorted(folder.glob("*/seed*/config.json"))), None):
-            raise UserError(f"{folder} holds a comparison of runs. Name one of them, such as {run}.") from None
+        runs = [file.parent for of in ("*/seed*", "trials/*") for file in sorted(folder.glob(f"{of}/config.json"))]
+        if runs:
+            raise UserError(f"{folder} holds {len(runs)} runs. Name one of them, such as {runs[0]}.") from None
         raise UserError(f"{folder} holds no model: there is no config.json. A run's model is in RUN/model.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no bundle's, or damaged ({error!r}).") from None

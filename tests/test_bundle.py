@@ -181,7 +181,7 @@ def test_a_comparisons_folder_says_that_its_runs_have_models(tmp_path):
         (tmp_path / "runs" / f"seed{seed}" / "config.json").write_text("{}")
     (tmp_path / "result.json").write_text('{"rows": []}')
     for command in (["evaluate"], ["predict", "x.png"], ["average"]):
-        with pytest.raises(UserError, match=r"holds a comparison of runs.*such as .*runs/seed0\."):
+        with pytest.raises(UserError, match=r"holds 2 runs.*such as .*runs/seed0\."):
             cli.run([command[0], str(tmp_path), *command[1:]])
 
 

@@ -1,6 +1,7 @@
 """Models: published sizes, spans, what trains where, and parity with torchvision and timm through goldens."""
 
 import math
+import re
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -125,6 +126,26 @@ def test_mistakes_are_named():
         make_model("tiny_vgg", image_size=(32, 16))
     with pytest.raises(UserError, match="no part 'stage9'"):
         make_model("tiny_resnet").span("stage9")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tiny_vit", {"heads": 5}),
+        ("tiny_vit", {"heads": 0}),
+        ("tiny_vit", {"patch": 0}),
+        ("tiny_vit", {"mlp_dim": -4}),
+        ("tiny_vit", {"registers": -1}),
+        ("tiny_vit", {"layer_scale": "none"}),
+        ("tiny_resnet", {"width": 0}),
+        ("tiny_bit", {"groups": 3}),
+        ("tiny_vgg", {"side": 0}),
+    ],
+    ids=str,
+)
+def test_options_that_no_model_has_are_refused_at_once(name, options):
+    with pytest.raises(UserError, match=re.escape(f"{name} cannot be made with {options}: ")):
+        make_model(name, num_classes=2, **options)
 
 
 def test_spans_meet(tiny):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from jft.errors import UserError, near
+from jft.errors import UserError, brief, near
 from jft.models.base import Model
 from jft.models.bit import make_bit
 from jft.models.convnext import make_convnext
@@ -137,6 +137,9 @@ _VITS: dict[str, dict[str, Any]] = {
     "tiny_vit": dict(dim=32, depth=3, heads=2, patch=8, num_classes=10, default_size=32),
 }
 
+# The options of every family.
+_EVERY = ("num_classes", "image_size", "dtype", "dropout", "drop_path", "axis_name", "remat")
+
 MODELS: dict[str, Callable[..., Model]] = {
     name: partial(make_resnet, name, **options) for name, options in _RESNETS.items()
 }
@@ -165,7 +168,18 @@ def make_model(name: str, **options: Any) -> Model:
             raise UserError(f"{name} has no option {option!r}.{near(option, known)} Its options: {', '.join(known)}.")
     if not options.get("num_classes", 1) >= 1:
         raise UserError(f"{name}: num_classes is {options['num_classes']}; a classifier has at least one class.")
+    own = {option: value for option, value in options.items() if option not in _EVERY}
     try:
-        return make(**options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name} cannot be made with {options}: {error}.") from error
+        model = make(**options)
+        # Numbers that no model has show where its arrays are laid out. That is remembered for every kind of part, but
+        # takes up to a second the first time, so a model as its name has it is trusted.
+        shapes = [shape for part in model.shapes() for shape in part.items()] if own else []
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever a family's own code makes of them
+        raise UserError(
+            f"{name} cannot be made with {own or options}: {brief(str(error).rstrip('.'), 300)}."
+        ) from error
+    if odd := [f"{n} would be of shape {s.shape}" for n, s in shapes if any(side < 1 for side in s.shape)]:
+        raise UserError(f"{name} cannot be made with {own}: {odd[0]}.")
+    return model

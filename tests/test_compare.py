@@ -61,7 +61,7 @@ def test_seeds_do_not_lie_where_one_run_does(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compare, "train", train)
-    with pytest.raises(UserError, match="^runs/x-resnet50-head-seeds/runs/seed0$"):
+    with pytest.raises(UserError, match=r"^runs/x-resnet50-head-seeds/runs/seed0$"):
         compare.compare({"": Config(data="x", seeds=2, display="quiet")})
     (tmp_path / "c.py").write_text("from jft import Config\n\n\ndef config():\n    return Config(data='x')\n")
     for words, folder in (["--seeds", "3"], "runs/c-seeds"), ([], "runs/c"):

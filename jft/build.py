@@ -168,8 +168,8 @@ class Scale:
 
     @classmethod
     def of(cls, labels: Float[np.ndarray, "n k"]) -> "Scale":
-        std = labels.std(0)
-        return cls(labels.mean(0), np.where(std > 0, std, 1.0))
+        std, differ = labels.std(0), labels.max(0) > labels.min(0)  # of equal ones it can be a rounding error
+        return cls(labels.mean(0), np.where(differ & (std > 0), std, 1.0))
 
     def units(self, labels: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
         """What training takes, float32."""

@@ -146,6 +146,11 @@ def test_a_head_that_holds_the_scale_says_the_values(distilled):
     np.testing.assert_allclose(scale.values(units), labels, rtol=1e-6)
 
 
+def test_quantities_that_are_all_equal_have_no_scale():
+    """The mean of three 0.1 is an ulp off, and their standard deviation is 1e-17."""
+    assert Scale.of(np.array([[0.1, 1.0], [0.1, 2.0], [0.1, 3.0]])).std[0] == 1.0
+
+
 def test_a_run_learns_numbers_and_says_them_everywhere(finished, data, capsys):
     w, result = finished.workdir, finished.result
     val = result["val"]

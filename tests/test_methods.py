@@ -122,6 +122,7 @@ def test_an_objective_is_looked_at_before_the_run_and_by_a_plan_that_is_only_sho
         preview(made.replace(objective=objective_of(accuracy=0.0)), compile=False)
 
 
+@pytest.mark.slow
 def test_strengths_name_what_another_stage_trains(config, tmp_path):
     """The new head while the body trains, and low-rank updates while the head does."""
     for name, stages, options in (

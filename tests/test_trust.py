@@ -641,6 +641,7 @@ def test_a_dry_run_goes_through_everything_and_leaves_nothing(folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_trial_of_fewer_images_than_classes_has_the_weights_of_all(folder, tmp_path):
     """And tells of no guess, which would be of another loss."""
     some = np.random.default_rng(0).integers(0, 255, (30, 32, 32, 3)).astype(np.uint8), np.arange(30) % 10

@@ -33,7 +33,7 @@ GRIDS = {
 }
 RULES = {"vit_tiny_patch16_224": "vit", "resnet18": "bit"}
 BATCH, PIXELS = 64, 32  # of a rule's steps
-SEEDS = range(3)
+SEEDS = range(5)
 
 
 def config(assets: Path, data: str, model: str, plan: str, seed: int, workdir: str) -> jft.Config:

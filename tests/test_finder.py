@@ -116,6 +116,7 @@ def test_nothing_is_left_behind_and_the_state_is_as_it_was(folder, monkeypatch, 
     assert told.option == f"lr={told.suggestion:g} in the stage itself"
 
 
+@pytest.mark.slow
 def test_sweeps_start_alike_and_see_other_images(folder, monkeypatch):
     """The mean of four is not the first; only where nothing is learned yet, by a head of zeros, are they equal."""
     four = find_lr(config(folder))

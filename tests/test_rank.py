@@ -95,6 +95,7 @@ def test_all_images_are_scored_once_and_decoded_once(file, folder, tmp_path, mon
     assert "N-LEEP" in shown and "24 images, each by a probe fitted without it" in shown
 
 
+@pytest.mark.slow
 def test_shots_without_a_validation_set_are_scored_on_images_that_were_not_drawn(file, folder):
     """As many others a class, of which there are 12; only where nothing is left each is told by the rest."""
     whole = sources.load(folder, val_fraction=0).train
@@ -106,6 +107,7 @@ def test_shots_without_a_validation_set_are_scored_on_images_that_were_not_drawn
         assert (done.fitted, done.scored) == (3 * shots, scored) and said in done.scored_on
 
 
+@pytest.mark.slow
 def test_too_few_images_have_no_nleep(file, folder):
     models = [("tiny_vit", file), ("tiny_resnet", "none")]
     done = rank(folder, models, shots=2, metric="mean-rank")

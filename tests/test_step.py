@@ -66,6 +66,7 @@ def test_frozen_means_frozen(problem, train):
     assert moved_stats == {n for n in stats if plan.part_of(n, model.parts) in parts}
 
 
+@pytest.mark.slow
 def test_batch_norm_frozen_by_the_stage_uses_running_statistics(problem):
     model, params, stats, batch = problem
     step, state, _ = make(model, params, stats, ("*",), batch_norm="frozen")
@@ -330,6 +331,7 @@ def test_distillation_holds_the_features_where_they_were(problem):
         distil.features(model, **(options | {"source": {}}))
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(problem):
     """Looped or written out, and every piece cut over all devices."""
     model, params, stats, batch = problem

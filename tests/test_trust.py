@@ -541,6 +541,7 @@ def steep(logits, batch):
     return jnp.sqrt(jnp.abs(logits).sum(-1) * 0.0)
 
 
+@pytest.mark.slow
 def test_the_first_part_that_is_not_finite_is_named():
     model = make_model("tiny_vit", num_classes=3)
     params, stats = model.init(jax.random.key(0))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jft import features, losses, optim, penalties, plan, shard, weights
+from jft import features, losses, metrics, optim, penalties, plan, shard, weights
 from jft.config import Config
 from jft.config import check as config_check
 from jft.data import order, pipeline, sources
@@ -168,8 +168,8 @@ class Scale:
 
     @classmethod
     def of(cls, labels: Float[np.ndarray, "n k"]) -> "Scale":
-        std, differ = labels.std(0), labels.max(0) > labels.min(0)  # of equal ones it can be a rounding error
-        return cls(labels.mean(0), np.where(differ & (std > 0), std, 1.0))
+        std = labels.std(0)
+        return cls(labels.mean(0), np.where(metrics.differ(labels) & (std > 0), std, 1.0))
 
     def units(self, labels: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
         """What training takes, float32."""
@@ -563,14 +563,14 @@ def _check_objective(
         "a scalar, and a pair: metrics by name, each a scalar, 'loss' among them, and the batch statistics afterwards"
     )
     try:
-        value, (metrics, after) = told
-        fits = value.shape == () and not any(m.shape for m in metrics.values()) and set(after) == set(stats)
+        value, (reported, after) = told
+        fits = value.shape == () and not any(m.shape for m in reported.values()) and set(after) == set(stats)
     except (TypeError, ValueError, AttributeError):
         raise UserError(f"--objective gives {brief(str(told), 200)}; {expected} are expected.") from None
-    if "loss" not in metrics:
-        raise UserError(f"The metrics of --objective are {', '.join(metrics)}; 'loss' is the one that a run needs.")
+    if "loss" not in reported:
+        raise UserError(f"The metrics of --objective are {', '.join(reported)}; 'loss' is the one that a run needs.")
     if not fits:
-        shapes = ", ".join(f"{name} {m.shape}" for name, m in metrics.items())
+        shapes = ", ".join(f"{name} {m.shape}" for name, m in reported.items())
         raise UserError(
             f"--objective gives {value.shape}, the metrics {shapes} and {len(after)} of {len(stats)} statistics; "
             f"{expected} are expected."

@@ -290,8 +290,8 @@ def quantities(
     _check_finite(values)
     gap = values.astype(np.float64) - labels
     squares, spread = np.square(gap).sum(0), np.square(labels - labels.mean(0)).sum(0)
-    differ = _differ(labels) & (spread > 0)
-    r2 = np.where(differ, 1 - squares / np.where(differ, spread, 1), squares == 0)
+    varied = differ(labels) & (spread > 0)
+    r2 = np.where(varied, 1 - squares / np.where(varied, spread, 1), squares == 0)
     mae, rmse = abs(gap).mean(0), np.sqrt(np.square(gap).mean(0))
     if len(names) == 1:
         return {"count": len(values), "r2": float(r2[0]), "mae": float(mae[0]), "rmse": float(rmse[0])}
@@ -312,10 +312,10 @@ def worst_quantity(value: Float[np.ndarray, " k"], label: Float[np.ndarray, " k"
 
 def _off(values: np.ndarray, labels: np.ndarray, all_labels: np.ndarray) -> np.ndarray:
     std = all_labels.std(0)
-    return abs(values - labels) / np.where(_differ(all_labels) & (std > 0), std, 1)
+    return abs(values - labels) / np.where(differ(all_labels) & (std > 0), std, 1)
 
 
-def _differ(labels: np.ndarray) -> np.ndarray:
+def differ(labels: np.ndarray) -> np.ndarray:
     """Which columns hold more than one value: the mean of equal ones can be an ulp off, and their variance above 0."""
     return labels.max(0) > labels.min(0)
 

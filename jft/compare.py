@@ -39,6 +39,11 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
             f"The configs name {len(folders)} folders ({', '.join(sorted(folders))}), and a comparison has one, with a "
             "folder in it for each. Name it with --workdir, or give all configs the same workdir."
         )
+    places: dict[str, str] = {}
+    for name in configs:
+        other = places.setdefault(_place(name), name)
+        if other != name:
+            raise UserError(f"The configs {other!r} and {name!r} would share the folder {_place(name)}: rename one.")
     if any(c.distributed for c in configs.values()):
         raise UserError(
             "--distributed is for one run; start those of a comparison, --seed by --seed, one after another."
@@ -56,7 +61,7 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
         for name, config in configs.items():
             results = []
             for seed in range(config.seed, config.seed + config.seeds):
-                folder = workdir / (name or "runs").replace(" ", "-").replace("/", "-") / f"seed{seed}"
+                folder = workdir / _place(name) / f"seed{seed}"
                 quiet = "quiet" if config.display in ("auto", "plain") else config.display
                 one = config.replace(seed=seed, seeds=1, workdir=str(folder), display=quiet)
                 results.append(train(one, shared=shared).result)
@@ -80,6 +85,11 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
         except Exception as error:  # the runs are finished: a page that fails is told and costs nothing else
             display.warn(f"The comparison's page could not be made: {type(error).__name__}: {error}")
     return Comparison(workdir, rows)
+
+
+def _place(name: str) -> str:
+    """A config's folder within the comparison's."""
+    return (name or "runs").replace(" ", "-").replace("/", "-")
 
 
 def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:

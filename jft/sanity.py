@@ -102,12 +102,17 @@ def first_loss(loss: float, guessed: tuple[str, float], fresh: bool) -> tuple[st
     return told, odd
 
 
-def settings(config: Config) -> list[str]:
-    """What the config sets and counts for nothing, and a rate that was chosen for another optimizer."""
+def settings(config: Config, held_out: bool = True) -> list[str]:
+    """What the config sets and counts for nothing, and a rate that was chosen for another optimizer.
+
+    `held_out`: whether the validation images were drawn from the training images.
+    """
     dead = sorted(n for n in config.given & plan.overridden(config.plan) if getattr(config, n) is not None)
     told = [f"{n} {getattr(config, n)} counts for nothing: every stage of the plan has its own." for n in dead]
     if config.schedule == "one-cycle" and config.warmup and "warmup" in config.given - set(dead):
         told.append(f"warmup {config.warmup:g} counts for nothing: one-cycle has a rise of its own.")
+    if "val_fraction" in config.given and not held_out:
+        told.append(f"val_fraction {config.val_fraction:g} counts for nothing: the data have a validation split.")
     usual = config.optimizer in ("adam", "adamw") or not isinstance(config.optimizer, str)
     if not usual and config.lr is None and isinstance(config.plan, str):
         told.append(

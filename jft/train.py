@@ -118,7 +118,7 @@ def train(
         track.check(config.track, load_object)
         kept = sanity.kept_head(loaded, splits.classes) if config.keep_head else []
         left = sanity.never_trained(list(params), list(model.parts), loaded.missing, stages)
-        for odd in sanity.labels(splits) + kept + left + sanity.settings(config):
+        for odd in sanity.labels(splits) + kept + left + sanity.settings(config, splits.held_out):
             display.warn(odd)
         workdir = Path(config.workdir or default_workdir(config))
         what = {

@@ -49,6 +49,8 @@ def test_configs_that_name_several_folders_are_refused(tmp_path):
     for folders in ((str(tmp_path / "a"), str(tmp_path / "b")), (None, str(tmp_path / "b"))):
         with pytest.raises(UserError, match=r"2 folders \(.*b.*--workdir"):
             compare.compare(configs(*folders))
+    with pytest.raises(UserError, match="'a b' and 'a-b' would share the folder a-b"):
+        compare.compare({"a b": Config(data="x"), "a-b": Config(data="x")})
     assert not list(tmp_path.iterdir())
     later = {"a": Config(data="x"), "b": Config(data="x", distributed=True)}
     with pytest.raises(UserError, match="--distributed is for one run"):

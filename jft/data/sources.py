@@ -81,7 +81,8 @@ class Dataset:
 class Splits:
     """What training, validation and test see; `excluded` names what was left out, with the reason.
 
-    `root` is the folder that the names are relative to, `unknown` what its quarantine list names and is not there.
+    `root` is the folder that the names are relative to, `unknown` what its quarantine list names and is not there;
+    `held_out` tells that the validation set was drawn from the training set here.
     """
 
     train: Dataset
@@ -91,6 +92,7 @@ class Splits:
     excluded: Excluded
     root: Path | None = None
     unknown: tuple[str, ...] = ()
+    held_out: bool = False
 
     def sets(self) -> dict[str, Dataset]:
         """The splits there are, by name."""
@@ -137,7 +139,8 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
     train = found["train"]
     _check_classes(train, data if isinstance(data, (str, Path)) else "The data")
     val = found.get("val")
-    if val is None and val_fraction:
+    drawn = val is None and val_fraction > 0
+    if drawn:
         alike = np.zeros(len(train), np.int32) if train.quantities else train.labels
         kept, held_out = stratified_split(alike, val_fraction, seed)
         if not len(held_out):
@@ -146,7 +149,7 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
                 f"validation (there are {len(train)} in all). Add images, or give a validation set."
             )
         train, val = train.select(kept), train.select(held_out)
-    splits = Splits(train, val, found.get("test"), train.classes, excluded, root)
+    splits = Splits(train, val, found.get("test"), train.classes, excluded, root, held_out=drawn)
     return splits if root is None else _without_quarantined(splits, root / QUARANTINE)
 
 

@@ -250,7 +250,7 @@ class Validation:
 
 
 def _figure(model: Bundle) -> str:
-    return "average_precision" if model.multi_label else metrics.figure(model.quantities)
+    return metrics.figure(model.quantities, model.multi_label)
 
 
 def _options(workdir: Path) -> dict[str, Any]:

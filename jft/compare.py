@@ -114,6 +114,7 @@ def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def shown(row: Mapping[str, Any]) -> str:
     """`93.1 % ± 0.8`."""
-    if "r2" in row:
+    figure = metrics.headline(row)
+    if figure == "r2":
         return f"{row['r2']:.3f}" + (f" ± {row['std']:.3f}" if row["seeds"] > 1 else "")
-    return f"{100 * row['accuracy']:.1f} %" + (f" ± {100 * row['std']:.1f}" if row["seeds"] > 1 else "")
+    return f"{100 * row[figure]:.1f} %" + (f" ± {100 * row['std']:.1f}" if row["seeds"] > 1 else "")

@@ -17,14 +17,15 @@ Targets = Shaped[np.ndarray, "n k"]  # several labels an example: 0 or 1, or boo
 HEADLINES = {"accuracy": "accuracy", "r2": "R²", "average_precision": "mAP"}
 
 
-def figure(quantities: bool) -> str:
-    """Which of `HEADLINES` a model is told by: R² where it says quantities, else accuracy."""
-    return "r2" if quantities else "accuracy"
+def figure(quantities: bool, several: bool = False) -> str:
+    """Which of `HEADLINES` a model is told by: R² where it says quantities, mAP of several labels, else accuracy."""
+    return "r2" if quantities else "average_precision" if several else "accuracy"
 
 
 def headline(scores: Mapping[str, Any], prefix: str = "") -> str:
-    """Which of `HEADLINES` these scores are told by."""
-    return figure(prefix + "r2" in scores)
+    """Which of `HEADLINES` these scores are told by. Of single labels mAP stands beside the balanced accuracy."""
+    several = prefix + "average_precision" in scores and prefix + "balanced_accuracy" not in scores
+    return figure(prefix + "r2" in scores, several)
 
 
 def told(name: str, value: float) -> str:

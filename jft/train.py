@@ -304,7 +304,9 @@ class Run:
         train = data["train"].taken
         self.order = order.Order(len(train), config.seed, train.labels if config.balance else None)
         self.loss = loss or choose_loss(config, train)
-        self.figure = metrics.figure(train.quantities)  # what a validation is told by
+        val = data["val"].dataset
+        # What a validation is told by. There is no mAP without one image that has a label.
+        self.figure = metrics.figure(val.quantities, val.several and bool(val.labels.any()))
         self.eval_loss, self.eval_correct = jax.jit(self.loss), jax.jit(losses.correct)
         self.eval_steps: dict[Any, Any] = {}  # compiled, by the span they run
         self.features: dict[
@@ -318,7 +320,9 @@ class Run:
         self.ended = 0  # how many legs have
         self.state: State | None = None  # distributed over the mesh; None before the first leg
         self.best: Best | None = None
-        self.accuracy: float | None = None  # of the last validation; of quantities R²
+        self.reached: dict[
+            str, float
+        ] = {}  # accuracy of the last validation; of quantities R², of several labels mAP too
         self.records: list[dict[str, Any]] = []  # what result.json says of the stages that are done
         self.leg_seconds = 0.0  # of the leg under way, in sessions before this one
         self.patience = Patience()  # of the leg under way
@@ -361,7 +365,7 @@ class Run:
 
     def _go_to(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
         """Take the state of the newest checkpoint that is whole and `wanted`, and its position; or the first state."""
-        self.state, self.best, self.accuracy = None, None, None
+        self.state, self.best, self.reached = None, None, {}
         self.step, self.leg, self.ended, self.records, self.leg_seconds = 0, -1, 0, [], 0.0
         self.patience, self.skipped = Patience(), 0
         for step, position in shard.together(self.checkpoints.positions):
@@ -399,7 +403,7 @@ class Run:
             if position["best"]:
                 self.best = Best(**position["best"], **found["best"])
             self.records, self.leg_seconds = position["records"], position["leg_seconds"]
-            self.accuracy, self.rollbacks = position["accuracy"], position["rollbacks"]
+            self.reached, self.rollbacks = position.get("reached", {}), position["rollbacks"]
             break
         else:
             position, self.rollbacks = None, []
@@ -498,7 +502,7 @@ class Run:
             "patience": self.patience.position(),
             "skipped": self.skipped,
             "pieces": self.pieces,
-            "accuracy": self.accuracy,
+            "reached": self.reached,
             "rollbacks": self.rollbacks,
             "best": self.best.position() if self.best else None,
             "records": self.records,
@@ -739,7 +743,7 @@ class Run:
             if not resident:
                 data = next(stream)  # read and laid on the devices while they work
             # Quantities are neither right nor wrong, whatever an objective tells of them.
-            values = {n: np.asarray(v)[:count] for n, v in out.items() if n != "accuracy" or self.figure == n}
+            values = {n: np.asarray(v)[:count] for n, v in out.items() if n != "accuracy" or self.figure != "r2"}
             seconds = time.perf_counter() - begun
             limit = max(1, min(depth, 4 * limit, int(shard.agree(DISPATCH_SECONDS * count / seconds, min))))
             return [{name: float(v[i]) for name, v in values.items()} for i in range(count)]
@@ -901,8 +905,13 @@ class Run:
             loss = float(np.mean(np.asarray(self.eval_loss(logits, {"label": labels}), np.float64)))
             if val.dataset.quantities:  # in their own units R² is the same
                 accuracy = metrics.quantities(logits, val.labels, val.dataset.classes)["r2"] if finite else -np.inf
+                self.reached = {"r2": accuracy}
             else:
                 accuracy = float(np.mean(np.asarray(self.eval_correct(logits, labels), np.float64)))
+                self.reached = {"accuracy": accuracy}
+            if self.figure == "average_precision":
+                precision = metrics.average_precision(probabilities(logits, True), val.labels) if finite else None
+                self.reached[self.figure] = -np.inf if precision is None else precision
             # However many are right, no result can be made of a state with an answer that is no number.
             scored = (accuracy, loss) if finite else (-np.inf, np.nan)
             score = self._score(*scored)
@@ -917,16 +926,15 @@ class Run:
                 self.best = Best(self.step, leg.number, *scored, params, batch_stats, logits)
         if self.config.snapshots:
             self._snapshot(state)
-        self.accuracy = accuracy
         row: dict[str, Any] = {"step": self.step, "stage": leg.stage.name, "val_loss": loss}
-        row[f"val_{self.figure}"] = accuracy
+        row |= {f"val_{name}": value for name, value in self.reached.items()}
         moved = sorted(n for n in self._touched(leg.number)[0] if n in self.source)
         if moved:
             row["distance"] = distances(state.params, self.source, moved, self.model)
         self.log.write(row)
         train_loss = float(np.mean(self.losses)) if self.losses else np.nan  # none where a run went on to score
         self.losses = []
-        told = {self.figure: accuracy, "loss": loss}
+        told = {self.figure: self.reached[self.figure], "loss": loss}
         self.display.validation(told, better, self.step, self.legs[-1].last, train_loss)
         if self.watch:
             last = self.legs[-1]
@@ -960,7 +968,7 @@ class Run:
             "lr": leg.stage.lr,
             "parts": list(leg.train_parts),
             "trainable_params": sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable),
-            f"val_{self.figure}": plain(self.accuracy),
+            **{f"val_{name}": plain(value) for name, value in self.reached.items()},
             "seconds": round(seconds, 3),
         }
 
@@ -1003,7 +1011,7 @@ class Run:
             "seed": config.seed,
             "plan": config.plan if isinstance(config.plan, str) else [leg.stage.name for leg in self.legs],
             "val": {**scores, "count": len(val.labels), "loss": plain(self.best.loss), "best_step": self.best.step},
-            "last": {self.figure: plain(self.accuracy), "step": self.step},
+            "last": {**{name: plain(value) for name, value in self.reached.items()}, "step": self.step},
             "train": {"count": len(trained), **of_train},
             "excluded": [{"path": name, "reason": reason} for name, reason in excluded],
             "stages": self.records,
@@ -1045,8 +1053,9 @@ class Run:
         self._track(result, likely)
         told = metrics.told(self.figure, scores[self.figure])
         what = f"{metrics.HEADLINES[self.figure]} {told}"
-        if several and scores.get("average_precision") is not None:  # how often all are right says little
-            what = f"mAP {metrics.told('average_precision', scores['average_precision'])} ({what}, all labels right)"
+        if several:
+            right = f"{metrics.told('accuracy', scores['accuracy'])} have all labels right"
+            what = f"{what} ({right})" if self.figure != "accuracy" else right
         self.display.note(f"Validation {what} of {len(val.labels)} images.")
         self.display.note(f"The model is in {self.workdir / 'model'}.")
         draw_report(self.workdir, self.data["val"].dataset, self.display)

@@ -70,21 +70,24 @@ def make_run(folder: Path, classes: list[str], n: int, data: Path | str | None =
                            "loss": float(0.1 + falling + 0.1 * rng.random()),
                            "accuracy": float(1 - 0.5 * falling - 0.1 * rng.random())})  # fmt: skip
                 if i % 20 == 0:
+                    also = {"val_average_precision": float(0.97 - 0.4 * falling)} if several else {}
                     log.write({"step": step, "stage": stage["name"], "val_loss": float(0.2 + falling),
-                               "val_accuracy": float(0.93 - 0.4 * falling)})  # fmt: skip
+                               "val_accuracy": float(0.93 - 0.4 * falling), **also})  # fmt: skip
     settings = {"data": str(data or "data/flowers"), "model": "tiny_vit", "weights": "w.safetensors", "epochs": 10.0,
                 "plan": "lp-ft", "augment": ["crop", "flip"], "preprocess": {"crop_pct": 1.0}}  # fmt: skip
     config = {"config": settings, "stages": STAGES, "classes": classes, "weights": "/data/w.safetensors",
               "weights_sha256": "0123456789abcdef" * 4, "versions": {"python": "3.11.2", "jft": "0.1.0"}}  # fmt: skip
     stages = [
         {"name": s["name"], "steps": c, "epochs": s["epochs"], "lr": s["lr"], "trainable_params": 1000 * (i + 1),
-         "val_accuracy": 0.9 + 0.01 * i, "seconds": 12.5 * (i + 1)}
+         "val_accuracy": 0.9 + 0.01 * i, "seconds": 12.5 * (i + 1),
+         **({"val_average_precision": 0.8 + 0.01 * i} if several else {})}
         for i, (s, c) in enumerate(zip(STAGES, steps, strict=True))
     ]  # fmt: skip
     result = {
         "model": "tiny_vit", "weights": "/data/w.safetensors", "weights_sha256": "0123456789abcdef" * 4,
         "data": settings["data"], "classes": classes, "seed": 0, "plan": "lp-ft",
-        "val": {"accuracy": float((best == labels).mean()) if not several else 0.5, "count": n, "best_step": 180},
+        "val": {"accuracy": float((best == labels).mean()), "count": n, "best_step": 180} if not several
+               else {"accuracy": 0.5, "average_precision": 0.75, "count": n, "best_step": 180},
         "last": {"accuracy": 0.9, "step": 200}, "stages": stages,
         "train": {"count": 4 * n, "per_class": [4 * n // k] * k},
         "excluded": [{"path": "train/x/broken.jpg", "reason": "not an image in a format that Pillow reads"}],

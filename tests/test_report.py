@@ -17,6 +17,7 @@ import sklearn.metrics as sk
 from PIL import Image
 from synthetic_run import make_run
 
+from jft import metrics
 from jft.data.sources import arrays
 from jft.errors import UserError
 from jft.report import log, plots
@@ -324,6 +325,7 @@ def test_several_labels_an_image(tmp_path):
     assert "Mean average precision" in page.text and "all labels right" in page.text and "Class by class" in page.text
     for words in ("every label of every image counted", "wrongly said", "average precision", "Most uncertain"):
         assert words in page.text, words
+    assert "validation mAP after it" in page.text and "82.0 %" in page.text and "92.0 %" not in page.text
 
 
 def shown(page):
@@ -446,6 +448,15 @@ def test_single_runs_are_compared_beside_the_first(tmp_path):
         make_comparison(folders)
     with pytest.raises(UserError, match="nor one of a comparison"):
         make_comparison([tmp_path / "nothing"])
+
+
+def test_runs_of_several_labels_are_compared_by_their_map(tmp_path):
+    folders = [make_run(tmp_path / name, ["a", "b"], 60, several=True) for name in "xy"]
+    page = Page(make_comparison(folders))
+    with np.load(folders[0] / "predictions.npz") as file:
+        low, high = metrics.intervals(file["probabilities"], file["labels"])["average_precision"]
+    assert f"75.0 % {100 * low:.1f} to {100 * high:.1f}" in page.text and "Validation mAP" in page.text
+    assert "accuracy (all labels right), in points" in page.text
 
 
 def test_the_command_draws_one_or_compares_several(tmp_path, capsys):

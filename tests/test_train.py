@@ -359,6 +359,11 @@ def test_of_several_labels_the_best_state_is_that_of_the_least_loss(tmp_path):
     rows = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
     seen = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
     assert run.result["val"]["best_step"] == min(seen, key=seen.get) and len(seen) > 3
+    # And told by its mAP, in a validation's line as in the result.
+    of_best = next(row for row in rows if "val_loss" in row and row["step"] == run.result["val"]["best_step"])
+    for name in ("average_precision", "accuracy"):
+        assert of_best[f"val_{name}"] == pytest.approx(run.result["val"][name], abs=1e-12)
+        assert run.result["last"][name] == run.result["stages"][-1][f"val_{name}"]
 
 
 def test_an_image_size_that_the_model_does_not_take_is_refused(folder, tmp_path):

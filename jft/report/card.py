@@ -188,7 +188,7 @@ def _results(about: Mapping[str, Any]) -> str:
             rows.append([told, *(_figure(key, scores) for scores in splits.values())])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     figure = metrics.headline(about["val"])
-    intervals = "Intervals are Wilson's, at 95 %. " if figure == "accuracy" else ""
+    intervals = "Intervals are Wilson's, at 95 %. " if "accuracy" in about["val"] else ""
     chosen = about.get("chosen", "The state that was kept is the best of the run on the validation images")
     leans = f"{chosen}, so their {metrics.HEADLINES[figure]} leans to the high side." if chosen else ""
     return f"{table}\n\n{intervals}{leans}".rstrip()
@@ -224,7 +224,8 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> str:
             ("trainable_params", ","),
             (f"val_{figure}", ".3f" if figure == "r2" else ".1%"),
         ):
-            cells.append(format(float(s[key]) if key == "val_r2" else s[key], how) if s.get(key) is not None else "")
+            value = s.get(key)
+            cells.append("" if value is None else format(float(value) if key == f"val_{figure}" else value, how))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

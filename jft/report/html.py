@@ -84,7 +84,7 @@ class Run:
     @property
     def figure(self) -> str:
         """What runs like this one are compared by, a key of `metrics.HEADLINES`."""
-        return metrics.figure(self.quantities)
+        return metrics.figure(self.quantities, any("val_average_precision" in row for row in self.rows))
 
 
 def make_report(workdir: str | Path, images: Dataset | None = None) -> Path:
@@ -476,6 +476,7 @@ def _stages(run: Run) -> Any:
     done = list(run.result.get("stages") or [])
     if not done:
         return None
+    key = f"val_{run.figure}"
     numbers = [
         (
             f"{i}. {s.get('name', '')}",
@@ -483,7 +484,7 @@ def _stages(run: Run) -> Any:
             f"{s['epochs']:.3g}" if s.get("epochs") is not None else "",
             f"{s['lr']:.2g}" if s.get("lr") is not None else "",
             f"{s.get('trainable_params', 0):,}",
-            percent(s["val_accuracy"]) if "val_accuracy" in s else f"{float(s['val_r2']):.3f}" if "val_r2" in s else "",
+            "" if key not in s else percent(float(s[key])) if key != "val_r2" else f"{float(s[key]):.3f}",
             seconds(s.get("seconds", 0)),
         )
         for i, s in enumerate(done, 1)

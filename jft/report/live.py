@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jft import metrics
 from jft.errors import UserError, printable
 from jft.report.log import plain
 
@@ -56,11 +57,11 @@ def duration(seconds: float) -> str:
 
 def figures(values: Mapping[str, float]) -> str:
     """`loss 0.312, accuracy 94.1 %`."""
-    return ", ".join(f"{'R²' if k == 'r2' else k} {_told(k, v)}" for k, v in values.items())
+    return ", ".join(f"{metrics.HEADLINES.get(k, k)} {_told(k, v)}" for k, v in values.items())
 
 
 def _told(name: str, value: float) -> str:
-    return f"{value:.1%}" if "accuracy" in name else f"{value:.3g}"
+    return f"{value:.1%}" if name in metrics.HEADLINES and name != "r2" else f"{value:.3g}"
 
 
 def sparkline(values: Sequence[float], width: int = SPARK_WIDTH, ascii: bool = False) -> str:
@@ -403,7 +404,7 @@ class ViewDisplay(PlainDisplay):
 
     def validation(self, values: Mapping[str, float], best: bool, step: int, total: int, loss: float) -> None:
         super().validation(values, best, step, total, loss)
-        self.figure = "r2" if "r2" in values else "accuracy"
+        self.figure = metrics.headline(values)
         self.scores.append(values.get(self.figure, 0.0))
         self.draw()
 

@@ -90,9 +90,9 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _reached(runs: Sequence[Run], split: str) -> tuple[float, tuple[float, float]] | None:
-    """Accuracy or R² on a split with its interval: of the mean over seeds, or of one run; None without it.
+    """Accuracy, mAP or R² on a split with its interval: of the mean over seeds, or of one run; None without it.
 
-    Of one run's accuracy by Wilson's interval, of R² by the bootstrap, where its predictions are at hand.
+    Of one run's accuracy by Wilson's interval, of the others by the bootstrap, where its predictions are at hand.
     """
     scores = [r.result.get(split) or {} for r in runs]
     values = [s[runs[0].figure] for s in scores if runs[0].figure in s]
@@ -100,11 +100,15 @@ def _reached(runs: Sequence[Run], split: str) -> tuple[float, tuple[float, float
         return None
     if len(values) > 1:
         return float(np.mean(values)), mean_interval(values)
+    if runs[0].figure == "accuracy":
+        n = scores[0]["count"]
+        return values[0], metrics.wilson(round(values[0] * n), n)
+    if split != "val" or not len(runs[0].labels):
+        return values[0], (values[0], values[0])
     if runs[0].quantities:
-        known = split == "val" and len(runs[0].labels)
-        return values[0], metrics.bootstrap_mean(html.credit(runs[0])) if known else (values[0], values[0])
-    n = scores[0]["count"]
-    return values[0], metrics.wilson(round(values[0] * n), n)
+        return values[0], metrics.bootstrap_mean(html.credit(runs[0]))
+    found = metrics.intervals(runs[0].probabilities, runs[0].labels)
+    return values[0], found.get("average_precision", (values[0], values[0]))
 
 
 def _result(groups: Sequence[Group], target: Path) -> Any:
@@ -143,12 +147,13 @@ def _result(groups: Sequence[Group], target: Path) -> Any:
     for split in splits:
         columns += [names[split], "95 % interval"]
     columns += ["difference to the first", *shown.values(), "trained at most", "weights"]
-    one = "the bootstrap's" if quantities else "Wilson's"
+    one = "Wilson's" if figure == "accuracy" else "the bootstrap's"
+    right = "accuracy (all labels right)" if first[1][0].several else "accuracy"
     how = (
         "Several seeds: their mean, with the interval of the mean over seeds (Student's t), which says what another "
         f"training would reach. One run: {one} interval, which says what other images would give; where these "
         "overlap, train more seeds before you choose. Difference to the first: of the validation "
-        f"{name_of if quantities else 'accuracy, in points,'} on the same images, with the interval of 1,000 resamples "
+        f"{name_of if quantities else f'{right}, in points,'} on the same images, with the interval of 1,000 resamples "
         "of them; one that holds 0 shows no difference yet."
     )
     title = names[splits[0]][0].upper() + names[splits[0]][1:]
@@ -212,7 +217,7 @@ def _curves(groups: Sequence[Group]) -> Any:
     figures = []
     figure = groups[0][1][0].figure
     for key, caption, percent in (
-        (f"val_{figure}", f"Validation {metrics.HEADLINES[figure]}", figure == "accuracy"),
+        (f"val_{figure}", f"Validation {metrics.HEADLINES[figure]}", figure != "r2"),
         ("val_loss", "Validation loss", False),
     ):
         lines = [html.series(runs[0], key) for _, runs in shown]

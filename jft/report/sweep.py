@@ -63,7 +63,7 @@ def standing(row: Row, key: str) -> tuple[bool, float]:
 def _figures(
     rows: Sequence[Row], key: str, names: Sequence[str], ranges: Collection[str], logarithmic: Collection[str]
 ) -> list[Markup]:
-    name_of, percent = (LOSS_NAMES | metrics.HEADLINES)[key], key == "accuracy"
+    name_of, percent = (LOSS_NAMES | metrics.HEADLINES)[key], key in ("accuracy", "average_precision")
     title = name_of[0].upper() + name_of[1:]
     scored = [r for r in rows if key in r and not isinstance(r[key], str)]
     if not scored:

@@ -440,6 +440,8 @@ def check(
     if config.balance and splits.train.labels.ndim != 1:
         other = "" if splits.train.quantities else ": --class-weights"
         raise UserError(f"--balance draws images by class; these data have {_no_classes(splits.train)}{other}.")
+    if splits.train.quantities and config.probe == "logistic":
+        raise UserError("--probe logistic tells classes; these data have quantities: --probe ridge, or knn.")
     if splits.train.quantities and (config.class_weights or config.label_smoothing):
         option = "--class-weights" if config.class_weights else "--label-smoothing"
         raise UserError(f"{option} is about classes; these data have quantities.")

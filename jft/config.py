@@ -143,6 +143,12 @@ class Config:
         0.2, "share of the images held out, class by class, where the data have no val split", least=0, below=1
     )
     eval_every: float = _opt(1.0, "epochs between validations; each stage also ends with one", above=0)
+    probe: str | None = _opt(
+        None,
+        "score the features too, as they are at each validation, by a probe fitted to the training images: one more "
+        "pass over these, but where the head alone trains",
+        choices=("knn", "ridge", "logistic"),
+    )
     snapshots: bool = _opt(False, "keep the weights of every validation, for `jft average W --snapshots`")
     checkpoint_every: float = _opt(60.0, "seconds between checkpoints; each stage also ends with one", least=0)
     layer_decay: float | None = _opt(

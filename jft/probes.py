@@ -22,6 +22,8 @@ Scores = Float[np.ndarray, "n c"]
 
 RESOLUTION = 1e-7  # of float32: directions in which features vary less, beside the one of most variation, are noise
 PENALTIES = tuple(10.0**e for e in range(1, -6, -1))  # times the mean square of the features along a principal axis
+FOLDS = 5
+ONE_FOLD_ABOVE = 5000  # examples; a fifth of more is enough to choose a penalty by, and to score
 EXAMPLES = 3  # the fewest for each Gaussian of a mixture: with one alone it tells its label by heart
 CHUNK = 1024  # rows whose similarities to all others are in memory at a time
 
@@ -295,6 +297,26 @@ def make_folds(labels: Labels, folds: int, seed: int = 0) -> Int[np.ndarray, " n
     found = np.empty(len(labels), np.int64)
     found[shuffled] = np.arange(len(labels)) % folds
     return found
+
+
+def choosing_folds(labels: Labels, seed: int = 0) -> Int[np.ndarray, " n"]:
+    """The folds by which a penalty is chosen: five, and of many examples the first of them alone (−1: the others)."""
+    folds = make_folds(labels, min(FOLDS, len(labels)), seed)
+    return np.where(folds == 0, 0, -1) if len(labels) > ONE_FOLD_ABOVE else folds
+
+
+def answers(
+    probe: str, x: Features, labels: Labels, test: Float[np.ndarray, "m d"], classes: int, seed: int = 0
+) -> Float[np.ndarray, "m c"]:
+    """What `knn`, `ridge` or `logistic`, fitted to x [n, d], says of `test`: shares of votes, estimates, or logits.
+
+    kNN and ridge take quantities [n, c] in place of labels, and estimate them.
+    """
+    if probe == "knn":
+        return knn(x, labels, test, classes)
+    if probe == "ridge":
+        return ridge(x, labels, classes).scores(test)
+    return logistic(x, labels, classes, folds=choosing_folds(labels, seed)).scores(test)
 
 
 # Scores of transferability

@@ -33,8 +33,6 @@ METRICS = {
     "leep": "LEEP, what the source's own classes tell of the labels (N-LEEP where a model has no head)",
     "mean-rank": "the mean place by the others",
 }
-FOLDS = 5
-ONE_FOLD_ABOVE = 5000  # images; a fifth of more is enough to choose a penalty by, and to score
 ROWS = 1024  # of features given to a head at a time
 
 
@@ -335,9 +333,7 @@ def _score(
     begun = time.perf_counter()
     labels, count, several = images.labels[0], len(classes), images.labels[0].ndim == 2
     x, axes = seen.sets[0], probes.Axes(seen.sets[0])
-    folds = probes.make_folds(labels, min(FOLDS, len(labels)), seed)
-    if len(labels) > ONE_FOLD_ABOVE:
-        folds = np.where(folds == 0, 0, -1)
+    folds = probes.choosing_folds(labels, seed)
     linear = probes.logistic(x, labels, count, folds=folds, axes=axes)
     ridge = probes.ridge(x, labels, count, axes=axes)
     if len(seen.sets) > 1:

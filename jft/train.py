@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jft import bundle, features, losses, metrics, optim, plan, sanity, shard, tree, weights
+from jft import bundle, features, losses, metrics, optim, plan, probes, sanity, shard, tree, weights
 from jft.build import (
     Leg,
     Split,
@@ -323,6 +323,9 @@ class Run:
         self.reached: dict[
             str, float
         ] = {}  # accuracy of the last validation; of quantities R², of several labels mAP too
+        self.probed: tuple[int, float] | None = (
+            None  # the leg whose features do not move, and what a probe made of them
+        )
         self.records: list[dict[str, Any]] = []  # what result.json says of the stages that are done
         self.leg_seconds = 0.0  # of the leg under way, in sessions before this one
         self.patience = Patience()  # of the leg under way
@@ -912,6 +915,8 @@ class Run:
             if self.figure == "average_precision":
                 precision = metrics.average_precision(probabilities(logits, True), val.labels) if finite else None
                 self.reached[self.figure] = -np.inf if precision is None else precision
+            if self.config.probe:
+                self.reached[self.config.probe] = self._probe(self.config.probe, state, leg, averaged_below)
             # However many are right, no result can be made of a state with an answer that is no number.
             scored = (accuracy, loss) if finite else (-np.inf, np.nan)
             score = self._score(*scored)
@@ -935,11 +940,49 @@ class Run:
         train_loss = float(np.mean(self.losses)) if self.losses else np.nan  # none where a run went on to score
         self.losses = []
         told = {self.figure: self.reached[self.figure], "loss": loss}
+        if self.config.probe:
+            told[f"{self.config.probe} {metrics.HEADLINES[self.figure]}"] = self.reached[self.config.probe]
         self.display.validation(told, better, self.step, self.legs[-1].last, train_loss)
         if self.watch:
             last = self.legs[-1]
             self.watch(row | {"done": self.step / last.last, "final": leg.number == last.number})
         return bool(np.isfinite(loss))
+
+    def _probe(self, probe: str, state: State, leg: Leg, moved: bool) -> float:
+        """What a probe of the features before the head, fitted to the training images as they are, reaches.
+
+        `moved`: averages make features of their own, also where nothing before the head trains.
+        """
+        still = leg.cut == "head" and not moved
+        if still and self.probed and self.probed[0] == leg.number:
+            return self.probed[1]
+        x, test = (self._features(split, state, leg, still) for split in ("train", "val"))
+        train, val = self.data["train"], self.data["val"]
+        value = -np.inf
+        if np.isfinite(x).all() and np.isfinite(test).all():
+            said = probes.answers(probe, x, train.labels, test, self.model.num_classes, self.config.seed)
+            if val.dataset.quantities:
+                value = metrics.quantities(said.astype(np.float32), val.labels, val.dataset.classes)["r2"]
+            elif self.figure == "average_precision":
+                value = metrics.average_precision(said, val.labels) or 0.0
+            elif val.dataset.several:
+                value = float(
+                    np.mean(((said >= (0.0 if probe == "logistic" else 0.5)) == (val.labels > 0)).all(axis=1))
+                )
+            else:
+                value = metrics.accuracy(said, val.labels)
+        if still:
+            self.probed = leg.number, value
+        return value
+
+    def _features(self, split: str, state: State, leg: Leg, still: bool) -> np.ndarray:
+        """What the head is given of each image of a split, not augmented: float32 [n, d]; `still`: as it was kept."""
+        data, views = self.data[split], split == "train" and leg.augment and self.config.views
+        kept = self.features.get((split, "head")) if still and not views else None
+        if kept is None:
+            step = self._eval_step(stop="head")
+            kept = features.compute(step, state.params, state.batch_stats, self._placed(data))
+        return np.asarray(kept, np.float32).reshape(len(data.labels), -1)
 
     def _score(self, accuracy: float, loss: float) -> tuple[float, float]:
         """By which one validation is better than another: accuracy, then the loss, which is not if it is no number.

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import jft
-from jft import Stage, build, checkpoint, hyper, lock, train
+from jft import Stage, build, checkpoint, hyper, lock, metrics, probes, train, use
 from jft.bundle import load
 from jft.config import Config
+from jft.data import sources
 from jft.errors import UserError
 from jft.lora import read_adapter
 from jft.run import entered
@@ -364,6 +365,36 @@ def test_of_several_labels_the_best_state_is_that_of_the_least_loss(tmp_path):
     for name in ("average_precision", "accuracy"):
         assert of_best[f"val_{name}"] == pytest.approx(run.result["val"][name], abs=1e-12)
         assert run.result["last"][name] == run.result["stages"][-1][f"val_{name}"]
+
+
+def probe_of(workdir, folder, kind):
+    """What a probe of the written model's features reaches, all computed anew."""
+    model, splits = load(workdir / "model"), sources.load(str(folder))
+    x, test = (
+        np.concatenate([chunk.features for chunk in use.run_chunks(model, split, features=True)])
+        for split in (splits.train, splits.val)
+    )
+    said = probes.answers(kind, x, splits.train.labels, test, len(splits.classes))
+    return metrics.accuracy(said, splits.val.labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["knn", "ridge", "logistic"])
+def test_a_probe_is_of_the_features_as_they_are(folder, tmp_path, kind):
+    """Of a head's stage kept ones, then of what has trained: the last state is the only one of its stage."""
+    plan = (Stage("head", ("head",), epochs=2, lr=1e-3), Stage("top", ("block*", "head"), epochs=2, lr=1e-2))
+    one = train.train(config(folder, tmp_path / "one", plan=plan[:1], probe=kind))
+    rows = [json.loads(line) for line in (one.workdir / "metrics.jsonl").read_text().splitlines()]
+    told = [row[f"val_{kind}"] for row in rows if "val_loss" in row]
+    assert told == [pytest.approx(probe_of(one.workdir, folder, kind))] * 2
+    made = config(folder, tmp_path / "two", plan=plan[1:], probe=kind, eval_every=9, augment=("flip",))
+    two = train.train(made)
+    assert two.result["last"][kind] == pytest.approx(probe_of(two.workdir, folder, kind))
+    assert "probe" in (two.workdir / "report.html").read_text()
+    values = {"train": (np.zeros((4, 8, 8, 3), np.uint8), np.arange(4.0))}
+    if kind == "logistic":
+        with pytest.raises(UserError, match="--probe ridge"):
+            train.train(config(folder, tmp_path / "three", data=lambda: values, probe=kind))
 
 
 def test_an_image_size_that_the_model_does_not_take_is_refused(folder, tmp_path):

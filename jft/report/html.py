@@ -593,11 +593,16 @@ def _curves(run: Run) -> Any:
     right, val_right = series(run, run.figure), series(run, f"val_{run.figure}")
     name = metrics.HEADLINES[run.figure]
     name = name[0].upper() + name[1:]
+    asked = (run.config.get("config") or {}).get("probe")
+    probe, probed = f"{name} of the probe {asked}, fitted to the features", series(run, f"val_{asked}")
     rate = series(run, "lr")
     drawn = [
         ("Loss", plots.curve("Loss over the steps", loss, val_loss, stages)) if loss or val_loss else None,
         (name, plots.curve(f"{name} over the steps", right, val_right, stages, percent=not run.quantities))
         if right or val_right
+        else None,
+        (probe, plots.curve(f"{probe} over the steps", [], probed, stages, percent=not run.quantities))
+        if probed
         else None,
         ("Learning rate of each group", plots.rates("Learning rate over the steps", _group_rates(run, rate), stages))
         if rate

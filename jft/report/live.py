@@ -61,7 +61,7 @@ def figures(values: Mapping[str, float]) -> str:
 
 
 def _told(name: str, value: float) -> str:
-    return f"{value:.1%}" if name in metrics.HEADLINES and name != "r2" else f"{value:.3g}"
+    return f"{value:.1%}" if name.endswith(("accuracy", "average_precision", "mAP")) else f"{value:.3g}"
 
 
 def sparkline(values: Sequence[float], width: int = SPARK_WIDTH, ascii: bool = False) -> str:

@@ -284,6 +284,27 @@ def test_an_unknown_option_names_near_ones(given, meant, capsys):
     assert f"Did you mean {meant}?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["finetune"], ["finetune", "--dry-run"], ["finetune", "--overfit"], ["lr"]])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--augment=flop", "Did you mean flip"),
+        ("--optimizer=adamm", "Did you mean adam"),
+        ("--schedule=nope", "nope"),
+        ("--class-weights=nope", "nope"),
+        ("--preprocess.crop_pct=0", "crop_pct 0"),
+        ("--track=nope", "There is no tracker 'nope'"),
+    ],
+)
+def test_a_mistake_in_an_option_is_told_before_weights_are_read(command, option, message, folder, capsys):
+    words = [*command, "--data", str(folder), "--model", "tiny_vit", "--weights", "no/such.pth", option]
+    ignored = {"--track": ["finetune --dry-run", "finetune --overfit", "lr"], "--augment": ["finetune --overfit"]}
+    if " ".join(command) not in ignored.get(option.split("=")[0], []):
+        assert cli.main(words) == 2
+        told = capsys.readouterr().err
+        assert message in told and "such.pth" not in told
+
+
 def test_what_options_are_called_elsewhere_leads_to_one_of_ours():
     ours = {f.name.replace("_", "-") for f in dataclasses.fields(config.Config)} | {"out"}
     assert set(cli.ELSEWHERE.values()) <= ours and not cli.ELSEWHERE.keys() & ours

@@ -67,17 +67,17 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
                 results.append(train(one, shared=shared).result)
                 advance(1)
             rows.append(summarise(name, results))
-        figure = metrics.HEADLINES[metrics.headline(rows[0])]
-        display.table(
-            [[r["name"], shown(r), f"{r['trainable_params']:,}", f"{r['seconds']:.1f}"] for r in rows],
-            [
-                "",
-                f"{rows[0]['on']} {figure}, mean ± std of {rows[0]['seeds']} seeds",
-                "trained at most",
-                "s a run",
-            ],
-            title=str(workdir),
-        )
+        reached, seeds = f"{rows[0]['on']} {metrics.HEADLINES[metrics.headline(rows[0])]}", {r["seeds"] for r in rows}
+        if max(seeds) > 1:
+            reached += ", mean ± std" + (f" of {max(seeds)} seeds" if len(seeds) == 1 else "")
+        columns = {
+            "": [r["name"] for r in rows],
+            reached: [shown(r) for r in rows],
+            **({"seeds": [r["seeds"] for r in rows]} if len(seeds) > 1 else {}),
+            "trained at most": [f"{r['trainable_params']:,}" for r in rows],
+            "s a run": [f"{r['seconds']:.1f}" for r in rows],
+        }
+        display.table(list(zip(*columns.values(), strict=True)), list(columns), title=str(workdir))
     write_json(workdir / "result.json", {"rows": rows})
     if shard.first():
         try:

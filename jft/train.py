@@ -129,7 +129,7 @@ def train(
             "stages": describe(stages),
             "preprocess": describe(loaded.preprocess),
             "classes": list(splits.classes),
-            "weights": str(loaded.path),
+            "weights": str(loaded.path) if loaded.path else None,
             "weights_sha256": loaded.sha256,
             "data_sha256": fingerprint(splits),
             "data_contents": contents(splits),

@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. What is done is done elsewhere, and imported only when it is needed."""
 
 import argparse
+import codecs
 import contextlib
 import copy
 import dataclasses
@@ -143,9 +144,10 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns 0 on success, 2 for the user's mistake, 1 for a fault of ours, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    codecs.register_error("jft", _escaped)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # whatever it is encoded in: a redirect on Windows has no λ
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="jft")
     try:
         return run(argv)
     except UserError as error:
@@ -183,6 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"jft: a fault of ours ({type(error).__name__}). Please report it with the lines above.", file=sys.stderr)
         return 1
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What cannot be encoded as JSON has it, \\u00d7 for ×, so that printed JSON stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _by_hand(error: BaseException | None) -> bool:
@@ -815,7 +823,12 @@ def _predict(options: argparse.Namespace) -> None:
         raise UserError("No images given. Name files, folders, globs, a CSV or - after the run's folder.")
     kind = "jsonl" if options.json else "csv"
     printed = [(sys.stdout, kind)] if options.json or not options.out else []
-    if printed and isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() == "utf-8":
+    if (
+        printed
+        and kind == "csv"
+        and isinstance(sys.stdout, io.TextIOWrapper)
+        and sys.stdout.encoding.lower() == "utf-8"
+    ):
         sys.stdout.reconfigure(errors="surrogateescape")  # as in a file: a name that is no UTF-8 stays what it is
     with contextlib.ExitStack() as stack:
         # What is printed has standard output to itself.

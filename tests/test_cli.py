@@ -317,7 +317,19 @@ def test_whatever_stdout_is_encoded_in_all_is_told(encoding, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main(["finetune", "--help"])
     sys.stdout.flush()
-    assert rb"L + \u03bb" in raw.getvalue() and "224×224".encode(encoding, "backslashreplace") in raw.getvalue()
+    assert rb"L + \u03bb" in raw.getvalue() and "224×224".encode(encoding, "jft") in raw.getvalue()
+
+
+def test_printed_json_stays_json_in_any_encoding(monkeypatch):
+    from jft import use
+
+    told = {"split": "val", "classes": ["é", "×", "蚂", "\U0001f41d", "\udcff"]}
+    monkeypatch.setattr(use, "evaluate", lambda *_: told)
+    for encoding in ("ascii", "cp1252", "utf-8"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw := io.BytesIO(), encoding))
+        assert cli.main(["evaluate", "run", "--json"]) == 0
+        sys.stdout.flush()
+        assert json.loads(raw.getvalue().decode(encoding)) == told
 
 
 def test_a_name_that_is_no_utf8_stays_what_it_is_in_a_printed_table(monkeypatch):

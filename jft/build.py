@@ -121,6 +121,12 @@ def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any]
         params |= updates
         loaded = replace(loaded, missing=(*loaded.missing, *sorted(updates)))
     preprocess = replace(loaded.preprocess, **config.preprocess)
+    _check_preprocess(preprocess, model)
+    return model, dict(sorted(params.items())), dict(sorted(stats.items())), replace(loaded, preprocess=preprocess)
+
+
+def _check_preprocess(preprocess: Preprocess, model: Model) -> None:
+    """Raises UserError for a preprocessing that does not exist or that the model cannot take."""
     resampling(preprocess)
     if tuple(preprocess.size) != tuple(model.input_shape[:2]):
         size, takes = (",".join(map(str, s)) for s in (preprocess.size, model.input_shape[:2]))
@@ -131,7 +137,6 @@ def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any]
             raise UserError(f"--preprocess.{name} has {count}; {model.input_shape[-1]} are expected, one a channel.")
     if preprocess.crop_pct <= 0 or min(preprocess.std) <= 0:
         raise UserError(f"--preprocess: crop_pct {preprocess.crop_pct} and std {preprocess.std} are above 0.")
-    return model, dict(sorted(params.items())), dict(sorted(stats.items())), replace(loaded, preprocess=preprocess)
 
 
 def _has_prompts(source: Any) -> bool:
@@ -472,6 +477,21 @@ def check(
             _check_penalty(config.penalty, model, leg, missing)
         if config.objective is not None:
             _check_objective(config, model, leg, loss, given, missing)
+
+
+def check_first(config: Config, splits: sources.Splits) -> None:
+    """`check` as far as it needs no weights: a mistake in an option is told before any are fetched or read."""
+    model = model_of(config, len(splits.classes))
+    _check_preprocess(replace(weights.default_preprocess(model)[0], **config.preprocess), model)
+    check(config, model, resolve(config, model, model.shapes()[0]), splits)
+
+
+def check_missing(
+    config: Config, model: Model, stages: Sequence[Stage], splits: sources.Splits, missing: Collection[str]
+) -> None:
+    """`check` again, once the names that the weights lack are known, where something takes the pretrained values."""
+    if missing and (config.penalty is not None or config.objective is not None):
+        check(config, model, stages, splits, missing)
 
 
 def _check_views(config: Config, legs: Sequence[Leg]) -> None:

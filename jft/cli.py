@@ -1,9 +1,11 @@
 """The command line: parses, calls, prints. What is done is done elsewhere, and imported only when it is needed."""
 
 import argparse
+import codecs
 import contextlib
 import copy
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jft import __version__
-from jft.config import Config, load_config, load_file, override
+from jft.config import Config, flag, load_config, load_file, override
 from jft.errors import FULL, UserError, disk, near, printable, theirs
 from jft.plan import overridden
 
@@ -90,6 +92,11 @@ LINES = "\n\t"  # that a message may have
 FEW = 5  # models of which `jft models` tells more than fits a line
 FREE = ("--model_options.", "--model-options.")
 PLACEHOLDER = {"data": "PATH", "weights": "FILE", "plan": "PLAN", "workdir": "W", "image_size": "N"}
+# What options are called elsewhere, and here.
+ELSEWHERE = {
+    "learning-rate": "lr", "batch-size": "batch", "num-epochs": "epochs", "freeze": "plan", "img-size": "image-size",
+    "dataset": "data", "workers": "threads", "num-workers": "threads", "output": "out", "output-dir": "workdir",
+}  # fmt: skip
 # Headings of the fields of a config in a help, by the first field below each.
 SECTIONS = {
     "data": "what is trained on what",
@@ -112,25 +119,35 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = copy.copy(action)
-        shown.option_strings = [
-            o for o in action.option_strings if "_" not in o or o.replace("_", "-") not in action.option_strings
-        ]
+        shown.option_strings = _spellings(action)
         return super()._format_action_invocation(shown)
+
+
+def _spellings(action: argparse.Action) -> list[str]:
+    """What an option is called, without the second spelling that has _ for -."""
+    return [o for o in action.option_strings if "_" not in o or o.replace("_", "-") not in action.option_strings]
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors name the way out."""
 
     def error(self, message: str) -> typing.NoReturn:
-        known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
+        known = [s for a in self._actions for s in _spellings(a) if s.startswith("--") and not s.endswith(".FIELD")]
         words = [w.split("=")[0] for w in message.split() if w.startswith("--")]
-        hint = near(words[0], known) if words and "unrecognized" in message else ""
+        hint = ""
+        if words and "unrecognized" in message:
+            meant = f"--{ELSEWHERE.get(words[0][2:].replace('_', '-'), '')}"
+            hint = f" Did you mean {meant}?" if meant in known else near(words[0], known, 3, 0.6)
         self.exit(2, f"{self.prog}: {message}.{hint} See `{self.prog} --help`.\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns 0 on success, 2 for the user's mistake, 1 for a fault of ours, 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    codecs.register_error("jft", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whatever it is encoded in: a redirect on Windows has no λ
+            stream.reconfigure(errors="jft")
     try:
         return run(argv)
     except UserError as error:
@@ -145,6 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ == "Interrupted":  # of jft.train, not imported here
             print(f"jft: {error}", file=sys.stderr)
+            return 130
+        if _by_hand(error):
+            print("jft: stopped.", file=sys.stderr)
             return 130
         if isinstance(error, OSError) and error.errno in FULL:
             print(
@@ -167,12 +187,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """What cannot be encoded as JSON has it, \\u00d7 for ×, so that printed JSON stays JSON."""
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+def _by_hand(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is what an error was made of: jaxlib, while it is imported, makes an ImportError of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def run(argv: list[str]) -> int:
     """Parse and carry out; raises what `main` turns into exit codes."""
     parser = make_parser([word for word in argv if word.startswith(FREE)])
     if not argv:
         parser.print_help()
         return 0
+    if argv[0] not in EXAMPLES and not argv[0].startswith("-"):
+        raise UserError(f"There is no command {argv[0]!r}.{near(argv[0], EXAMPLES)} `jft --help` lists them.")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -559,7 +594,7 @@ def configs_of(options: argparse.Namespace, suffix: str = "") -> dict[str, Confi
             configs = {label: override(config, name, words) for label, config in configs.items()}
             if all(name in overridden(config.plan) for config in configs.values()):
                 raise UserError(
-                    f"--{key.removeprefix('field:').replace('_', '-')} would count for nothing: every stage of the "
+                    f"{flag(name)} would count for nothing: every stage of the "
                     "plan has its own. Change it there, or leave it out of the stages that should follow the option."
                 )
     if options.config and not any(c.workdir for c in configs.values()):
@@ -628,45 +663,59 @@ def _check_predict(configs: dict[str, Config], options: argparse.Namespace) -> N
 def _try_out(configs: dict[str, Config], options: argparse.Namespace) -> None:
     from jft import trial
 
+    told = []
     for name, config in configs.items():
         for what, function in (("dry-run", trial.dry_run), ("overfit", trial.overfit)):
             if vars(options)[what.replace("-", "_")]:
                 found = function(config)
-                if options.json:
-                    print(json.dumps({"config": name, "trial": what} | found.json(), indent=1))
-                else:
+                told.append({"config": name, "trial": what} | found.json())
+                if not options.json:
                     print("\n".join([*([name] if name else []), trial.text(found, what)]))
+    if options.json:
+        _print_json(told)
+
+
+def _print_json(told: list[dict[str, Any]]) -> None:
+    """What one config gave as an object, what several gave as a list of them; numbers that are none by name."""
+    from jft.report.log import plain
+
+    print(json.dumps(plain(told if len(told) > 1 else told[0]), indent=1, allow_nan=False))
 
 
 def _plan(options: argparse.Namespace) -> None:
     from jft.preview import preview, text
 
+    found = []
     for name, config in configs_of(options).items():
         told = preview(config, compile=not options.fast)
-        if options.json:
-            print(json.dumps({"config": name} | told, indent=1))
-        else:
+        found.append({"config": name} | told)
+        if not options.json:
             print(text(name, told, options.names))
+    if options.json:
+        _print_json(found)
 
 
 def _lr(options: argparse.Namespace) -> None:
+    from jft.compare import place
     from jft.files import writing
     from jft.finder import find_lr, svg, text
 
+    told = []
     for name, config in configs_of(options).items():
         found = find_lr(config.replace(display="quiet") if options.json else config, options.stage)
         if options.plot:
             file = Path(options.plot)
-            file = file.with_stem(f"{file.stem}-{name}") if name else file
+            file = file.with_stem(f"{file.stem}-{place(name)}") if name else file
             try:
                 with writing(file) as part:
                     part.write_text(svg(found), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"--plot {file} cannot be written: {error.strerror}.") from None
-        if options.json:
-            print(json.dumps({"config": name} | found.json(), indent=1))
-        else:
+        told.append({"config": name} | found.json())
+        if not options.json:
             print("\n".join([name, text(found)] if name else [text(found)]))
+    if options.json:
+        _print_json(told)
 
 
 def _rank(options: argparse.Namespace) -> None:
@@ -719,10 +768,10 @@ def _sweep(options: argparse.Namespace) -> None:
     given = {k.removeprefix("field:"): v for k, v in vars(options).items() if k.startswith("field:") and v is not None}
     given = {k.replace("-", "_"): v for k, v in given.items() if k != "workdir"}
     for name, value in (given | found).items():
-        flag = f"--{name if '.' in name else name.replace('_', '-')}"
         values = [value] if isinstance(value, str) else list(value)
         # Of what looks like an option argparse asks where it belongs.
-        words += [f"{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [flag, *values]
+        alone = len(values) == 1 and values[0].startswith("-")
+        words += [f"{flag(name)}={values[0]}"] if alone else [flag(name), *values]
     # The folder that a run has by itself may hold another one, or be the sweep's.
     words += ["--workdir", f"{str(done.workdir).removesuffix('-sweep')}-best"]
     print(f"{there} To run it again:\n  {shlex.join(words)}")
@@ -774,6 +823,13 @@ def _predict(options: argparse.Namespace) -> None:
         raise UserError("No images given. Name files, folders, globs, a CSV or - after the run's folder.")
     kind = "jsonl" if options.json else "csv"
     printed = [(sys.stdout, kind)] if options.json or not options.out else []
+    if (
+        printed
+        and kind == "csv"
+        and isinstance(sys.stdout, io.TextIOWrapper)
+        and sys.stdout.encoding.lower() == "utf-8"
+    ):
+        sys.stdout.reconfigure(errors="surrogateescape")  # as in a file: a name that is no UTF-8 stays what it is
     with contextlib.ExitStack() as stack:
         # What is printed has standard output to itself.
         display = stack.enter_context(contextlib.closing(make_display("quiet" if printed else "auto")))

@@ -41,9 +41,9 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
         )
     places: dict[str, str] = {}
     for name in configs:
-        other = places.setdefault(_place(name), name)
+        other = places.setdefault(place(name), name)
         if other != name:
-            raise UserError(f"The configs {other!r} and {name!r} would share the folder {_place(name)}: rename one.")
+            raise UserError(f"The configs {other!r} and {name!r} would share the folder {place(name)}: rename one.")
     if any(c.distributed for c in configs.values()):
         raise UserError(
             "--distributed is for one run; start those of a comparison, --seed by --seed, one after another."
@@ -61,23 +61,23 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
         for name, config in configs.items():
             results = []
             for seed in range(config.seed, config.seed + config.seeds):
-                folder = workdir / _place(name) / f"seed{seed}"
+                folder = workdir / place(name) / f"seed{seed}"
                 quiet = "quiet" if config.display in ("auto", "plain") else config.display
                 one = config.replace(seed=seed, seeds=1, workdir=str(folder), display=quiet)
                 results.append(train(one, shared=shared).result)
                 advance(1)
             rows.append(summarise(name, results))
-        figure = metrics.HEADLINES[metrics.headline(rows[0])]
-        display.table(
-            [[r["name"], shown(r), f"{r['trainable_params']:,}", f"{r['seconds']:.1f}"] for r in rows],
-            [
-                "",
-                f"{rows[0]['on']} {figure}, mean ± std of {rows[0]['seeds']} seeds",
-                "trained at most",
-                "s a run",
-            ],
-            title=str(workdir),
-        )
+        reached, seeds = f"{rows[0]['on']} {metrics.HEADLINES[metrics.headline(rows[0])]}", {r["seeds"] for r in rows}
+        if max(seeds) > 1:
+            reached += ", mean ± std" + (f" of {max(seeds)} seeds" if len(seeds) == 1 else "")
+        columns = {
+            "": [r["name"] for r in rows],
+            reached: [shown(r) for r in rows],
+            **({"seeds": [r["seeds"] for r in rows]} if len(seeds) > 1 else {}),
+            "trained at most": [f"{r['trainable_params']:,}" for r in rows],
+            "s a run": [f"{r['seconds']:.1f}" for r in rows],
+        }
+        display.table(list(zip(*columns.values(), strict=True)), list(columns), title=str(workdir))
     write_json(workdir / "result.json", {"rows": rows})
     if shard.first():
         try:
@@ -87,7 +87,7 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
     return Comparison(workdir, rows)
 
 
-def _place(name: str) -> str:
+def place(name: str) -> str:
     """A config's folder within the comparison's."""
     return (name or "runs").replace(" ", "-").replace("/", "-")
 

@@ -273,7 +273,7 @@ def check(config: Config) -> None:
     hints = typing.get_type_hints(Config)
     for f in dataclasses.fields(config):
         given, inside = getattr(config, f.name), f.metadata.get("fields")
-        _check_type(_flag(f.name), given, hints[f.name])
+        _check_type(flag(f.name), given, hints[f.name])
         for name, value in given.items() if inside else ():
             kinds = _hints(inside)
             if name not in kinds:
@@ -294,11 +294,12 @@ def check(config: Config) -> None:
                 BOUNDS[b][0].format(", ".join(limit) if b == "choices" else limit) for b, limit in bounds.items()
             )
             hint = near(str(value), bounds.get("choices", ()))
-            raise UserError(f"{_flag(f.name)} is {value}; it is {asked}.{hint}")
+            raise UserError(f"{flag(f.name)} is {value}; it is {asked}.{hint}")
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def flag(name: str) -> str:
+    """The option of a field: `--keep-head`, `--preprocess.crop_pct`."""
+    return f"--{name if '.' in name else name.replace('_', '-')}"
 
 
 def _hints(cls: Any) -> dict[str, Any]:
@@ -363,7 +364,11 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _expected(hint: Any) -> str:
+TYPES = {Callable: "function", Mapping: "dict"}  # as a message names them
+WORDS = {**TYPES, bool: "yes or no", int: "a whole number", float: "a number"}  # one about the command line
+
+
+def _expected(hint: Any, names: Mapping[Any, str] = TYPES) -> str:
     """A type as a message names it.
 
     >>> _expected(str | tuple[int, int] | None)
@@ -376,7 +381,7 @@ def _expected(hint: Any) -> str:
             count = "" if inner[-1] is Ellipsis else f"{len(inner)} "
             told.append(f"tuple of {count}{_expected(inner[0])}")
         elif kind is not types.NoneType:
-            told.append({Callable: "function", Mapping: "dict"}.get(kind) or str(getattr(kind, "__name__", kind)))
+            told.append(names.get(kind) or str(getattr(kind, "__name__", kind)))
     return " or ".join(told)
 
 
@@ -451,6 +456,11 @@ def _module_name(file: Path) -> str:
 def load_file(path: str | Path) -> types.ModuleType:
     """Run a Python file as a module of its own. Raises UserError where there is none."""
     file = Path(path)
+    if file.suffix != ".py" and file.exists():
+        raise UserError(
+            f"{path} is no config, which is a Python file whose config() returns a Config. Labelled images are given "
+            f"as --data {path}."
+        )
     if not file.is_file():
         raise UserError(f"There is no config {str(path)!r}. A config is a Python file whose config() returns a Config.")
     name = _module_name(file)
@@ -547,7 +557,7 @@ def parse(name: str, text: str | list[str], hint: Any) -> Any:
                 return load_object(words[0])
         except (ValueError, KeyError):
             continue
-    raise UserError(f"--{name} was given {' '.join(words)!r}; {_expected(hint)} is expected.")
+    raise UserError(f"{flag(name)} was given {' '.join(words)!r}; {_expected(hint, WORDS)} is expected.")
 
 
 def _is_union(hint: Any) -> bool:

@@ -70,13 +70,13 @@ def asked(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {told or error}") from error
 
 
-def near(given: str, known: Iterable[str], n: int = 5) -> str:
+def near(given: str, known: Iterable[str], n: int = 5, cutoff: float = 0.5) -> str:
     """A sentence that names what `given` may have meant, or an empty string.
 
     >>> near("resnet5", ["resnet50", "vit"])
     ' Did you mean resnet50?'
     """
-    close = difflib.get_close_matches(given, list(known), n=n, cutoff=0.5)
+    close = difflib.get_close_matches(given, list(known), n=n, cutoff=cutoff)
     return f" Did you mean {', '.join(close)}?" if close else ""
 
 

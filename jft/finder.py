@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Float
 
 from jft import plan
-from jft.build import Leg, build, check, load_images, read_data, resolve
+from jft.build import Leg, build, check_first, check_missing, load_images, read_data, resolve
 from jft.config import Config
 from jft.errors import UserError, near
 from jft.hyper import settle
@@ -72,10 +72,11 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
     with contextlib.closing(display):
         splits = read_data(config)
         config = settle(config, splits, display.note)
+        check_first(config, splits)
         model, params, batch_stats, loaded = build(config, splits.classes)
         names = list(params)
         stages = resolve(config, model, names)
-        check(config, model, stages, splits, loaded.missing)
+        check_missing(config, model, stages, splits, loaded.missing)
         number = _number(stages, stage)
         stages = stages[: number + 1]
         data, _ = load_images(config, splits, stages, loaded.preprocess, display)

@@ -22,7 +22,8 @@ from jft.build import (
     Leg,
     Split,
     build,
-    check,
+    check_first,
+    check_missing,
     choose_loss,
     compute_dtype,
     convolves,
@@ -110,12 +111,13 @@ def train(
             config = settle(config, splits, display.note)
         for name, reason in splits.excluded:
             display.warn(f"left out: {name}: {reason}")
+        check_first(config, splits)
+        track.check(config.track, load_object)
         with clock("import"):
             model, params, batch_stats, loaded = build(config, splits.classes)
         display.note(str(loaded.receipt))
         stages = resolve(config, model, params)
-        check(config, model, stages, splits, loaded.missing)
-        track.check(config.track, load_object)
+        check_missing(config, model, stages, splits, loaded.missing)
         kept = sanity.kept_head(loaded, splits.classes) if config.keep_head else []
         left = sanity.never_trained(list(params), list(model.parts), loaded.missing, stages)
         for odd in sanity.labels(splits) + kept + left + sanity.settings(config, splits.held_out):
@@ -127,7 +129,7 @@ def train(
             "stages": describe(stages),
             "preprocess": describe(loaded.preprocess),
             "classes": list(splits.classes),
-            "weights": str(loaded.path),
+            "weights": str(loaded.path) if loaded.path else None,
             "weights_sha256": loaded.sha256,
             "data_sha256": fingerprint(splits),
             "data_contents": contents(splits),

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jft import bundle, sanity
-from jft.build import build, check, choose_loss, load_images, read_data, resolve
+from jft.build import build, check_first, check_missing, choose_loss, load_images, read_data, resolve
 from jft.config import Config
 from jft.data import order, sources
 from jft.errors import UserError
@@ -101,9 +101,10 @@ def _trial(config: Config, shorten: Any) -> Iterator[tuple[Any, sources.Splits]]
     display = make_display("quiet")
     splits = read_data(config)
     config = settle(config, splits, display.note)
+    check_first(config, splits)
     model, params, batch_stats, loaded = build(config, splits.classes)
     stages = resolve(config, model, params)
-    check(config, model, stages, splits, loaded.missing)
+    check_missing(config, model, stages, splits, loaded.missing)
     sanity.labels(splits)
     loss = choose_loss(config, splits.train)  # one batch need not have every class
     total = sum(s.epochs or 0 for s in stages)

@@ -1,7 +1,9 @@
 """The command line as a user meets it: help, the whole way, and every kind of wrong input with its one message."""
 
 import csv
+import dataclasses
 import errno
+import io
 import json
 import os
 import subprocess
@@ -47,8 +49,6 @@ def test_help_teaches(command, capsys):
 
 
 def test_every_field_of_a_config_is_an_option_with_a_sentence():
-    import dataclasses
-
     for field in dataclasses.fields(config.Config):
         assert len(field.metadata["help"]) > 10, field.name
 
@@ -224,7 +224,7 @@ def wrong_inputs(folder, tmp_path):
         "truncated weights": (["finetune", *good, "--weights", str(cut)], "cut.safetensors"),
         "other weights": (["finetune", *good, "--weights", str(other)], "- "),
         "no such weights": (["finetune", *good, "--weights", "no/such.pth"], "such.pth"),
-        "bad number": (["finetune", *good, "--lr", "fast"], "--lr was given 'fast'; float is expected"),
+        "bad number": (["finetune", *good, "--lr", "fast"], "--lr was given 'fast'; a number is expected"),
         "unknown augmentation": (["finetune", *good, "--augment", "flop"], "Did you mean flip"),
         "unknown optimizer": (["finetune", *good, "--optimizer", "adamm"], "Did you mean adam"),
         "no such image": (["finetune", *good, "--predict", "no/such.jpg"], "no/such.jpg"),
@@ -236,7 +236,11 @@ def wrong_inputs(folder, tmp_path):
         ),
         "out of nothing": (["finetune", *good, "--out", "p.csv"], "--predict"),
         "unknown nested field": (["finetune", *good, "--preprocess.crop", "1"], "crop"),
+        "neither yes nor no": (["finetune", *good, "--keep-head", "maybe"], "given 'maybe'; yes or no is expected"),
         "no such config": (["finetune", "nothing.py"], "nothing.py"),
+        "data for a config": (["finetune", str(folder)], f"Labelled images are given as --data {folder}."),
+        "a text for a config": (["finetune", "words.md"], "words.md is no config, which is a Python file"),
+        "unknown command": (["finetun"], "There is no command 'finetun'. Did you mean finetune?"),
         "no run": (["evaluate", str(empty)], "no model"),
         "no images to predict": (["predict", str(empty), "x.jpg"], "no model"),
         "unknown model name": (["models", "resnext999"], "No model"),
@@ -250,6 +254,7 @@ def cases(folder, tmp_path):
 
 def test_wrong_input_is_one_message_and_exit_code_2(cases, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.md").write_text("words")
     for name, (words, message) in cases.items():
         try:
             code = cli.main(words)
@@ -262,11 +267,121 @@ def test_wrong_input_is_one_message_and_exit_code_2(cases, capsys, tmp_path, mon
         assert not (tmp_path / "runs").exists(), f"{name} left a run folder behind"
 
 
-def test_an_unknown_option_names_near_ones(capsys):
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--epoch", "--epochs"),
+        ("--keep-hed", "--keep-head, --seed"),  # one spelling of each
+        ("--learning_rate", "--lr"),
+        ("--batch-size", "--batch"),
+        ("--preproces.size", "--preprocess.size, --preprocess.std, --preprocess.mean"),  # and no FIELD
+    ],
+)
+def test_an_unknown_option_names_near_ones(given, meant, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["finetune", "--epoch", "3"])
+        cli.main(["finetune", given, "3"])
     assert stop.value.code == 2
-    assert "--epochs" in capsys.readouterr().err
+    assert f"Did you mean {meant}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["finetune"], ["finetune", "--dry-run"], ["finetune", "--overfit"], ["lr"]])
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--augment=flop", "Did you mean flip"),
+        ("--optimizer=adamm", "Did you mean adam"),
+        ("--schedule=nope", "nope"),
+        ("--class-weights=nope", "nope"),
+        ("--preprocess.crop_pct=0", "crop_pct 0"),
+        ("--track=nope", "There is no tracker 'nope'"),
+    ],
+)
+def test_a_mistake_in_an_option_is_told_before_weights_are_read(command, option, message, folder, capsys):
+    words = [*command, "--data", str(folder), "--model", "tiny_vit", "--weights", "no/such.pth", option]
+    ignored = {"--track": ["finetune --dry-run", "finetune --overfit", "lr"], "--augment": ["finetune --overfit"]}
+    if " ".join(command) not in ignored.get(option.split("=")[0], []):
+        assert cli.main(words) == 2
+        told = capsys.readouterr().err
+        assert message in told and "such.pth" not in told
+
+
+def test_what_options_are_called_elsewhere_leads_to_one_of_ours():
+    ours = {f.name.replace("_", "-") for f in dataclasses.fields(config.Config)} | {"out"}
+    assert set(cli.ELSEWHERE.values()) <= ours and not cli.ELSEWHERE.keys() & ours
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_whatever_stdout_is_encoded_in_all_is_told(encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw := io.BytesIO(), encoding, newline="\n"))
+    assert cli.main(["models", "resnet18"]) == 0
+    with pytest.raises(SystemExit):
+        cli.main(["finetune", "--help"])
+    sys.stdout.flush()
+    assert rb"L + \u03bb" in raw.getvalue() and "224×224".encode(encoding, "jft") in raw.getvalue()
+
+
+def test_printed_json_stays_json_in_any_encoding(monkeypatch):
+    from jft import use
+
+    told = {"split": "val", "classes": ["é", "×", "蚂", "\U0001f41d", "\udcff"]}
+    monkeypatch.setattr(use, "evaluate", lambda *_: told)
+    for encoding in ("ascii", "cp1252", "utf-8"):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw := io.BytesIO(), encoding))
+        assert cli.main(["evaluate", "run", "--json"]) == 0
+        sys.stdout.flush()
+        assert json.loads(raw.getvalue().decode(encoding)) == told
+
+
+def test_a_name_that_is_no_utf8_stays_what_it_is_in_a_printed_table(monkeypatch):
+    from jft import use
+
+    def written(outs, *_, **__):
+        outs[0][0].write("photos/\udcff.png\n")
+        return 1, 0
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw := io.BytesIO(), "utf-8", newline="\n"))
+    monkeypatch.setattr(use, "write_predictions", written)
+    monkeypatch.setattr(use, "open_model", lambda _: None)
+    assert cli.main(["predict", "run", "photos"]) == 0
+    sys.stdout.flush()
+    assert raw.getvalue() == b"photos/\xff.png\n"
+
+
+def test_ctrl_c_while_a_module_is_imported_is_no_fault_of_ours(monkeypatch, capsys):
+    def importing(_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None  # as jaxlib does; the context stays
+
+    monkeypatch.setattr(cli, "run", importing)
+    assert cli.main(["plan"]) == 130
+    assert capsys.readouterr().err == "jft: stopped.\n"
+
+
+def test_of_several_configs_json_is_one_list_and_of_one_an_object(tmp_path, monkeypatch, capsys):
+    from jft import finder, preview, trial
+
+    def found(*_, **__):
+        rates, losses = np.geomspace(1e-6, 1, 9), np.linspace(1, 0.5, 9)
+        return finder.Found(rates, losses, 0.01, "head", 1e-3, "--lr 0.01")
+
+    one = trial.Trial(config.Config(), [], [1.0, 0.5], None, 1, 1)
+    monkeypatch.setattr(preview, "preview", lambda *_, **__: {"forward": {"flops": float("nan")}})
+    monkeypatch.setattr(finder, "find_lr", found)
+    monkeypatch.setattr(trial, "dry_run", lambda _: one)
+    monkeypatch.setattr(trial, "overfit", lambda _: one)
+    monkeypatch.chdir(tmp_path)
+    text = "from jft import Config\n\n\ndef config():\n    return {}\n"
+    (tmp_path / "two.py").write_text(text.format("{'a/b': Config(), 'c': Config()}"))
+    (tmp_path / "one.py").write_text(text.format("Config()"))
+    for words in (["plan"], ["lr", "--plot", "x.svg"], ["finetune", "--dry-run"], ["finetune", "--overfit"]):
+        assert cli.main([words[0], "two.py", *words[1:], "--json"]) == 0
+        told = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert [of["config"] for of in told] == ["a/b", "c"]
+        assert cli.main([words[0], "one.py", *words[1:], "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["config"] == ""
+    assert {p.name for p in tmp_path.glob("*.svg")} == {"x.svg", "x-a-b.svg", "x-c.svg"}
 
 
 def test_overrides_are_typed():

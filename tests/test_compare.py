@@ -42,6 +42,31 @@ def test_a_comparison_ends_with_a_table_and_a_page(tmp_path, monkeypatch):
     assert "ZeroDivisionError" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "columns"),
+    [
+        ((1, 1), ["val accuracy"]),
+        ((2, 2), ["val accuracy, mean ± std of 2 seeds"]),
+        ((1, 2), ["val accuracy, mean ± std", "seeds"]),
+    ],
+)
+def test_the_table_of_a_comparison_says_of_how_many_seeds_it_is(seeds, columns, tmp_path, monkeypatch):
+    def train(config, shared=None):
+        stages = [{"trainable_params": 1}]
+        return Result(tmp_path, {"val": {"accuracy": 0.5}, "stages": stages, "seconds": {"total": 1.0}})
+
+    told = []
+    display = compare.make_display("quiet")
+    monkeypatch.setattr(display, "table", lambda rows, columns, title: told.append((rows, columns)))
+    monkeypatch.setattr(compare, "make_display", lambda _: display)
+    monkeypatch.setattr(compare, "train", train)
+    (tmp_path / "c").mkdir()
+    configs = {n: Config(data="x", seeds=s, workdir=str(tmp_path / "c")) for n, s in zip("ab", seeds, strict=True)}
+    compare.compare(configs)
+    ((rows, names),) = told
+    assert names == ["", *columns, "trained at most", "s a run"] and len(rows[0]) == len(names)
+
+
 def test_configs_that_name_several_folders_are_refused(tmp_path):
     def configs(*folders):
         return {str(i): Config(data="x", workdir=folder, display="quiet") for i, folder in enumerate(folders)}

@@ -5,8 +5,10 @@ import itertools
 import json
 import math
 import re
+import shlex
 import time
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -17,11 +19,12 @@ import sklearn.metrics as sk
 from PIL import Image
 from synthetic_run import make_run
 
-from jft import metrics
+from jft import Stage, cli, metrics
+from jft.config import Config, describe, load_object
 from jft.data.sources import arrays
 from jft.errors import UserError
-from jft.report import log, plots
-from jft.report.html import Markup, make_report, tag
+from jft.report import log, plots, sweep
+from jft.report.html import Markup, _command, make_report, tag
 from jft.report.several import make_comparison, mean_interval
 
 EVIL = [
@@ -250,7 +253,7 @@ def test_figures_of_several_labels_equal_scikit_learn_on_the_csv(tmp_path):
     said = (p >= 0.5).astype(int)
     for name, value in [
         ("all labels right", f"{100 * sk.accuracy_score(y, said):.1f} %"),
-        ("Mean average precision", f"{100 * sk.average_precision_score(y, p, average='macro'):.1f} %"),
+        ("Validation mean average precision", f"{100 * sk.average_precision_score(y, p, average='macro'):.1f} %"),
         ("F1, macro", f"{sk.f1_score(y, said, average='macro'):.3f}"),
         ("F1, micro", f"{sk.f1_score(y, said, average='micro'):.3f}"),
         ("AUROC", f"{sk.roc_auc_score(y, p, average='macro'):.3f}"),
@@ -322,10 +325,91 @@ def test_hostile_names_are_only_text(tmp_path):
 
 def test_several_labels_an_image(tmp_path):
     page = Page(make_report(make_run(tmp_path / "run", ["red", "green", "blue", "none"], 80, several=True)))
-    assert "Mean average precision" in page.text and "all labels right" in page.text and "Class by class" in page.text
+    assert "all labels right" in page.text and "Class by class" in page.text
+    assert "Validation mean average precision" in page.text and "counts as 0" not in page.text
     for words in ("every label of every image counted", "wrongly said", "average precision", "Most uncertain"):
         assert words in page.text, words
     assert "validation mAP after it" in page.text and "82.0 %" in page.text and "92.0 %" not in page.text
+
+
+def test_the_test_split_of_several_labels_is_told_by_its_mean_average_precision(tmp_path):
+    folder = make_run(tmp_path / "run", ["red", "green"], 40, several=True)
+    test = {"accuracy": 0.55, "average_precision": 0.712, "count": 30}
+    last = {"accuracy": 0.4, "average_precision": 0.654}
+    changed(folder, "result.json", lambda r: r.update(test=test, last=last))
+    with np.load(folder / "predictions.npz") as file:
+        held = dict(file)
+    held["labels"][:, 1], held["probabilities"][:, 1] = 0, 0.1  # neither labelled nor said
+    np.savez(folder / "predictions.npz", **held)
+    text = make_report(folder).read_text()
+    page = Page(folder / "report.html")
+    main = re.findall(r'<div class="main"><dt>([^<]*)</dt><dd>([^<]*)', text)
+    assert [name for name, _ in main] == ["Validation mean average precision", "Test mean average precision"]
+    assert main[1][1] == "71.2\N{NO-BREAK SPACE}%" and "Test accuracy, all labels right 55.0 %" in page.text
+    assert "Last state, mean average precision 65.4 %" in page.text
+    assert "mean over classes; one neither labelled nor said counts as 0" in page.text
+
+
+def test_a_split_of_equal_classes_is_told_by_one_number(tmp_path):
+    folder = make_run(tmp_path / "run", ["a", "b"], 20)
+    with np.load(folder / "predictions.npz") as file:
+        held = dict(file)
+    for labels, told in ((np.arange(20) % 2, "has 10 images a"), (np.arange(20) > 18, "has 1 to 19 images a")):
+        np.savez(folder / "predictions.npz", **{**held, "labels": labels.astype(np.int32)})
+        assert told in Page(make_report(folder)).text
+
+
+def of_a_function():
+    """What a config may hold."""
+
+
+def test_the_command_to_repeat_a_run_is_one_that_jft_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def read():\n    pass\n\ndef loss(logits, batch):\n    return logits\n")
+    own = load_object("own.py:loss")
+    can = {
+        "data": "tfds:mnist", "weights": "hf:timm/resnet50.a1_in1k", "weight_decay": 0.01, "keep_head": True,
+        "image_size": (64, 32), "augment": (), "clip": None, "preprocess": {"crop_pct": 1.0, "mean": (0.5, 0.4, 0.3)},
+        "model_options": {"pool": "avg"}, "loss": own, "track": ("mlflow", "own:tracker"), "label_smoothing": 0.1,
+    }  # fmt: skip
+    command, left = _command(json.loads(json.dumps(describe(Config(**can)))))
+    assert not left and "--weight-decay 0.01" in command and "--preprocess.crop_pct 1" in command
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    parser = cli.make_parser([w for w in words if w.startswith(cli.FREE)])
+    (made,) = cli.configs_of(parser.parse_args(words)).values()
+    assert describe(made) == describe(Config(**can))
+
+    for fields in (
+        {
+            "data": load_object("own.py:read"),
+            "weights": of_a_function,
+            "loss": partial(own, 2),
+            "plan": (Stage("a", ("head",)),),
+        },
+        {"data": {"train": (np.zeros(2), np.zeros(2))}, "optimizer": own, "schedule": own, "hyper": own, "plan": own},
+        {"data": (np.zeros((2, 8, 8, 3)), np.zeros(2)), "loss": lambda logits, batch: logits},
+    ):
+        settings = json.loads(json.dumps(describe(Config(**fields, epochs=3.0))))
+        command, left = _command(settings)
+        assert set(left) == set(fields) and command.split() == ["jft", "finetune", "CONFIG.py", "\\", "--epochs", "3"]
+    folder = make_run(tmp_path / "run", ["a", "b"], 20)
+    changed(folder, "config.json", lambda c: c.update(config=settings, weights=None))
+    text = Page(make_report(folder)).text
+    assert "CONFIG.py is a Python file whose config() sets data, loss" in text and "weights None" not in text
+
+
+def test_long_names_keep_what_tells_them_apart(tmp_path):
+    names = [f"species of ant {i:02}" for i in range(14)]
+    svg = plots.heatmap(np.eye(14, dtype=np.int64), names)
+    told = re.findall(r'<text class="end"[^>]*><title>([^<]*)</title>([^<]*)</text>', svg)
+    assert [t for t, _ in told[::2]] == names and len({short for _, short in told}) == 14
+    wide = re.findall(r"translate\(([\d.]+) ([\d.]+)\)", plots.heatmap(np.eye(14, dtype=np.int64), ["W" * 16] * 14))
+    assert 640 - float(wide[0][1]) > 16 * 11.9  # units of a W in most fonts
+    page = Page(make_report(make_run(tmp_path / "run", ["ants", "rhododendron ferrugineum L."], 40)))
+    heads = [value for tag, key, value in page.attributes if (tag, key) == ("th", "title")]
+    assert heads == ["rhododendron ferrugineum L."] * 2 and "rhododendro…rrugineum L." in page.text
+    css = (resources.files("jft.report") / "style.css").read_text()
+    assert ".confusion thead th { text-align: center; white-space: normal; }" in css
 
 
 def shown(page):
@@ -414,7 +498,7 @@ def changed(folder, name, change):
 def test_runs_are_compared_on_one_page(tmp_path):
     for i, (name, seed) in enumerate([("head", 0), ("head", 1), ("all", 0), ("all", 1)]):
         folder = make_run(tmp_path / "c" / name / f"seed{seed}", ["<b>ants", "bees"], 90)
-        changed(folder, "result.json", lambda r, i=i: r["val"].update(accuracy=(0.8, 0.84, 0.9, 0.92)[i]))
+        changed(folder, "result.json", lambda r, i=i: r["val"].update(accuracy=(0.8, 0.84, 0.9, 0.92)[i], ece=0.1))
         changed(folder, "config.json", lambda c, name=name, seed=seed: c["config"].update(plan=name, seed=seed))
     rows = [{"name": "head"}, {"name": "all"}]
     (tmp_path / "c" / "result.json").write_text(json.dumps({"rows": rows}))
@@ -422,7 +506,9 @@ def test_runs_are_compared_on_one_page(tmp_path):
         held = dict(file)
     held["probabilities"] = np.where(held["labels"][:, None] == np.arange(2)[None], 0.9, 0.1).astype(np.float32)
     np.savez(folder / "predictions.npz", **held)
-    page = Page(make_comparison([tmp_path / "c"]))
+    make_report(tmp_path / "c" / "all" / "seed1")
+    page = Page(make_comparison([tmp_path / "c"], tmp_path / "c" / "report.html"))
+    assert ("a", "href", "all/seed1/report.html") in page.attributes and "Of several seeds, the mean." in page.text
     low, high = mean_interval([0.8, 0.84])
     assert f"82.0 % {100 * low:.1f} to {100 * min(high, 1):.1f}" in page.text and "91.0 %" in page.text
     assert "plan head all" in page.text and "seed " not in page.text.split("Curves")[0].split("differently")[-1]
@@ -442,7 +528,7 @@ def test_single_runs_are_compared_beside_the_first(tmp_path):
     page = Page(path)
     assert path == tmp_path / "comparison.html" and "other images" in page.text
     assert ("a", "href", "x/report.html") in page.attributes
-    assert "Nothing: the configurations are the same." in page.text
+    assert "Nothing: the configurations are the same." in page.text and "Of several seeds" not in page.text
     (folders[1] / "result.json").unlink()
     with pytest.raises(UserError, match="y holds a run that is not finished"):
         make_comparison(folders)
@@ -457,6 +543,44 @@ def test_runs_of_several_labels_are_compared_by_their_map(tmp_path):
         low, high = metrics.intervals(file["probabilities"], file["labels"])["average_precision"]
     assert f"75.0 % {100 * low:.1f} to {100 * high:.1f}" in page.text and "Validation mAP" in page.text
     assert "accuracy (all labels right), in points" in page.text
+
+
+def run_of_quantities(folder):
+    make_run(folder, ["length", "width"], 20)
+    labels = np.random.default_rng(0).normal(size=(20, 2))
+    names = [f"{i}.jpg" for i in range(20)]
+    np.savez(folder / "predictions.npz", values=labels + 0.1, labels=labels, names=names)
+    each = {name: {"r2": 0.9, "mae": 0.1, "rmse": 0.1} for name in ("length", "width")}
+    train = {"count": 80} | {name: [0.0, 0.0] for name in ("mean", "std", "min", "max")}
+    val = {"count": 20, "r2": 0.9, "each": each}
+    changed(folder, "result.json", lambda r: r.update(quantities=True, val=val, train=train))
+    return folder
+
+
+def test_columns_that_no_run_has_are_left_out_of_a_comparison(tmp_path):
+    folders = [run_of_quantities(tmp_path / "c" / "runs" / f"seed{seed}") for seed in (0, 1)]
+    text = Page(make_comparison([tmp_path / "c"], tmp_path / "c.html")).text
+    assert "R² 0.900" not in text and "0.900 0.900 to 0.900" in text
+    assert "mean absolute error" not in text and "ifference to the first" not in text
+    page = Page(make_report(folders[0]))
+    assert "quantity split R²" in page.text and "length validation 0.900" in page.text
+    other = run_of_quantities(tmp_path / "other")
+    assert "Difference to the first: of the validation R² on" in Page(make_comparison([folders[0], other])).text
+
+
+def test_the_page_of_a_sweep_names_its_data_and_leads_to_its_trials(tmp_path):
+    (report := tmp_path / "trials" / "0" / "report.html").parent.mkdir(parents=True)
+    report.write_text("")
+    rows = [
+        {"number": i, "values": {"lr": "0.1"}, "state": "complete", "accuracy": 0.9, "loss": 0.1,
+         "folder": str(tmp_path / "trials" / str(i))}
+        for i in range(2)
+    ]  # fmt: skip
+    (tmp_path / "sweep.html").write_text(sweep.page("/home/me/bees/", rows, rows[0], ["lr"], ["lr"], []))
+    page = Page(tmp_path / "sweep.html")
+    assert "2 trials on bees" in page.text and "/home" not in page.text and ("div", "tabindex", "0") in page.attributes
+    links = [value for tag, key, value in page.attributes if (tag, key) == ("a", "href") and value[0] != "#"]
+    assert links == ["trials/0/report.html"]
 
 
 def test_the_command_draws_one_or_compares_several(tmp_path, capsys):

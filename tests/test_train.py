@@ -56,6 +56,7 @@ def test_a_run_leaves_what_the_contract_names(finished, folder):
     expected = ["checkpoints", "config.json", "metrics.jsonl", "model", "predictions.csv", "predictions.npz"]
     assert set(expected + ["report.html", "result.json"]) <= {p.name for p in w.iterdir()}
     assert json.loads((w / "result.json").read_text()) == r
+    assert json.loads((w / "config.json").read_text())["weights"] is None
     assert r["classes"] == ["blue", "grün & <b>", "red"]
     assert (r["val"]["count"], r["train"]) == (6, {"count": 30, "per_class": [10, 10, 10]})
     assert set(r["memory"]) <= set(r["seconds"]) and all(m["process"] > 10**7 for m in r["memory"].values())

@@ -8,7 +8,7 @@ import re
 import shlex
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +25,10 @@ from jft.report import log, plots
 TABLE_CLASSES = 12  # a confusion matrix of more classes is drawn, not written
 MISTAKES, UNSURE, SUSPECTS, PAIRS, EXCLUDED, FIGURES = 16, 8, 12, 15, 100, 12  # at most so many are shown
 NAMED_CLASSES = 40  # a drawn confusion matrix of more classes numbers them
+CONFIG = "CONFIG.py"
+CALLED = ("loss", "penalty", "objective", "track")  # fields that are functions by name in a command too
+NEVER_CALLED = ("data", "weights", "plan", "optimizer", "schedule", "hyper")  # that may be functions, in a config alone
+_FUNCTION = re.compile(r"(?!tfds:|hf:|gs:)([\w.]+|.*\.py):[A-Za-z_<][\w.<>]*")  # `module:name`, `file.py:name`
 EXPLAINED = "explained.npz"  # what `jft report --explain` found with the model at hand
 THUMBNAIL = 240  # pixels of its longer side: sharp on a phone's screen
 
@@ -327,7 +331,14 @@ def _result(run: Run) -> Any:
         if test.get("count"):
             low, high = metrics.wilson(round(test["accuracy"] * test["count"]), test["count"])
             told += f"; 95\N{NO-BREAK SPACE}% interval {100 * low:.1f} to {100 * high:.1f}\N{NO-BREAK SPACE}%"
-        tiles.append(_tile("Test accuracy", percent(test["accuracy"]), told, class_="main"))
+        if run.several:
+            if "average_precision" in test:
+                of = f"mean over classes, of {test.get('count', 0):,} images"
+                precision = percent(test["average_precision"])
+                tiles.insert(0, _tile("Test mean average precision", precision, of, class_="main"))
+            tiles.append(_tile("Test accuracy, all labels right", percent(test["accuracy"]), told))
+        else:
+            tiles.append(_tile("Test accuracy", percent(test["accuracy"]), told, class_="main"))
     if len(run.labels) and not run.several:
         often = np.bincount(run.labels, minlength=len(run.classes))
         answer = f"always answering “{run.classes[int(often.argmax())]}”"
@@ -339,15 +350,21 @@ def _result(run: Run) -> Any:
         told = f"logistic regression on {int(run.explained['probe_count']):,} images' features, pretrained weights"
         name = "Linear probe, all labels right" if run.several else "Linear probe baseline"
         tiles.append(_tile(name, percent(float(run.explained["probe_accuracy"])), told))
-    if "accuracy" in (last := run.result.get("last") or {}):
+    if isinstance((last := run.result.get("last") or {}).get(run.figure), int | float):
         kept = f"; the model kept is that of step {scores['best_step']:,}" if "best_step" in scores else ""
         best = f"after the last step{kept}"
-        tiles.append(_tile("Last state", percent(last["accuracy"]), best))
-    shown = (
-        ("average_precision", "Mean average precision", True, "mean over classes"),
+        what = "Last state, mean average precision" if run.several else "Last state"
+        tiles.append(_tile(what, percent(last[run.figure]), best))
+    shown: Sequence[tuple[str, str, bool, str]] = (
+        (
+            "average_precision",
+            f"{'Validation m' if run.several else 'M'}ean average precision",
+            True,
+            "mean over classes",
+        ),
         ("top5_accuracy", "Top-5 accuracy", True, "the right class among the five likeliest"),
         ("balanced_accuracy", "Balanced accuracy", True, "the mean over classes"),
-        ("f1_macro", "F1, macro", False, "mean over classes"),
+        ("f1_macro", "F1, macro", False, f"mean over classes{_undefined(run)}"),
         ("f1_micro", "F1, micro", False, "over all labels") if run.several else ("", "", False, ""),
         ("auroc", "AUROC", False, "each class against the rest"),
         ("log_loss", "Log loss", False, "nats; 0 is perfect"),
@@ -372,6 +389,13 @@ def _result(run: Run) -> Any:
         "good; those of a test split are not.",
     ]
     return [tag("dl", tiles, class_="tiles"), tag("p", how, class_="small muted after") if ranges else None]
+
+
+def _undefined(run: Run) -> str:
+    """What the mean F1 of several labels does with classes that it has no figure of, where there are any."""
+    if not run.several or not len(run.labels) or ((run.probabilities >= 0.5) | run.labels).any(axis=0).all():
+        return ""
+    return "; one neither labelled nor said counts as 0"
 
 
 def _quantities(run: Run) -> Any:
@@ -406,7 +430,7 @@ def _quantities(run: Run) -> Any:
             rows.append((quantity, name.lower(), f"{of['r2']:.3f}", number(of["mae"]), always, number(of["rmse"])))
     columns = (
         "quantity",
-        "images",
+        "split",
         "R²",
         "mean absolute error",
         "that of always saying the mean",
@@ -755,6 +779,10 @@ def _long_table(columns: Sequence[str], rows: Sequence[Any], caption: str, text:
 
 
 def _confusion_table(run: Run, counts: np.ndarray) -> Markup:
+    def head(name: str, scope: str) -> Markup:
+        told = plots.short(name, 24)
+        return tag("th", told, scope=scope, **({"title": name} if told != name else {}))
+
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     rows = []
     for i, name in enumerate(run.classes):
@@ -763,12 +791,12 @@ def _confusion_table(run: Run, counts: np.ndarray) -> Markup:
                 style=f"--share: {0.45 * share[i, j] + (0.06 if counts[i, j] else 0):.3f}", title=percent(share[i, j]))
             for j in range(len(counts))
         ]  # fmt: skip
-        rows.append(tag("tr", tag("th", name, scope="row"), cells))
+        rows.append(tag("tr", head(name, "row"), cells))
     return tag(
         "div",
         tag(
             "table",
-            tag("thead", tag("tr", tag("td"), [tag("th", name, scope="col") for name in run.classes])),
+            tag("thead", tag("tr", tag("td"), [head(name, "col") for name in run.classes])),
             tag("tbody", rows),
             class_="confusion", aria_label="Confusion matrix",
         ),
@@ -1078,8 +1106,9 @@ def _data(run: Run) -> Any:
         parts.append(table(names, of_each, "Of the training images."))
     elif len(run.labels):
         support = run.labels.sum(0) if run.several else np.bincount(run.labels, minlength=len(run.classes))
-        few = int(support.min())
-        told = f"The validation set has {few:,} to {int(support.max()):,} images a class."
+        few, most = int(support.min()), int(support.max())
+        count = f"{few:,} to {most:,} images" if few < most else "1 image" if few == 1 else f"{few:,} images"
+        told = f"The validation set has {count} a class."
         if few < 20:
             told += " A class of fewer than 20 says little about itself: one image is 5 points or more."
         parts.append(tag("p", told, class_="small muted after"))
@@ -1144,7 +1173,10 @@ def _repeat(run: Run) -> Any:
         command, left = _command(settings)
         parts.append(tag("pre", command))
         if left:
-            parts.append(tag("p", f"Set in a config file or in Python, see below: {', '.join(left)}.", class_="small"))
+            told = (
+                f" is a Python file whose config() sets {', '.join(left)}: no command line can. See config.json below."
+            )
+            parts.append(tag("p", tag("code", CONFIG), told, class_="small"))
     facts = [
         ("data", run.result.get("data")),
         ("seed", run.result.get("seed")),
@@ -1161,21 +1193,31 @@ def _repeat(run: Run) -> Any:
 
 def _command(settings: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The command line of a config, and the fields that no command line can hold."""
-    from jft.config import Config, describe
+    from jft.config import Config, describe, flag
 
     usual = describe(Config())
-    words, left = ["jft finetune"], []
+    nested = {f.name for f in fields(Config) if "fields" in f.metadata}
+    words, left = [], []
     for name, value in settings.items():
         if value == usual.get(name):
             continue
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        for key, v in inner:
-            option = f"--{name}.{key}" if key else f"--{name}"
-            if isinstance(v, dict) or (isinstance(v, list) and any(isinstance(x, dict | list) for x in v)):
-                left.append(name)
-            else:
-                words.append(f"{option} {shlex.quote(word(v))}")
-    return " \\\n  ".join(words), left
+        inner = {f"{name}.{key}": v for key, v in value.items()} if name in nested else {name: value}
+        if all(_in_words(name, v) for v in inner.values()):
+            words += [f"{flag(option)} {shlex.quote(word(v))}" for option, v in inner.items()]
+        else:
+            left.append(name)
+    return " \\\n  ".join([f"jft finetune {CONFIG}" if left else "jft finetune", *words]), left
+
+
+def _in_words(name: str, value: Any) -> bool:
+    """Whether a command line can say what `describe` made of a field's value."""
+    if isinstance(value, list):
+        return all(not isinstance(v, list) and _in_words(name, v) for v in value)
+    if not isinstance(value, str):
+        return not isinstance(value, dict)
+    if name in CALLED:
+        return "<" not in value and not value.startswith("__main__:")
+    return name not in NEVER_CALLED or not (_FUNCTION.fullmatch(value) or " sha256:" in value)
 
 
 def word(value: Any) -> str:

@@ -106,14 +106,14 @@ def lines(title: str, curves: Sequence[Sequence[tuple[int, float]]], *, percent:
 def ranges(title: str, rows: Sequence[tuple[str, float, float, float]], *, percent: bool = True) -> str:
     """Shares with their intervals, one below the other: name, share, lower and upper end."""
     told = _share if percent else _number
-    edge = 16 + 6.5 * max(len(_short(name)) for name, *_ in rows)
+    edge = 22 + max(_width(short(name)) for name, *_ in rows)
     height = 26 * len(rows) + 44
     low, high = min(r[2] for r in rows), max(r[3] for r in rows)
     frame = Frame(_range([low, high], (0.0, 1.0)), (len(rows), 0), 460, height, edge, 4, 18, 40)
     out = [_axes(frame, ticks(frame.x), [], told, "", "", x_told=told)]
     for i, (name, share, start, end) in enumerate(rows):
         y = frame.at_y(i + 0.5)
-        out.append(f'<text class="end" x="{edge - 8:.1f}" y="{y + 4:.1f}">{escape(_short(name))}</text>')
+        out.append(f'<text class="end" x="{edge - 8:.1f}" y="{y + 4:.1f}">{_named(name)}</text>')
         out.append(f'<path class="line train" d="M{frame.at_x(start):.1f} {y:.1f}H{frame.at_x(end):.1f}"/>')
         out.append(f'<path class="dots train" d="M{frame.at_x(share):.1f} {y:.1f}h0"/>')
     return _svg(frame, title, out)
@@ -279,7 +279,7 @@ def heatmap(counts: Int[np.ndarray, "k k"], names: Sequence[str] = ()) -> str:
     picture[..., 3] = np.rint(255 * share**0.35)
     Image.fromarray(picture).save(file := io.BytesIO(), "PNG", optimize=True)
     png = base64.b64encode(file.getvalue()).decode()
-    edge = 14 + 6.5 * max((len(_short(n)) for n in names), default=0)
+    edge = 22 + max((_width(short(n)) for n in names), default=0)
     frame = Frame((0, k), (k, 0), width=640, height=640, left=max(64, edge), top=14, bottom=max(56, edge))
     left, top = frame.left, frame.top
     below = frame.height - frame.bottom
@@ -288,13 +288,11 @@ def heatmap(counts: Int[np.ndarray, "k k"], names: Sequence[str] = ()) -> str:
         f'height="{below - top}" preserveAspectRatio="none" href="data:image/png;base64,{png}"/>'
     ]
     if names:
-        for i, name in enumerate(map(_short, names)):
+        for i, name in enumerate(map(_named, names)):
             x, y = frame.at_x(i + 0.5), frame.at_y(i + 0.5) + 4
-            out.append(f'<text class="end" x="{left - 6:.1f}" y="{y:.1f}">{escape(name)}</text>')
-            out.append(
-                f'<text class="end" transform="translate({x + 4:.1f} {below + 8:.1f}) rotate(-90)">'
-                f"{escape(name)}</text>"
-            )
+            out.append(f'<text class="end" x="{left - 6:.1f}" y="{y:.1f}">{name}</text>')
+            turned = f"translate({x + 4:.1f} {below + 8:.1f}) rotate(-90)"
+            out.append(f'<text class="end" transform="{turned}">{name}</text>')
     else:
         for v, t in [(i + 0.5, str(i)) for i in map(int, ticks((0, k - 1), whole=True))]:
             out.append(f'<text class="mid" x="{frame.at_x(v):.1f}" y="{below + 20:.1f}">{t}</text>')
@@ -303,8 +301,24 @@ def heatmap(counts: Int[np.ndarray, "k k"], names: Sequence[str] = ()) -> str:
     return _svg(frame, f"Confusion matrix of {k} classes", out)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 16 else name[:15] + "…"
+def short(name: str, most: int = 16) -> str:
+    """A name with its middle left out where it is longer: what tells names apart is often their end.
+
+    >>> short("species of ant 01")
+    'species…f ant 01'
+    """
+    return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
+
+
+def _named(name: str) -> str:
+    """A shortened name as the inside of a text, with the whole one to point at."""
+    whole = f"<title>{escape(name)}</title>" if len(name) > len(short(name)) else ""
+    return whole + escape(short(name))
+
+
+def _width(text: str) -> float:
+    """Units that a text takes, at most."""
+    return sum(12.5 if letter in "WMmw@%" or ord(letter) >= 0x2E80 else LETTER for letter in text)
 
 
 def ticks(span: tuple[float, float], count: int = 6, whole: bool = False) -> list[float]:

@@ -121,6 +121,9 @@ def _result(groups: Sequence[Group], target: Path) -> Any:
     shown = {"log_loss": "log loss", "ece": "calibration error"}
     if quantities:
         shown = {"mae": "mean absolute error", "rmse": "root mean square error"}
+    # Of several quantities each has its own.
+    shown = {k: v for k, v in shown.items() if any(k in r.result["val"] for _, runs in groups for r in runs)}
+    compared = len(groups) > 1
     for name, runs in groups:
         cells = []
         for split in splits:
@@ -134,7 +137,8 @@ def _result(groups: Sequence[Group], target: Path) -> Any:
                 cells += [html.percent(mean), f"{100 * low:.1f} to {100 * high:.1f}"]
             if split == splits[0]:
                 points.append((name, mean, low, high))
-        cells.append("" if runs is first[1] else _paired(first[1], runs))
+        if compared:
+            cells.append("" if runs is first[1] else _paired(first[1], runs))
         for key in shown:
             values = [r.result["val"][key] for r in runs if key in r.result["val"]]
             cells.append((html.number(np.mean(values)) if quantities else f"{np.mean(values):.3f}") if values else "")
@@ -142,20 +146,24 @@ def _result(groups: Sequence[Group], target: Path) -> Any:
             f"{max((s.get('trainable_params', 0) for r in runs for s in r.result.get('stages', [])), default=0):,}"
         )
         cells.append("from scratch" if not runs[0].result.get("weights") else Path(str(runs[0].result["weights"])).name)
-        rows.append(([_link(name, runs, target)], len(runs), *cells))
+        rows.append((_links(name, runs, target), len(runs), *cells))
     columns = ["run", "seeds"]
     for split in splits:
         columns += [names[split], "95 % interval"]
-    columns += ["difference to the first", *shown.values(), "trained at most", "weights"]
+    gap = ["difference to the first"] if compared else []
+    columns += [*gap, *shown.values(), "trained at most", "weights"]
     one = "Wilson's" if figure == "accuracy" else "the bootstrap's"
     right = "accuracy (all labels right)" if first[1][0].several else "accuracy"
     how = (
         "Several seeds: their mean, with the interval of the mean over seeds (Student's t), which says what another "
         f"training would reach. One run: {one} interval, which says what other images would give; where these "
-        "overlap, train more seeds before you choose. Difference to the first: of the validation "
-        f"{name_of if quantities else f'{right}, in points,'} on the same images, with the interval of 1,000 resamples "
-        "of them; one that holds 0 shows no difference yet."
+        "overlap, train more seeds before you choose."
     )
+    if compared:
+        how += (
+            f" Difference to the first: of the validation {name_of if quantities else f'{right}, in points,'} on the "
+            "same images, with the interval of 1,000 resamples of them; one that holds 0 shows no difference yet."
+        )
     title = names[splits[0]][0].upper() + names[splits[0]][1:]
     drawn = plots.ranges(f"{title} with intervals", points, percent=not quantities)
     return [
@@ -165,10 +173,18 @@ def _result(groups: Sequence[Group], target: Path) -> Any:
     ]
 
 
-def _link(name: str, runs: Sequence[Run], target: Path) -> Markup:
-    """The name, leading to the run's own report where there is one, from where the page lies."""
-    report = runs[0].folder.resolve() / "report.html"
-    if len(runs) > 1 or not report.is_file():
+def _links(name: str, runs: Sequence[Run], target: Path) -> list[Any]:
+    """The name, leading to the run's own report; of several seeds the name and a link for each."""
+    if len(runs) == 1:
+        return [_link(name, runs[0], target)]
+    seeds = [[" ", _link(r.folder.name, r, target)] for r in runs]
+    return [tag("span", name), tag("span", seeds, class_="path")]
+
+
+def _link(name: str, run: Run, target: Path) -> Markup:
+    """A name, leading to the run's own report where there is one, from where the page lies."""
+    report = run.folder.resolve() / "report.html"
+    if not report.is_file():
         return tag("span", name)
     try:
         there = report.relative_to(target.resolve().parent).as_posix()
@@ -277,4 +293,5 @@ def _time(groups: Sequence[Group]) -> Any:
         )
         for name, runs in groups
     ]
-    return html.table(("run", *phases), rows, "Of several seeds, the mean.", class_="wide")
+    told = "Of several seeds, the mean." if any(len(runs) > 1 for _, runs in groups) else ""
+    return html.table(("run", *phases), rows, told, class_="wide")

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jft import __version__, metrics
 from jft.report import html, plots
@@ -26,7 +28,7 @@ def page(
     `names` are the fields searched; those in `ranges` are numbers on an axis, in `logarithmic` on a logarithmic one.
     `by` is the loss that the best was chosen by, empty where its accuracy or R² was what it was chosen by.
     """
-    title = f"{len(rows)} trials on {data}"
+    title = f"{len(rows)} trials on {Path(data.rstrip('/')).name or data}"
     chosen = ", ".join(f"{n} {v}" for n, v in best["values"].items())
     figure = metrics.headline(best)
     name = metrics.HEADLINES[figure]
@@ -111,11 +113,21 @@ def _table(rows: Sequence[Row], figure: str, names: Sequence[str], by: str) -> M
     scores = [f"validation {LOSS_NAMES[by]}", figure] if by else ["validation"]
     columns = ["trial", *names, *scores, *("test" for _ in tests), "state"]
     lines = [
-        tag("tr", tag("th", r["number"], scope="row"), [tag("td", r["values"].get(n, "")) for n in names],
+        tag("tr", tag("th", _link(r), scope="row"), [tag("td", r["values"].get(n, "")) for n in names],
             [tag("td", loss_told(r[n]) if n in r else "") for n in losses],
             tag("td", shown(r, figure)), [tag("td", shown(r, t)) for t in tests],
             tag("td", r.get("error", r["state"]), class_="text"))
         for r in sorted(rows, key=lambda r: standing(r, by or figure))
     ]  # fmt: skip
     heads = tag("tr", [tag("th", c, scope="col", **({"class_": "text"} if c == "state" else {})) for c in columns])
-    return tag("div", tag("table", tag("thead", heads), tag("tbody", lines), class_="wide"), class_="scroll")
+    return tag(
+        "div", tag("table", tag("thead", heads), tag("tbody", lines), class_="wide"), class_="scroll", tabindex="0"
+    )
+
+
+def _link(row: Row) -> Any:
+    """The trial's number, leading to its report where it has one: the page lies above the trials' folders."""
+    report = Path(row.get("folder", "")) / "report.html"
+    if not report.is_file():
+        return row["number"]
+    return tag("a", row["number"], href=quote("/".join(report.parts[-3:])))

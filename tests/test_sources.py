@@ -189,6 +189,23 @@ def test_what_is_no_file_is_named(tmp_path):
         "pipe": "a pipe, not a file",
     }
     assert unlabelled([tmp_path / "pipe"])[1] == [(str(tmp_path / "pipe"), "a pipe, not a file")]
+    with pytest.raises(OSError, match=r"^a folder, not a file$"):  # as a list of paths may name one
+        sources.read_file(tmp_path / "a")
+
+
+def test_a_folder_that_goes_while_it_is_walked_is_left_out(tmp_path, monkeypatch):
+    folder(tmp_path, a=1, b=1)
+    (tmp_path / "a" / "sub").mkdir()
+    read = sources._entries
+
+    def entries(place):
+        found = read(place)
+        if place == tmp_path / "a":
+            (tmp_path / "a" / "sub").rmdir()
+        return found
+
+    monkeypatch.setattr(sources, "_entries", entries)
+    assert load(tmp_path, val_fraction=0.0).excluded == [("a/sub/", "cannot be read: No such file or directory")]
 
 
 def test_a_file_beyond_the_limit_or_become_a_pipe_is_not_read(tmp_path):
@@ -225,6 +242,14 @@ def test_names_hold_no_control_characters(tmp_path):
     listed = load(table(tmp_path, "path,label\n" + rows), val_fraction=0.0)
     assert listed.classes == splits.classes
     assert sorted(listed.train.names) == sorted(f"d/{n}/{n}.png" for n in ODD_NAMES.values())
+
+
+def test_quarantine_names_pictures_that_look_like_comments(tmp_path):
+    for name in ("# x", "y"):
+        for i in range(3):
+            put(tmp_path / name / f"{i}.png")
+    (tmp_path / "quarantine.txt").write_text("./# x/0.png\ttwice\n# x/1.png\n")
+    assert load(tmp_path, val_fraction=0.0).excluded == [("# x/0.png", "in quarantine.txt: twice")]
 
 
 def test_quarantine_leaves_out_what_it_names_and_moves_nothing_else(tmp_path):
@@ -459,6 +484,7 @@ def test_labels_of_a_mapping_mean_the_same_in_every_split():
         ({"train": (np.zeros((2, 4, 4), np.uint8), [0, 1]), "dev": ()}, "keys train, dev"),
         ({"train": (np.zeros((2, 4, 4), np.uint8), [0])}, "2 images and 1 labels"),
         ({"train": (np.full((2, 4, 4), 1.5), [0, 1])}, "floating point beyond 0..1"),
+        ({"train": ([np.zeros((4, 4)), np.zeros((0, 4))], [0, 1])}, r"Image 1 has no pixels: it is \[0, 4\]"),
         ({"train": (np.zeros((2, 4, 4), np.int64), [0, 1])}, "images are int64"),
         ({"train": (np.zeros((2, 4, 4), np.uint8), [0.5, np.inf])}, "image 1 is no finite number"),
         ({"train": (np.zeros((0, 4, 4), np.uint8), [])}, "no images"),

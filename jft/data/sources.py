@@ -156,7 +156,8 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
 def read_quarantine(file: Path) -> dict[str, str]:
     """What a quarantine list leaves out: names, as jft prints them, with the reason. Raises UserError.
 
-    A line is a name, relative to the list's folder, and perhaps a tab and a reason; `# ` begins a comment.
+    A line is a name, relative to the list's folder, and perhaps a tab and a reason; `# ` begins a comment. `./` before
+    a name changes nothing: a picture in a folder `# x` is `./# x/0.png`.
     """
     if not os.path.isfile(file):
         return {}
@@ -384,7 +385,11 @@ def _pictures(folder: Path, name: str) -> tuple[list[tuple[str, Path]], Excluded
     waiting = [(name, folder)]
     while waiting:
         name, folder = waiting.pop()
-        status = folder.stat()
+        try:
+            status = folder.stat()
+        except OSError as error:  # it was there when the folder around it was read
+            excluded.append((f"{name}/", f"cannot be read: {error.strerror}"))
+            continue
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -425,14 +430,14 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _no_file(path: Path) -> str:
-    """What it is that is neither a folder nor a file."""
+    """What it is that is no file."""
     try:
         mode = path.stat().st_mode
     except PermissionError:
         return "no permission to read it"
     except OSError as error:
         return "a link in a circle" if error.errno == errno.ELOOP else "a link that leads nowhere"
-    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
@@ -767,6 +772,8 @@ def _as_uint(pixels: Any) -> Any:
         return pixels
     if all(kind.kind == "f" for kind in kinds):
         parts = [whole] if whole is not None else pixels
+        if empty := [i for i, part in enumerate(parts) if not part.size]:
+            raise UserError(f"Image {empty[0]} has no pixels: it is {list(pixels[empty[0]].shape)}.")
         if all(np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1 for p in parts):
             scaled = [np.rint(p * 255).astype(np.uint8) for p in parts]
             return scaled[0] if whole is not None else scaled

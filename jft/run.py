@@ -108,10 +108,11 @@ class Result:
         return evaluate(self.workdir, data)
 
     def predict(self, *images: Any) -> list[dict[str, Any]]:
-        """Label and probability of each image: paths, folders, PIL images or arrays."""
+        """Label and probability of each image: paths, folders, PIL images or arrays, or one list of them."""
         from jft.use import predict
 
-        return predict(self.workdir, images)
+        alone = len(images) == 1 and isinstance(images[0], list | tuple)
+        return predict(self.workdir, images[0] if alone else images)
 
 
 @dataclass
@@ -184,7 +185,7 @@ def data_path(config: Config) -> str:
     """The data as they can be found from any folder: an absolute path, or what the config says of other sources."""
     data = config.data
     if isinstance(data, str | Path) and Path(data).expanduser().exists():
-        return str(Path(data).expanduser().resolve())
+        return os.path.abspath(Path(data).expanduser())  # no link followed: a CSV's images lie beside the link
     return str(describe(data))
 
 

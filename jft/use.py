@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from jft import bundle, losses, metrics, shard, weights
 from jft.bundle import Bundle
@@ -161,6 +162,8 @@ def run_chunks(
     """
     display = display or make_display("quiet")
     tta = _views(model, tta)
+    # A few images need no whole batch; powers of two are compiled for few sizes.
+    batch = min(batch, CHUNK, 1 << max(len(dataset) - 1, 0).bit_length())
     step = _prediction(model.model, model.preprocess, tta, _average_of(model), features)
     size = work_size(model.preprocess, ("crop",)) if "corners" in tta else None
     params, stats = jax.device_put((dict(model.params), dict(model.batch_stats)))
@@ -363,7 +366,7 @@ def pictures(
             continue
         found: list[str | Path] = [word]
         if not os.path.exists(os.path.expanduser(text)) and glob.has_magic(text):
-            found = list(sorted(glob.glob(os.path.expanduser(text), recursive=True)))
+            found = list(_outermost(sorted(glob.glob(os.path.expanduser(text), recursive=True))))
             if not found:
                 raise UserError(f"Nothing matches {text!r}. Quote a glob, or the shell expands it first.")
         part, bad = sources.unlabelled(found, classes)
@@ -374,6 +377,12 @@ def pictures(
         excluded += bad
     labels = np.full(len(names), -1, np.int32)
     return sources.Dataset(tuple(names), labels, tuple(classes), lambda i: reads[i]()), excluded
+
+
+def _outermost(paths: Sequence[str]) -> list[str]:
+    """Without what lies in a folder among them, all of which is read: a glob's `**` matches folders and their files."""
+    folders = {Path(path) for path in paths if os.path.isdir(path)}
+    return [path for path in paths if folders.isdisjoint(Path(path).parents)]
 
 
 def _lines(content: bytes) -> list[str]:
@@ -393,7 +402,7 @@ def _column(file: Path) -> list[Path]:
 
 def predict_rows(
     model: Bundle,
-    images: Sequence[Any],
+    images: Sequence[Any] | Path | Image.Image,
     *,
     top_k: int = 1,
     probability_of_each: bool = False,
@@ -406,8 +415,9 @@ def predict_rows(
 ) -> Iterator[Row]:
     """A row for each image, as they are done: `path`, `class_index`, `label`, `probability`, `label_2` …, `error`.
 
-    Images are paths as `pictures` takes them, PIL images, or uint8 arrays. A file that cannot be read keeps its row,
-    its label empty and the reason in `error`. `probability_of_each` adds a column `p:CLASS` for every class.
+    Images are paths as `pictures` takes them, PIL images, or uint8 arrays; one path or PIL image may stand alone. A
+    file that cannot be read keeps its row, its label empty and the reason in `error`.
+    `probability_of_each` adds a column `p:CLASS` for every class.
     A model of several labels an image adds `labels`, all whose probability is 0.5 or more, joined by `|`.
     A model of quantities gives `path`, `value` (of several `value:NAME` each), `error`, and takes no option of classes.
     `temperature` divides the logits: a number, or "fitted", the one found on the run's validation images. Where the
@@ -420,6 +430,8 @@ def predict_rows(
             "The model predicts numbers; --top-k, --probabilities, --temperature and --unknown are about classes."
         )
     scale, tta = temperature_of(model, temperature), _views(model, tta)
+    if isinstance(images, str | Path | Image.Image):
+        images = [images]
     paths = [i for i in images if isinstance(i, str | Path)]
     if paths and len(paths) < len(images):
         raise UserError("Images are paths, or arrays and PIL images: not both in one call.")
@@ -489,7 +501,9 @@ def write_predictions(
     return count, bad
 
 
-def predict(where: str | Path | Bundle, images: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
+def predict(
+    where: str | Path | Bundle, images: Sequence[Any] | Path | Image.Image, **options: Any
+) -> list[dict[str, Any]]:
     """All the rows of `predict_rows`, whose options it takes, of a model or of the folder of one."""
     model = where if isinstance(where, Bundle) else open_model(where)
     return [dict(told) for told in predict_rows(model, images, **options)]

@@ -19,7 +19,7 @@ from jft.config import Config
 from jft.data import sources
 from jft.errors import UserError
 from jft.hyper import follow_weights
-from jft.run import fingerprint
+from jft.run import Result, fingerprint
 from jft.train import train
 from jft.use import evaluate_dataset, predict, pretrained, probabilities, run_model
 
@@ -251,8 +251,36 @@ def test_predict_takes_arrays_pictures_and_paths(model, tmp_path):
     Image.fromarray(array).save(tmp_path / "x.png")
     rows = [predict(model, [form])[0] for form in (array, Image.fromarray(array), tmp_path / "x.png")]
     assert len({(r["label"], round(r["probability"], 6)) for r in rows}) == 1
+    for alone in (Image.fromarray(array), tmp_path / "x.png", str(tmp_path / "x.png"), str(tmp_path)):
+        assert [round(r["probability"], 6) for r in predict(model, alone)] == [round(rows[0]["probability"], 6)]
     with pytest.raises(UserError, match="not both"):
         predict(model, [array, tmp_path / "x.png"])
+
+
+def test_a_runs_result_takes_pictures_one_by_one_or_in_a_list(monkeypatch):
+    monkeypatch.setattr(use, "predict", lambda where, images: [{"path": image} for image in images])
+    result = Result(Path("run"), {})
+    both = [{"path": "a.png"}, {"path": "b.png"}]
+    assert result.predict("a.png", "b.png") == result.predict(["a.png", "b.png"]) == both
+    assert result.predict("a.png") == both[:1]
+
+
+def test_a_few_images_take_no_whole_batch(model, monkeypatch):
+    seen: list[int] = []
+    batches = use.order.evaluation_batches
+    monkeypatch.setattr(use.order, "evaluation_batches", lambda n, batch: seen.append(batch) or batches(n, batch))
+    for count in (1, 3, 13, 0):
+        assert len(run_model(model, sources.arrays(pictures(13), [0] * 13, ["a"]).select(range(count))).kept) == count
+    monkeypatch.setattr(use, "CHUNK", 8)
+    run_model(model, sources.arrays(pictures(13), [0] * 13, ["a"]), batch=1000)
+    assert seen == [1, 4, 16, 8, 8]
+
+
+@pytest.mark.parametrize("glob", ["**", "**/*", "*"])
+def test_a_glob_names_each_picture_once(photos, glob):
+    names, _ = use.pictures([str(photos / glob)])
+    found = [Path(n).name for n in names.names if not n.endswith("note.txt")]  # which all but the first name itself
+    assert sorted(found) == sorted(["4.jpg", *(f"{i}.png" for i in range(10))])
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from jft.models import make_model
 from jft.models.base import Model
 from jft.preprocess import Preprocess
 from jft.report.live import make_display
-from jft.run import fingerprint, read_json
+from jft.run import contents, fingerprint, read_json
 from jft.step import FEATURES, make_eval_step
 from jft.table import Row, Writable, rows_to
 
@@ -113,6 +113,14 @@ def _views(model: Bundle, tta: Sequence[str]) -> tuple[str, ...]:
     chosen = () if tuple(tta) == ("none",) else tuple(tta)
     views(model.preprocess, chosen)
     return chosen
+
+
+class NoneReadable(UserError):
+    """Not one image of a data set could be read; `excluded` says why."""
+
+    def __init__(self, excluded: list[tuple[str, str]]):
+        super().__init__("None of the images could be read: " + "; ".join(f"{n}: {r}" for n, r in excluded[:3]))
+        self.excluded = excluded
 
 
 @dataclass
@@ -238,7 +246,7 @@ def evaluate_dataset(
     place = np.array([classes.index(c) for c in dataset.classes])
     done = run_model(model, dataset, batch=batch, display=display, tta=tta)
     if not len(done.kept):
-        raise UserError("None of the images could be read: " + "; ".join(f"{n}: {r}" for n, r in done.excluded[:3]))
+        raise NoneReadable(done.excluded)
     labels = dataset.labels[done.kept]
     left_out = {"left_out": len(done.excluded), "excluded": done.excluded}
     if model.quantities:
@@ -267,10 +275,8 @@ def evaluate(
             raise UserError("A model alone has no validation images; give labelled images to score it on.")
         return {"split": "val"} | evaluate_dataset(model, own_validation(where), display, batch, tta)
     code = isinstance(data, str) and ".py:" in data
-    splits = sources.load(load_object(data)() if code else data, val_fraction=0)
-    name = "test" if splits.test else "val" if splits.val else "train"
-    found = evaluate_dataset(model, getattr(splits, name), display, batch, tta)
-    return {"split": name if name != "train" else "all"} | found
+    name, dataset = sources.to_score(load_object(data)() if code else data)
+    return {"split": name if name != "train" else "all"} | evaluate_dataset(model, dataset, display, batch, tta)
 
 
 def _settings(workdir: str | Path, about: Any) -> tuple[dict[str, Any], str]:
@@ -320,8 +326,12 @@ def own_splits(workdir: str | Path) -> sources.Splits:
             )
         found = _own_data(workdir, given)
         splits = sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
+    seen = _as_trained(splits, config)
     # Runs of early versions do not say what they saw.
-    if isinstance(had := about.get("data_sha256"), str) and had != fingerprint(_as_trained(splits, config)):
+    had = {key: about.get(key) for key in ("data_sha256", "data_contents")}
+    if any(
+        isinstance(had[key], str) and had[key] != of(seen) for key, of in zip(had, (fingerprint, contents), strict=True)
+    ):
         raise UserError(
             f"{given} has changed since {workdir} was trained on it: its images, their labels, or what "
             f"{sources.QUARANTINE} leaves out. Which were for validation cannot be told now. Undo the change, train "

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jft.data import pipeline, sources
-from jft.data.sources import arrays, load, stratified_split, unlabelled
+from jft.data.sources import arrays, load, stratified_split, to_score, unlabelled
 from jft.errors import UserError
 from jft.preprocess import Preprocess
 
@@ -122,6 +122,33 @@ def test_the_order_of_the_file_system_plays_no_part(tmp_path, monkeypatch):
 def test_a_class_called_train_is_a_class(tmp_path):
     folder(tmp_path, train=3, bus=3)
     assert load(tmp_path).classes == ("bus", "train")
+
+
+def test_what_is_scored_needs_no_training_images_and_no_second_class(tmp_path):
+    one = folder(tmp_path / "one", a=2)
+    held = folder(tmp_path / "held", val__a=2, val__b=1, test__b=3)
+    both = folder(tmp_path / "both", train__a=1, train__b=1, test__c=2)
+    (one / "quarantine.txt").write_text("a/1.png\n")
+    told = {}
+    for root in (one, held, both):
+        name, dataset = to_score(root)
+        told[root.name] = name, dataset.names, dataset.classes
+    assert told == {
+        "one": ("train", ("a/0.png",), ("a",)),
+        "held": ("test", ("test/b/0.png", "test/b/1.png", "test/b/2.png"), ("b",)),
+        "both": ("test", ("test/c/0.png", "test/c/1.png"), ("c",)),
+    }
+    lines = "a/0.png,x,test\na/1.png,x,test\n"
+    name, dataset = to_score(table(one, "path,label,split\n" + lines))
+    assert (name, dataset.classes, len(dataset)) == ("test", ("x",), 1)
+    name, dataset = to_score(arrays(np.zeros((2, 4, 4), np.uint8), ["x", "x"]))
+    assert (name, dataset.classes, len(dataset)) == ("train", ("x",), 2)
+    (one / "quarantine.txt").write_text("a/1.png\na/0.png\n")
+    with pytest.raises(UserError, match="leaves no image of train"):
+        to_score(one)
+    (one / "quarantine.txt").unlink()
+    for root, said in ((one, "one class only"), (both, "differ")):
+        assert said in message(root)  # to train on
 
 
 def test_a_missing_validation_set_is_split_off_and_the_test_set_left_alone(tmp_path):

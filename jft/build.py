@@ -260,9 +260,7 @@ def load_images(
     for split, dataset in (("train", splits.train), ("val", splits.val)):
         assert dataset is not None
         size = work_size(preprocess, sorted(names)) if split == "train" else preprocess.size
-        # Devices with memory of their own can each hold a share; those of a CPU have one memory.
-        shares = 1 if jax.default_backend() == "cpu" else jax.device_count() // config.tensor
-        fits = 3 * size[0] * size[1] * len(dataset) <= shares * memory_budget(config.resident)
+        fits = image_bytes(config, size, len(dataset)) <= memory_budget(config.resident)
         images = None
         with display.task(f"Decoding {split}", total=len(dataset), unit="images") as advance:
             tell = _differences(advance)
@@ -270,6 +268,7 @@ def load_images(
                 images, kept, bad = pipeline.decode_all(dataset, preprocess, size, config.threads, tell)
             else:
                 kept, bad = pipeline.readable(dataset, preprocess, config.threads, tell)
+                pipeline.require(kept, bad)
         for name, reason in bad:
             display.warn(f"left out: {name}: {reason}")
         left_out += bad
@@ -280,13 +279,21 @@ def load_images(
     missing = [
         c for i, c in enumerate(splits.classes) if _has_class(had, i) and not _has_class(data["train"].labels, i)
     ]
-    if missing:
+    if missing and not splits.train.quantities:
         raise UserError(f"No image of {', '.join(missing[:5])} could be read for training. The reasons are above.")
+    if splits.test is not None and not pipeline.any_readable(splits.test, preprocess):
+        display.warn("Not one image of test can be read: the run will have no figures of it.")
     return data, left_out
 
 
 def _has_class(labels: np.ndarray, i: int) -> bool:
-    return bool((labels == i).any() if labels.ndim == 1 else True)
+    return bool((labels == i if labels.ndim == 1 else labels[:, i] > 0).any())
+
+
+def image_bytes(config: Config, size: tuple[int, int], count: int) -> int:
+    """Of so many images on each device: those with memory of their own hold a share, those of a CPU have one memory."""
+    shares = 1 if jax.default_backend() == "cpu" else jax.device_count() // config.tensor
+    return -(-3 * size[0] * size[1] * count // shares)
 
 
 def _differences(advance: Callable[[int], Any]) -> Callable[[int, int], None]:

@@ -43,8 +43,8 @@ class Bundle:
     temperature: float | None = None  # fitted on the run's validation images; predictions apply it when asked
     quantities: bool = False  # whether it says numbers, named by `classes`, instead of classes
 
-    def predict(self, images: Sequence[Any], top_k: int = 1, **options: Any) -> list[dict[str, Any]]:
-        """A row for each image (path, folder, glob, PIL image or uint8 array) as `jft predict` writes it.
+    def predict(self, images: Any, top_k: int = 1, **options: Any) -> list[dict[str, Any]]:
+        """A row for each image (path, folder, glob, PIL image or uint8 array) as `jft predict` has it; a list, or one.
 
         The options are those of `jft.use.predict_rows`, such as `temperature`, `unknown` and `tta`.
         """

@@ -393,7 +393,7 @@ PLACE = (
 
 
 def describe(value: Any) -> Any:
-    """A config's value as JSON: functions and classes by import path, arrays by their hash."""
+    """A config's value as JSON: functions and classes by import path, arrays and Pillow's images by their hash."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if value is None or isinstance(value, bool | int | float | str):
@@ -409,7 +409,8 @@ def describe(value: Any) -> Any:
     if callable(value):
         return import_path(value)
     if hasattr(value, "tobytes"):
-        return f"{value.dtype}{list(value.shape)} sha256:{hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+        kind = f"{value.dtype}{list(value.shape)}" if hasattr(value, "dtype") else f"{value.mode}{list(value.size)}"
+        return f"{kind} sha256:{hashlib.sha256(value.tobytes()).hexdigest()[:16]}"  # of an array, or Pillow's image
     raise UserError(f"A config cannot hold {value!r}: numbers, strings, tuples, functions and arrays can be written.")
 
 

@@ -9,8 +9,9 @@ class Preprocess:
     """The evaluation transform bound to a set of weights.
 
     The shorter side is resized to `resize` pixels, the centre of `size` cut out, values divided by 255, the mean taken
-    off and the result divided by the standard deviation. With `squash` the picture is resized to `size` whole, its
-    aspect ratio lost, as CLIP-like and vit_jax pipelines do.
+    off and the result divided by the standard deviation. Where `size` is no square, the picture is resized to the least
+    that covers `sides`, as timm does. With `squash` it is resized to `size` whole, its aspect ratio lost, as CLIP-like
+    and vit_jax pipelines do.
     """
 
     size: tuple[int, int] = (224, 224)  # height, width in pixels
@@ -25,8 +26,17 @@ class Preprocess:
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """What a picture is resized to cover, height and width in pixels: `floor(size / crop_pct)`, as timm does."""
+        high, wide = (_floor(side / self.crop_pct) for side in self.size)
+        return high, wide
+
+    @property
     def resize(self) -> int:
-        """The shorter side after resizing, in pixels: `floor(size / crop_pct)`, as timm does for square sizes."""
-        side = min(self.size) / self.crop_pct
-        # 384 / (384 / 450) is a hair below 450; of crop_pct as timm has them, 0.875 to 0.965, none comes so near.
-        return round(side) if abs(side - round(side)) < 1e-6 else math.floor(side)
+        """The shorter of these: the picture's own shorter side after resizing, where `size` is a square."""
+        return min(self.sides)
+
+
+def _floor(side: float) -> int:
+    # 384 / (384 / 450) is a hair below 450; of crop_pct as timm has them, 0.875 to 0.965, none comes so near.
+    return round(side) if abs(side - round(side)) < 1e-6 else math.floor(side)

@@ -108,10 +108,11 @@ class Result:
         return evaluate(self.workdir, data)
 
     def predict(self, *images: Any) -> list[dict[str, Any]]:
-        """Label and probability of each image: paths, folders, PIL images or arrays."""
+        """Label and probability of each image: paths, folders, PIL images or arrays, or one list of them."""
         from jft.use import predict
 
-        return predict(self.workdir, images)
+        alone = len(images) == 1 and isinstance(images[0], list | tuple)
+        return predict(self.workdir, images[0] if alone else images)
 
 
 @dataclass
@@ -184,7 +185,7 @@ def data_path(config: Config) -> str:
     """The data as they can be found from any folder: an absolute path, or what the config says of other sources."""
     data = config.data
     if isinstance(data, str | Path) and Path(data).expanduser().exists():
-        return str(Path(data).expanduser().resolve())
+        return os.path.abspath(Path(data).expanduser())  # no link followed: a CSV's images lie beside the link
     return str(describe(data))
 
 
@@ -365,7 +366,7 @@ def _look(workdir: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
         ):
             raise UserError(f"{workdir} is not empty and holds no run. Name a new folder with --workdir.")
         return None
-    old, keys = read_json(file), ("config", "weights_sha256", "data_sha256")
+    old, keys = read_json(file), ("config", "weights_sha256", "data_sha256", "data_contents")
     finished = (workdir / "result.json").exists()
     check_format(workdir, old, finished)
     # A field that the run was begun without has its default.
@@ -373,12 +374,15 @@ def _look(workdir: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
     old["config"] = defaults | old["config"]
     asked = json.loads(json.dumps(what))
     _forget_places(old, asked)
+    old.setdefault("data_contents", asked.get("data_contents"))  # runs of early versions do not say
     # Of one version's preset another may make other stages.
     before, now = ({"stages": {s["name"]: s for s in about.get("stages", ())}} for about in (old, asked))
     old, asked = ({k: about.get(k) for k in keys} for about in (old, asked))
     if lines := differences(old, asked) or differences(before, now):
+        others = {k for k in keys if old[k] != asked[k]} == {"data_contents"}
         raise UserError(
             f"{workdir} holds a run of another configuration (there → now):\n  " + "\n  ".join(lines[:20]) + "\n"
+            f"{'The images have changed, under the same names. ' if others else ''}"
             "Name another folder with --workdir, or give the options it was begun with."
         )
     return read_json(workdir / "result.json") if finished else None

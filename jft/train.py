@@ -27,6 +27,7 @@ from jft.build import (
     choose_loss,
     compute_dtype,
     convolves,
+    image_bytes,
     lay_out,
     load_images,
     make_leg_diagnosis,
@@ -71,13 +72,14 @@ from jft.run import (
     versions,
 )
 from jft.step import FEATURES, State, make_eval_step, repeat
-from jft.use import evaluate_dataset, fit_temperature, probabilities, row, value_row
+from jft.use import NoneReadable, evaluate_dataset, fit_temperature, probabilities, row, value_row
 from jft.weights.writers import write_safetensors
 
 MAX_STEPS_PER_DISPATCH = 256
 EACH = 10**6  # probabilities that predictions.csv holds at most; predictions.npz has all there are
 MAX_SKIPPED = 10  # steps in a row that were not finite, after which a run ends or goes back
 MAX_ROLLBACKS, ROLLBACK_RATE = 3, 0.5  # how often it goes back, and what becomes of the learning rate each time
+LESS = 1.5  # times --resident, within the free memory: what a run that goes on may keep of what it kept before
 DISPATCH_SECONDS = 0.5  # how long the host lets go of a run, so that Ctrl-C and the display stay prompt
 
 
@@ -254,6 +256,13 @@ def _squares(a: list[Any], b: list[Any]) -> Any:
     return jnp.stack([jnp.sum(jnp.square(x - y)) for x, y in zip(a, b, strict=True)])
 
 
+MEMORY = "memory"
+
+
+def _place(in_memory: bool, on_disk: bool = False) -> str:
+    return MEMORY if in_memory else "disk" if on_disk else "nowhere"
+
+
 @dataclass
 class Patience:
     """The best validation of a stage, and how many in a row have not been better."""
@@ -334,6 +343,11 @@ class Run:
         self.skipped = 0  # steps in a row that were not applied
         self.losses: list[float] = []  # of steps since the last validation
         self.pieces = 0  # that batches of the leg under way are taken in; 0 before that is known
+        # Where the images, and features of the leg under way, lie, by which programs differ; and where they lay when
+        # the state was saved.
+        self.places: dict[str, str] = {"images": _place(data["train"].images is not None)}
+        self.places_before: dict[str, str] = {}
+        self.resident_before: float | None = None
         self.saved_at = time.monotonic()
         self.log = track.Mirror(workdir / "metrics.jsonl")
         self.checkpoints = Checkpoints(workdir / "checkpoints", display.warn)
@@ -373,6 +387,7 @@ class Run:
         self.state, self.best, self.reached = None, None, {}
         self.step, self.leg, self.ended, self.records, self.leg_seconds = 0, -1, 0, [], 0.0
         self.patience, self.skipped = Patience(), 0
+        self.places_before = {}
         for step, position in shard.together(self.checkpoints.positions):
             if not wanted(position):
                 continue
@@ -405,6 +420,9 @@ class Run:
             self.step, self.leg, self.ended = step, position["leg"], position["ended"]
             self.patience, self.skipped = Patience.at(*position["patience"]), position["skipped"]
             self.pieces = position["pieces"]
+            # None where an earlier version saved.
+            self.places_before, self.resident_before = position.get("places", {}), position.get("resident")
+            self._place_images()
             if position["best"]:
                 self.best = Best(**position["best"], **found["best"])
             self.records, self.leg_seconds = position["records"], position["leg_seconds"]
@@ -507,6 +525,8 @@ class Run:
             "patience": self.patience.position(),
             "skipped": self.skipped,
             "pieces": self.pieces,
+            "places": self.places,
+            "resident": self.config.resident,
             "reached": self.reached,
             "rollbacks": self.rollbacks,
             "best": self.best.position() if self.best else None,
@@ -639,7 +659,28 @@ class Run:
         params, stats = (before.params, before.batch_stats) if before else (self.initial, self.initial_stats)
         self.state = shard.distribute(self._fresh(leg, params, stats, before), self.mesh, self.config.sharding)
         self.step, self.leg, self.leg_seconds, self.patience = leg.first, leg.number, 0.0, Patience()
-        self.pieces = 0
+        self.pieces, self.places_before = 0, {}
+
+    def _fits(self, what: str, size: int) -> bool:
+        """Whether so many bytes may lie on each device; of a run that goes on, as before where that can be.
+
+        Memory is never as free as it was, and a program that is given what lies there rounds otherwise than one that is
+        not. Another --resident is followed at once.
+        """
+        share, before = self.config.resident, self.places_before.get(what)
+        if before and share == self.resident_before:
+            return before == MEMORY and size <= memory_budget(min(LESS * share, 1.0))
+        return size <= memory_budget(share)
+
+    def _place_images(self) -> None:
+        """Have the training images in memory, or not, as when the state was saved, where that can be."""
+        train, before = self.data["train"], self.places_before.get("images", self.places["images"])
+        if before != self.places["images"] and self.config.resident == self.resident_before:
+            if before != MEMORY:
+                train.images = None
+            elif self._fits("images", image_bytes(self.config, train.size, len(train.dataset))):
+                train.images = pipeline.decode_all(train.dataset, train.preprocess, train.size, train.threads)[0]
+            self.places["images"] = _place(train.images is not None)
 
     def _describe(self, leg: Leg) -> str:
         count = sum(int(np.prod(self.initial[n].shape)) for n in leg.trainable)
@@ -694,8 +735,14 @@ class Run:
                 yield shard.put_rows(one, self.mesh, batch, config.sharding)
 
         # Each device holds everything if it can; else its share, and a batch is gathered from all of them.
-        whole = not resident or sum(v.nbytes for v in arrays.values()) <= memory_budget(config.resident)
+        whole = not resident or self._fits("whole", sum(v.nbytes for v in arrays.values()))
         spread = not whole and config.sharding != "pmap" and self.mesh.shape[shard.DATA] > 1
+        self.places["whole"] = _place(not spread)
+        if self.places_before not in ({}, self.places):
+            self.display.warn(
+                "Not the same images or features are kept in memory as when this run was saved (--resident, "
+                "--features): the end is within rounding of that of a run that was never stopped, not the same bytes."
+            )
         if spread:
             self.display.note("The examples lie spread over the devices: one does not hold them all.")
             data = shard.spread(arrays, self.mesh)
@@ -790,6 +837,7 @@ class Run:
     def _keep_features(self, leg: Leg, splits: Sequence[str]) -> str | None:
         """Keep activations of these splits at the leg's cut, where that pays; the part that training starts from."""
         self.features, config = {}, self.config
+        self.places = {"images": self.places["images"]}
         if not leg.cut or config.features == "none":
             return None
         if leg.augment and config.views is None and "train" in splits:
@@ -811,7 +859,8 @@ class Run:
         views = config.views if split == "train" and leg.augment else None
         rows = len(data.labels) * (views or 1)
         size = features.nbytes(self.model, cut, rows, dtype)
-        fits = size <= memory_budget(config.resident)
+        fits = self._fits(split, size)
+        self.places[split] = _place(fits, config.features == "disk")
         if not fits and config.features != "disk":
             self.display.note(
                 f"The features of {split} at {cut}, {size / 1e9:.1f} GB, do not fit in memory: the frozen parts run "
@@ -1047,6 +1096,7 @@ class Run:
         model = bundle.Bundle(
             made, params, batch_stats, splits.classes, self.preprocess, several, quantities=quantities
         )
+        listed = [{"path": name, "reason": reason} for name, reason in excluded]
         result = {
             "model": config.model,
             "weights": str(self.loaded.path) if self.loaded.path else None,
@@ -1058,7 +1108,7 @@ class Run:
             "val": {**scores, "count": len(val.labels), "loss": plain(self.best.loss), "best_step": self.best.step},
             "last": {**{name: plain(value) for name, value in self.reached.items()}, "step": self.step},
             "train": {"count": len(trained), **of_train},
-            "excluded": [{"path": name, "reason": reason} for name, reason in excluded],
+            "excluded": listed,
             "stages": self.records,
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         }
@@ -1067,9 +1117,15 @@ class Run:
         if self.rollbacks:
             result["rollbacks"] = self.rollbacks
         if splits.test is not None:
-            with self.clock("eval"):
-                tested = result["test"] = evaluate_dataset(model, splits.test, self.display)
-            for name, reason in tested["excluded"]:
+            try:
+                with self.clock("eval"):
+                    bad = (tested := evaluate_dataset(model, splits.test, self.display))["excluded"]
+                result["test"] = tested
+            except NoneReadable as error:
+                bad = error.excluded
+                listed += [{"path": name, "reason": reason} for name, reason in bad]
+                self.display.warn("Not one image of test could be read: there are no figures of it.")
+            for name, reason in bad:
                 self.display.warn(f"left out: {name}: {reason}")
         with self.clock("save"):
             bundle.save(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from jft import bundle, losses, metrics, shard, weights
 from jft.bundle import Bundle
@@ -25,7 +26,7 @@ from jft.models import make_model
 from jft.models.base import Model
 from jft.preprocess import Preprocess
 from jft.report.live import make_display
-from jft.run import fingerprint, read_json
+from jft.run import contents, fingerprint, read_json
 from jft.step import FEATURES, make_eval_step
 from jft.table import Row, Writable, rows_to
 
@@ -114,6 +115,14 @@ def _views(model: Bundle, tta: Sequence[str]) -> tuple[str, ...]:
     return chosen
 
 
+class NoneReadable(UserError):
+    """Not one image of a data set could be read; `excluded` says why."""
+
+    def __init__(self, excluded: list[tuple[str, str]]):
+        super().__init__("None of the images could be read: " + "; ".join(f"{n}: {r}" for n, r in excluded[:3]))
+        self.excluded = excluded
+
+
 @dataclass
 class Predicted:
     """Logits (or quantities) of the images that could be read, their places, and what was left out, with the reason."""
@@ -161,6 +170,8 @@ def run_chunks(
     """
     display = display or make_display("quiet")
     tta = _views(model, tta)
+    # A few images need no whole batch; powers of two are compiled for few sizes.
+    batch = min(batch, CHUNK, 1 << max(len(dataset) - 1, 0).bit_length())
     step = _prediction(model.model, model.preprocess, tta, _average_of(model), features)
     size = work_size(model.preprocess, ("crop",)) if "corners" in tta else None
     params, stats = jax.device_put((dict(model.params), dict(model.batch_stats)))
@@ -235,7 +246,7 @@ def evaluate_dataset(
     place = np.array([classes.index(c) for c in dataset.classes])
     done = run_model(model, dataset, batch=batch, display=display, tta=tta)
     if not len(done.kept):
-        raise UserError("None of the images could be read: " + "; ".join(f"{n}: {r}" for n, r in done.excluded[:3]))
+        raise NoneReadable(done.excluded)
     labels = dataset.labels[done.kept]
     left_out = {"left_out": len(done.excluded), "excluded": done.excluded}
     if model.quantities:
@@ -264,10 +275,8 @@ def evaluate(
             raise UserError("A model alone has no validation images; give labelled images to score it on.")
         return {"split": "val"} | evaluate_dataset(model, own_validation(where), display, batch, tta)
     code = isinstance(data, str) and ".py:" in data
-    splits = sources.load(load_object(data)() if code else data, val_fraction=0)
-    name = "test" if splits.test else "val" if splits.val else "train"
-    found = evaluate_dataset(model, getattr(splits, name), display, batch, tta)
-    return {"split": name if name != "train" else "all"} | found
+    name, dataset = sources.to_score(load_object(data)() if code else data)
+    return {"split": name if name != "train" else "all"} | evaluate_dataset(model, dataset, display, batch, tta)
 
 
 def _settings(workdir: str | Path, about: Any) -> tuple[dict[str, Any], str]:
@@ -317,8 +326,12 @@ def own_splits(workdir: str | Path) -> sources.Splits:
             )
         found = _own_data(workdir, given)
         splits = sources.load(found, seed=config["seed"], val_fraction=config["val_fraction"])
+    seen = _as_trained(splits, config)
     # Runs of early versions do not say what they saw.
-    if isinstance(had := about.get("data_sha256"), str) and had != fingerprint(_as_trained(splits, config)):
+    had = {key: about.get(key) for key in ("data_sha256", "data_contents")}
+    if any(
+        isinstance(had[key], str) and had[key] != of(seen) for key, of in zip(had, (fingerprint, contents), strict=True)
+    ):
         raise UserError(
             f"{given} has changed since {workdir} was trained on it: its images, their labels, or what "
             f"{sources.QUARANTINE} leaves out. Which were for validation cannot be told now. Undo the change, train "
@@ -363,7 +376,7 @@ def pictures(
             continue
         found: list[str | Path] = [word]
         if not os.path.exists(os.path.expanduser(text)) and glob.has_magic(text):
-            found = list(sorted(glob.glob(os.path.expanduser(text), recursive=True)))
+            found = list(_outermost(sorted(glob.glob(os.path.expanduser(text), recursive=True))))
             if not found:
                 raise UserError(f"Nothing matches {text!r}. Quote a glob, or the shell expands it first.")
         part, bad = sources.unlabelled(found, classes)
@@ -374,6 +387,12 @@ def pictures(
         excluded += bad
     labels = np.full(len(names), -1, np.int32)
     return sources.Dataset(tuple(names), labels, tuple(classes), lambda i: reads[i]()), excluded
+
+
+def _outermost(paths: Sequence[str]) -> list[str]:
+    """Without what lies in a folder among them, all of which is read: a glob's `**` matches folders and their files."""
+    folders = {Path(path) for path in paths if os.path.isdir(path)}
+    return [path for path in paths if folders.isdisjoint(Path(path).parents)]
 
 
 def _lines(content: bytes) -> list[str]:
@@ -393,7 +412,7 @@ def _column(file: Path) -> list[Path]:
 
 def predict_rows(
     model: Bundle,
-    images: Sequence[Any],
+    images: Sequence[Any] | Path | Image.Image,
     *,
     top_k: int = 1,
     probability_of_each: bool = False,
@@ -406,8 +425,9 @@ def predict_rows(
 ) -> Iterator[Row]:
     """A row for each image, as they are done: `path`, `class_index`, `label`, `probability`, `label_2` …, `error`.
 
-    Images are paths as `pictures` takes them, PIL images, or uint8 arrays. A file that cannot be read keeps its row,
-    its label empty and the reason in `error`. `probability_of_each` adds a column `p:CLASS` for every class.
+    Images are paths as `pictures` takes them, PIL images, or uint8 arrays; one path or PIL image may stand alone. A
+    file that cannot be read keeps its row, its label empty and the reason in `error`.
+    `probability_of_each` adds a column `p:CLASS` for every class.
     A model of several labels an image adds `labels`, all whose probability is 0.5 or more, joined by `|`.
     A model of quantities gives `path`, `value` (of several `value:NAME` each), `error`, and takes no option of classes.
     `temperature` divides the logits: a number, or "fitted", the one found on the run's validation images. Where the
@@ -420,6 +440,8 @@ def predict_rows(
             "The model predicts numbers; --top-k, --probabilities, --temperature and --unknown are about classes."
         )
     scale, tta = temperature_of(model, temperature), _views(model, tta)
+    if isinstance(images, str | Path | Image.Image):
+        images = [images]
     paths = [i for i in images if isinstance(i, str | Path)]
     if paths and len(paths) < len(images):
         raise UserError("Images are paths, or arrays and PIL images: not both in one call.")
@@ -489,7 +511,9 @@ def write_predictions(
     return count, bad
 
 
-def predict(where: str | Path | Bundle, images: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
+def predict(
+    where: str | Path | Bundle, images: Sequence[Any] | Path | Image.Image, **options: Any
+) -> list[dict[str, Any]]:
     """All the rows of `predict_rows`, whose options it takes, of a model or of the folder of one."""
     model = where if isinstance(where, Bundle) else open_model(where)
     return [dict(told) for told in predict_rows(model, images, **options)]

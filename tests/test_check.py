@@ -14,8 +14,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from jft import cli
-from jft.data import check, sources
+from jft.data import check, pipeline, sources
 from jft.errors import UserError
+from jft.preprocess import Preprocess
 from jft.report import sheet
 
 
@@ -130,6 +131,27 @@ def test_arrays_are_looked_at_too():
     images = np.stack([np.asarray(scene(i)) for i in range(6)] + [np.asarray(scene(0))])
     report = check.check(sources.load(sources.arrays(images, list("aabbaab")), val_fraction=0))
     assert found(report.findings) == {"conflict": [("0", "6")], "class": [()]}
+
+
+def test_what_is_too_thin_to_be_resized_is_told_as_training_does(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        scene(ord(name)).save(tmp_path / name / "0.png")
+    Image.new("L", (1, 3000)).save(tmp_path / "a" / "thin.png")
+    splits = sources.load(tmp_path, val_fraction=0)
+    (told,) = (f for f in check.check(splits).findings if f.kind == "unusable")
+    assert pipeline.readable(splits.train, Preprocess())[1] == [(*told.names, told.detail)]
+    assert told.detail.startswith("256 x 768000 pixels (what 1 x 3000 are resized to) exceed the limit")
+
+
+def test_a_name_that_looks_like_a_comment_is_listed_so_that_it_is_none(tmp_path):
+    for name in ("# a", "b"):
+        (tmp_path / name).mkdir()
+        scene(len(name)).save(tmp_path / name / "0.png")
+    shutil.copy(tmp_path / "# a/0.png", tmp_path / "# a/1.png")
+    report = check.check(sources.load(tmp_path, val_fraction=0))
+    (tmp_path / "quarantine.txt").write_text(check.quarantine(report))
+    assert [name for name, _ in sources.load(tmp_path, val_fraction=0).excluded] == ["# a/1.png"]
 
 
 def test_the_list_to_leave_out_is_one_that_training_takes(data, report, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jft import Stage, build, cli
 from jft.config import Config, check, describe, load_config, load_object, override
@@ -66,6 +67,13 @@ def test_what_may_be_is_not_refused():
         made(Config, plan=[STAGE(train=["head", ("stage4", 0)])], penalty=partial(max), model_options={"pool": "avg"})
     )
     check(Config(data={"train": ([], [])}, weights=Path("x.pth"), track=(print, "mlflow"), optimizer=print))
+
+
+def test_pillows_images_are_told_by_their_hash():
+    pictures = [Image.new("L", (2, 3), shade) for shade in (1, 2)]
+    one, other = describe({"train": (pictures, [0, 1])})["train"][0]
+    assert one.startswith("L[2, 3] sha256:") and one != other
+    assert describe(np.zeros(2, np.uint8)).startswith("uint8[2] sha256:")
 
 
 @pytest.mark.parametrize("make", [Config, Config().replace])

@@ -18,7 +18,7 @@ from jft.convert import as_timm, export_model, import_weights
 from jft.errors import UserError
 from jft.models import make_model
 from jft.preprocess import Preprocess
-from jft.weights.export import about, hf_code, timm_code, torchvision_code, transform_code
+from jft.weights.export import about, hf_code, timm_code, timm_prepares, torchvision_code, transform_code
 from jft.weights.writers import write_safetensors
 
 
@@ -82,10 +82,12 @@ def test_a_folder_for_transformers_names_its_own_image_processor_or_timms(tmp_pa
     wide = save(tmp_path / "wide", "vit_tiny_patch16_224", pool="avg", image_size=(32, 64))
     done = export_model(wide, "hf")
     config = json.loads((done.path / "config.json").read_text())
-    assert config["model_type"] == "timm_wrapper" and config["image_processor_type"] == "BitImageProcessor"
-    assert "--processor" not in str(done.receipt)
+    assert config["model_type"] == "timm_wrapper" and "image_processor_type" not in config  # timm's, which is jft's
+    assert not (done.path / "preprocessor_config.json").exists() and "--processor" not in str(done.receipt)
     with pytest.raises(UserError, match="no square"):
-        export_model(wide, "hf", tmp_path / "other", processor="timm")
+        timm_prepares("timm", Preprocess((32, 64), interpolation="bicubic"))
+    code = next(line for line in transform_code(Preprocess((32, 64))) if "Compose" in line)
+    assert "ImageOps.cover(p, (73, 36), Image.Resampling.BILINEAR)), T.CenterCrop((32, 64))" in code
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jft.data import decode
 from jft.data.decode import DecodeError, render, to_rgb, window_offset
+from jft.data.prepare import work_size
 from jft.errors import UserError
 from jft.preprocess import Preprocess
 
@@ -107,6 +108,12 @@ def test_floating_point():
     for wrong in (values - 1, values * 1000, values * np.float32("nan")):
         with pytest.raises(DecodeError, match="floating-point"):
             to_rgb(encode(Image.fromarray(wrong), "tiff"))
+
+
+def test_integers_of_32_bits_come_out_as_they_look():
+    for top in (255, 65535):  # of 8 bits and of 16
+        values = np.linspace(0, top, 4).astype(np.int32).reshape(2, 2)
+        assert pixels(encode(Image.fromarray(values), "tiff"))[..., 0].tolist() == [[0, 85], [170, 255]]
     with pytest.raises(DecodeError, match="32-bit integers"):
         to_rgb(encode(Image.fromarray(np.array([[70000]], np.int32)), "tiff"))
 
@@ -172,14 +179,31 @@ def test_the_evaluation_crop_is_torchvisions(interpolation):
     assert made == sums
 
 
+# CRC-32 of what timm 1.0.31 makes of the same pictures for sizes that are no square, by height, width and crop_pct.
+TIMM = {
+    (24, 40, 0.875): [
+        1115791219, 3751676468, 3815459648, 1613170883, 529316089, 2418565687, 897220281, 2264840746,
+    ],
+    (40, 24, 1.0): [
+        3575628657, 3967472385, 3364287715, 619427800, 1891842707, 2979593398, 1945461302, 2409477006,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", TIMM)
+def test_the_crop_of_a_size_that_is_no_square_is_timms(how):
+    preprocess = Preprocess(size=how[:2], crop_pct=how[2])
+    made = [zlib.crc32(render(np.asarray(picture(*size)), preprocess).tobytes()) for size in SIZES]
+    assert made == TIMM[how]
+
+
 @pytest.mark.parametrize(
-    ("size", "given", "crc"),
-    [((24, 40), (50, 37), 1261412173), ((40, 24), (37, 50), 3393627375), ((25, 41), (37, 37), 4125581758)],
+    ("size", "given", "crc"), [(40, (50, 37), 3974887614), (40, (37, 50), 3717606172), (41, (37, 37), 1597257222)]
 )
 def test_a_picture_smaller_than_the_crop_is_padded_as_by_torchvision(size, given, crc):
     # The shorter side becomes 24 in each.
-    image = render(np.asarray(picture(*given)), Preprocess(size=size, crop_pct=min(size) / 24.5))
-    assert image.shape == (*size, 3) and zlib.crc32(image.tobytes()) == crc
+    image = render(np.asarray(picture(*given)), Preprocess(size=(size, size), crop_pct=size / 24.5))
+    assert image.shape == (size, size, 3) and zlib.crc32(image.tobytes()) == crc
 
 
 @settings(max_examples=150, deadline=None)
@@ -197,6 +221,17 @@ def test_the_centre_of_a_working_image_is_the_evaluation_crop(given, size, more,
     top, left = window_offset(work[0], size[0]), window_offset(work[1], size[1])
     window = render(content, preprocess, work)[top : top + size[0], left : left + size[1]]
     assert (window == render(content, preprocess)).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    st.tuples(st.integers(8, 30), st.integers(8, 30)),
+    st.floats(0.5, 1.0),
+)
+def test_no_crop_is_black_where_the_picture_is_not(given, size, crop_pct):
+    preprocess = Preprocess(size=size, crop_pct=crop_pct)
+    assert (render(np.full((*given, 3), 255, np.uint8), preprocess, work_size(preprocess, ("rrc",))) == 255).all()
 
 
 @settings(max_examples=100, deadline=None)

@@ -173,7 +173,7 @@ def test_working_sizes():
     whole = Preprocess(size=(32, 32), crop_pct=1.0)
     assert work_size(whole, ("crop",)) == (40, 40) and work_size(whole, ("rrc",)) == (32, 32)
     assert work_size(Preprocess(squash=True), ("crop",)) == (280, 280)
-    assert work_size(Preprocess(size=(100, 300), crop_pct=0.5), ("crop",)) == (200, 300)
+    assert work_size(Preprocess(size=(100, 300), crop_pct=0.5), ("crop",)) == (200, 600)
 
 
 def test_mixing_weighs_pictures_and_labels_alike():

@@ -15,7 +15,7 @@ from jft.config import PLACE, Config, describe
 from jft.data import sources
 from jft.errors import UserError
 from jft.models import make_model
-from jft.run import contents, entered, fingerprint
+from jft.run import contents, data_path, entered, fingerprint
 from jft.use import own_validation
 from jft.weights.writers import write_safetensors
 
@@ -84,6 +84,10 @@ def test_other_data_and_weights_are_refused_wherever_they_lie(job1, tmp_path, cr
         train.train(config(job2, cut).replace(weights=str(job1 / "tiny.safetensors")))
     with pytest.raises(UserError, match=r"(?s)config\.weights: .*job1.* → .*weights_sha256"):
         train.train(config(job1, cut).replace(weights="none"))
+    for file in (job1 / "bees").rglob("*.png"):  # others under the same names, at the same path
+        shutil.copy(job2 / file.relative_to(job1), file)
+    with pytest.raises(UserError, match=r"(?s)data_contents: .*The images have changed, under the same names\."):
+        train.train(config(job1, cut))
     (job1 / "bees/red/0.png").unlink()
     with pytest.raises(UserError, match="data_sha256"):  # at the same path
         train.train(config(job1, cut))
@@ -104,6 +108,7 @@ def about(changes=(), **others):
         (about(), None),
         (about({"data": "../x/bees", "weights": "a.pth"}), None),
         (about({"data": "b"}, data="/x/b"), "config.data"),  # a run from before there was `data_contents`
+        (about(data_contents="4"), None),  # which the run does not say
         (about({"weights": None}), None),  # the model's own, which are the same file
         (about({"weights": None}, preprocess={"size": 4}), "config.weights"),
         (about({"lr": 2.0}), "config.lr"),
@@ -119,6 +124,13 @@ def test_what_is_compared_with_a_run_that_was_begun(tmp_path, now, refused):
         return
     with entered(tmp_path / "run", now, print):
         assert told(tmp_path / "run")["config"] == now["config"]
+
+
+def test_a_csv_that_is_a_link_is_found_where_it_was_given(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/labels.csv").write_text("path,label\n")
+    (tmp_path / "labels.csv").symlink_to("store/labels.csv")
+    assert data_path(Config(data=str(tmp_path / "store/../labels.csv"))) == str(tmp_path / "labels.csv")
 
 
 def test_contents_are_those_of_the_images(folder):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jft.data import pipeline, sources
-from jft.data.sources import arrays, load, stratified_split, unlabelled
+from jft.data.sources import arrays, load, stratified_split, to_score, unlabelled
 from jft.errors import UserError
 from jft.preprocess import Preprocess
 
@@ -124,6 +124,33 @@ def test_a_class_called_train_is_a_class(tmp_path):
     assert load(tmp_path).classes == ("bus", "train")
 
 
+def test_what_is_scored_needs_no_training_images_and_no_second_class(tmp_path):
+    one = folder(tmp_path / "one", a=2)
+    held = folder(tmp_path / "held", val__a=2, val__b=1, test__b=3)
+    both = folder(tmp_path / "both", train__a=1, train__b=1, test__c=2)
+    (one / "quarantine.txt").write_text("a/1.png\n")
+    told = {}
+    for root in (one, held, both):
+        name, dataset = to_score(root)
+        told[root.name] = name, dataset.names, dataset.classes
+    assert told == {
+        "one": ("train", ("a/0.png",), ("a",)),
+        "held": ("test", ("test/b/0.png", "test/b/1.png", "test/b/2.png"), ("b",)),
+        "both": ("test", ("test/c/0.png", "test/c/1.png"), ("c",)),
+    }
+    lines = "a/0.png,x,test\na/1.png,x,test\n"
+    name, dataset = to_score(table(one, "path,label,split\n" + lines))
+    assert (name, dataset.classes, len(dataset)) == ("test", ("x",), 1)
+    name, dataset = to_score(arrays(np.zeros((2, 4, 4), np.uint8), ["x", "x"]))
+    assert (name, dataset.classes, len(dataset)) == ("train", ("x",), 2)
+    (one / "quarantine.txt").write_text("a/1.png\na/0.png\n")
+    with pytest.raises(UserError, match="leaves no image of train"):
+        to_score(one)
+    (one / "quarantine.txt").unlink()
+    for root, said in ((one, "one class only"), (both, "differ")):
+        assert said in message(root)  # to train on
+
+
 def test_a_missing_validation_set_is_split_off_and_the_test_set_left_alone(tmp_path):
     folder(tmp_path, train__a=5, train__b=5, test__a=2, test__b=1)
     splits = load(tmp_path)
@@ -189,6 +216,23 @@ def test_what_is_no_file_is_named(tmp_path):
         "pipe": "a pipe, not a file",
     }
     assert unlabelled([tmp_path / "pipe"])[1] == [(str(tmp_path / "pipe"), "a pipe, not a file")]
+    with pytest.raises(OSError, match=r"^a folder, not a file$"):  # as a list of paths may name one
+        sources.read_file(tmp_path / "a")
+
+
+def test_a_folder_that_goes_while_it_is_walked_is_left_out(tmp_path, monkeypatch):
+    folder(tmp_path, a=1, b=1)
+    (tmp_path / "a" / "sub").mkdir()
+    read = sources._entries
+
+    def entries(place):
+        found = read(place)
+        if place == tmp_path / "a":
+            (tmp_path / "a" / "sub").rmdir()
+        return found
+
+    monkeypatch.setattr(sources, "_entries", entries)
+    assert load(tmp_path, val_fraction=0.0).excluded == [("a/sub/", "cannot be read: No such file or directory")]
 
 
 def test_a_file_beyond_the_limit_or_become_a_pipe_is_not_read(tmp_path):
@@ -225,6 +269,14 @@ def test_names_hold_no_control_characters(tmp_path):
     listed = load(table(tmp_path, "path,label\n" + rows), val_fraction=0.0)
     assert listed.classes == splits.classes
     assert sorted(listed.train.names) == sorted(f"d/{n}/{n}.png" for n in ODD_NAMES.values())
+
+
+def test_quarantine_names_pictures_that_look_like_comments(tmp_path):
+    for name in ("# x", "y"):
+        for i in range(3):
+            put(tmp_path / name / f"{i}.png")
+    (tmp_path / "quarantine.txt").write_text("./# x/0.png\ttwice\n# x/1.png\n")
+    assert load(tmp_path, val_fraction=0.0).excluded == [("# x/0.png", "in quarantine.txt: twice")]
 
 
 def test_quarantine_leaves_out_what_it_names_and_moves_nothing_else(tmp_path):
@@ -459,6 +511,7 @@ def test_labels_of_a_mapping_mean_the_same_in_every_split():
         ({"train": (np.zeros((2, 4, 4), np.uint8), [0, 1]), "dev": ()}, "keys train, dev"),
         ({"train": (np.zeros((2, 4, 4), np.uint8), [0])}, "2 images and 1 labels"),
         ({"train": (np.full((2, 4, 4), 1.5), [0, 1])}, "floating point beyond 0..1"),
+        ({"train": ([np.zeros((4, 4)), np.zeros((0, 4))], [0, 1])}, r"Image 1 has no pixels: it is \[0, 4\]"),
         ({"train": (np.zeros((2, 4, 4), np.int64), [0, 1])}, "images are int64"),
         ({"train": (np.zeros((2, 4, 4), np.uint8), [0.5, np.inf])}, "image 1 is no finite number"),
         ({"train": (np.zeros((0, 4, 4), np.uint8), [])}, "no images"),

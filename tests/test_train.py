@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -21,6 +23,8 @@ from jft.config import Config
 from jft.data import sources
 from jft.errors import UserError
 from jft.lora import read_adapter
+from jft.preprocess import Preprocess
+from jft.report.live import make_display
 from jft.run import entered
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -45,10 +49,14 @@ def finished(folder, tmp_path_factory):
 def traces(workdir):
     """All that a run computes, as bytes: the model, the log, the predictions and the last checkpoint's leaves."""
     found = {f: (workdir / f).read_bytes() for f in ("model/model.safetensors", "metrics.jsonl", "predictions.csv")}
-    kept = checkpoint.Checkpoints(workdir / "checkpoints")
-    found["checkpoint"] = kept.positions()[0][1]["sums"]
-    kept.close()
+    found["checkpoint"] = position(workdir)["sums"]
     return found
+
+
+def position(workdir):
+    """Of the last checkpoint."""
+    with closing(checkpoint.Checkpoints(workdir / "checkpoints")) as kept:
+        return kept.positions()[0][1]
 
 
 def test_a_run_leaves_what_the_contract_names(finished, folder):
@@ -120,8 +128,9 @@ def test_a_run_that_crashed_anywhere_ends_bit_equal(finished, folder, tmp_path, 
 
 
 @pytest.mark.slow
-def test_an_image_that_can_no_longer_be_read_stops_a_resumed_run(folder, tmp_path, crash):
+def test_an_image_that_can_no_longer_be_read_stops_a_resumed_run(folder, tmp_path, crash, monkeypatch):
     """The images left are others in another order: going on would be another run."""
+    monkeypatch.setattr(train, "contents", lambda splits: "")  # as where these are none of those that are looked at
     shutil.copytree(folder, tmp_path / "data")
     made = config(tmp_path / "data", tmp_path / "run")
     one, other = (tmp_path / "data/red" / f"{i}.png" for i in (2, 3))
@@ -246,17 +255,66 @@ def test_shardings_agree_through_the_loop(folder, tmp_path, sharding):
         np.testing.assert_allclose(a.params[name], b.params[name], rtol=2e-3, atol=2e-4, err_msg=name)
 
 
-def test_bad_images_are_named_counted_and_left_out(folder, tmp_path):
-    import shutil
+@pytest.mark.slow
+@pytest.mark.parametrize("free", ["less", "more"])
+def test_a_run_goes_on_with_the_images_where_they_were(folder, tmp_path, crash, monkeypatch, capsys, free):
+    """Whether they lie in memory is another program, which rounds otherwise; how much is free changes all the time."""
+    size = 3 * 32 * 32 * 30
+    begun, now = (size / 0.49, size / 0.6) if free == "less" else (size / 0.6, size / 0.4)
 
+    def with_free(count):
+        monkeypatch.setattr(build, "memory_free", lambda: int(count))
+
+    made = config(folder, tmp_path / "run", plan=(replace(PLAN[1], augment=("flip",)),))
+    with_free(begun)
+    crash(made, 5)
+    shutil.copytree(tmp_path / "run", tmp_path / "otherwise")
+    whole = train.train(config(folder, tmp_path / "whole", plan=made.plan))
+    with_free(now)
+    train.train(made)
+    assert traces(tmp_path / "run") == traces(whole.workdir)
+    assert position(tmp_path / "run")["places"] == position(whole.workdir)["places"]
+    assert "within rounding" not in "".join(capsys.readouterr())
+    train.train(
+        made.replace(workdir=str(tmp_path / "otherwise"), resident=0.0 if free == "less" else 0.9, display="plain")
+    )
+    assert "within rounding of" in "".join(capsys.readouterr())
+
+
+def test_bad_images_are_named_counted_and_left_out(folder, tmp_path, capsys):
     data = tmp_path / "data"
-    shutil.copytree(folder, data)
-    (data / "red" / "text.jpg").write_text("not an image")
-    (data / "blue" / "empty.png").write_bytes(b"")
-    result = train.train(config(data, tmp_path / "run", plan=PLAN[:1])).result
+    shutil.copytree(folder, data / "train")
+    (data / "train" / "red" / "text.jpg").write_text("not an image")
+    (data / "train" / "blue" / "empty.png").write_bytes(b"")
+    (data / "test" / "red").mkdir(parents=True)
+    (data / "test" / "red" / "all.png").write_text("not an image")
+    result = train.train(config(data, tmp_path / "run", plan=PLAN[:1], display="plain")).result
     excluded = {e["path"]: e["reason"] for e in result["excluded"]}
-    assert {name.split("/")[-1] for name in excluded} == {"text.jpg", "empty.png"}
+    assert {name.split("/")[-1] for name in excluded} == {"text.jpg", "empty.png", "all.png"}
     assert result["train"]["count"] + result["val"]["count"] == 36
+    assert "test" not in result and (tmp_path / "run/model").is_dir()  # a test that says nothing costs no run
+    told = "".join(capsys.readouterr())
+    assert 0 < told.index("Not one image of test can be read") < told.index("Not one image of test could be read")
+
+
+@pytest.mark.parametrize("resident", [0.5, 0.0])
+def test_a_split_or_a_class_without_a_readable_image_is_told(folder, resident):
+    splits = build.read_data(Config(data=str(folder)))
+    matrix = np.eye(3, dtype=np.float32)[splits.train.labels]
+    several = replace(splits, train=replace(splits.train, labels=matrix, read=unreadable(splits.train, 2)))
+    for broken, told in (
+        (replace(splits, train=replace(splits.train, read=lambda i: b"text")), "None of the 30 images can be used"),
+        (replace(splits, val=replace(splits.val, read=lambda i: b"text")), "None of the 6 images can be used"),
+        (replace(splits, train=replace(splits.train, read=unreadable(splits.train, 2))), "No image of red could"),
+        (several, "No image of red could be read for training"),
+    ):
+        with pytest.raises(UserError, match=told), closing(make_display("quiet")) as display:
+            build.load_images(Config(resident=resident), broken, PLAN, Preprocess((8, 8)), display)
+
+
+def unreadable(dataset, label):
+    """How its pictures are read, if those of a label cannot be."""
+    return lambda i: b"text" if dataset.labels[i] == label else dataset.read(i)
 
 
 def test_shots_are_nested_and_drawn_by_seed(folder):

@@ -19,7 +19,7 @@ from jft.config import Config
 from jft.data import sources
 from jft.errors import UserError
 from jft.hyper import follow_weights
-from jft.run import fingerprint
+from jft.run import Result, contents, fingerprint
 from jft.train import train
 from jft.use import evaluate_dataset, predict, pretrained, probabilities, run_model
 
@@ -110,6 +110,15 @@ def test_classes_are_matched_by_name_not_by_place(model):
     assert one == two
 
 
+def test_images_of_one_class_are_scored(model, tmp_path):
+    for i, pixels in enumerate(pictures(4)):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "b" / f"{i}.png")
+    of_b = (run_model(model, sources.unlabelled([tmp_path / "b"])[0]).logits.argmax(-1) == 1).mean()
+    told = use.evaluate(model, str(tmp_path))
+    assert (told["split"], told["count"], told["accuracy"]) == ("all", 4, of_b)
+
+
 def test_classes_the_model_does_not_know_are_refused(model):
     with pytest.raises(UserError, match="does not know: dogs"):
         evaluate_dataset(model, sources.arrays(pictures(2), np.array([0, 1], np.int32), ["a", "dogs"]))
@@ -190,6 +199,7 @@ def begun(tmp_path):
             "config": {"data": config.data, "seed": 3, "val_fraction": 0.2, "shots": config.shots},
             "data": config.data,
             "data_sha256": fingerprint(read_data(config)),
+            "data_contents": contents(read_data(config)),
         }
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "config.json").write_text(json.dumps(about))
@@ -204,6 +214,12 @@ def test_images_that_changed_since_a_run_are_not_its_own(begun, shots):
     run = make(shots=shots)
     before = use.own_validation(run).names
     assert len(before) == 4 and len(use.own_splits(run).train) == 16
+    held = (data / before[0]).read_bytes()
+    shutil.copy(data / before[1], data / before[0])  # under the same name
+    with pytest.raises(UserError, match=r"data has changed since .*run was trained.*pass --data"):
+        use.own_validation(run)
+    (data / before[0]).write_bytes(held)
+    assert use.own_validation(run).names == before
     for name in ("cat", "dog"):
         shutil.copy(data / name / "0.png", data / name / "00.png")
     assert set(sources.load(data, seed=3).val.names) - set(before)  # which had been for training
@@ -211,7 +227,7 @@ def test_images_that_changed_since_a_run_are_not_its_own(begun, shots):
         with pytest.raises(UserError, match=r"data has changed since .*run was trained.*pass --data"):
             function(run)
     about = json.loads((run / "config.json").read_text())
-    del about["data_sha256"]  # as before runs had it
+    del about["data_sha256"], about["data_contents"]  # as before runs had them
     (run / "config.json").write_text(json.dumps(about))
     assert len(use.own_validation(run)) == 4
 
@@ -251,8 +267,36 @@ def test_predict_takes_arrays_pictures_and_paths(model, tmp_path):
     Image.fromarray(array).save(tmp_path / "x.png")
     rows = [predict(model, [form])[0] for form in (array, Image.fromarray(array), tmp_path / "x.png")]
     assert len({(r["label"], round(r["probability"], 6)) for r in rows}) == 1
+    for alone in (Image.fromarray(array), tmp_path / "x.png", str(tmp_path / "x.png"), str(tmp_path)):
+        assert [round(r["probability"], 6) for r in predict(model, alone)] == [round(rows[0]["probability"], 6)]
     with pytest.raises(UserError, match="not both"):
         predict(model, [array, tmp_path / "x.png"])
+
+
+def test_a_runs_result_takes_pictures_one_by_one_or_in_a_list(monkeypatch):
+    monkeypatch.setattr(use, "predict", lambda where, images: [{"path": image} for image in images])
+    result = Result(Path("run"), {})
+    both = [{"path": "a.png"}, {"path": "b.png"}]
+    assert result.predict("a.png", "b.png") == result.predict(["a.png", "b.png"]) == both
+    assert result.predict("a.png") == both[:1]
+
+
+def test_a_few_images_take_no_whole_batch(model, monkeypatch):
+    seen: list[int] = []
+    batches = use.order.evaluation_batches
+    monkeypatch.setattr(use.order, "evaluation_batches", lambda n, batch: seen.append(batch) or batches(n, batch))
+    for count in (1, 3, 13, 0):
+        assert len(run_model(model, sources.arrays(pictures(13), [0] * 13, ["a"]).select(range(count))).kept) == count
+    monkeypatch.setattr(use, "CHUNK", 8)
+    run_model(model, sources.arrays(pictures(13), [0] * 13, ["a"]), batch=1000)
+    assert seen == [1, 4, 16, 8, 8]
+
+
+@pytest.mark.parametrize("glob", ["**", "**/*", "*"])
+def test_a_glob_names_each_picture_once(photos, glob):
+    names, _ = use.pictures([str(photos / glob)])
+    found = [Path(n).name for n in names.names if not n.endswith("note.txt")]  # which all but the first name itself
+    assert sorted(found) == sorted(["4.jpg", *(f"{i}.png" for i in range(10))])
 
 
 @pytest.fixture(scope="module")

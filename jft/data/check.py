@@ -18,6 +18,7 @@ from jft.data.pipeline import Progress, content_digest, default_threads, in_orde
 from jft.data.sources import QUARANTINE, Dataset, Excluded, Splits
 from jft.errors import UserError, printable
 from jft.files import writing
+from jft.preprocess import Preprocess
 
 TINY = 16  # pixels of the shorter side
 HUGE = 40_000_000  # pixels
@@ -237,9 +238,9 @@ def quarantine(report: Report) -> str:
         for name in finding.names[1:] if alike else finding.names:
             if name not in done:
                 done.add(name)
-                lines.append(
-                    f"{'' if certain else '# '}{name}\t{f'{finding.kind}: {finding.detail}'.removesuffix(': ')}"
-                )
+                told = f"{'./' if name.startswith('#') else ''}{name}"  # which would else be a comment
+                why = f"{finding.kind}: {finding.detail}".removesuffix(": ")
+                lines.append(f"{'' if certain else '# '}{told}\t{why}")
     return "\n".join(lines) + "\n"
 
 
@@ -316,6 +317,7 @@ def look(dataset: Dataset, i: int) -> Facts:
     try:
         name, oddities = _header(content) if isinstance(content, bytes) else ("", ())
         image = decode.to_rgb(content)
+        decode.resized(image.size, Preprocess())
     except decode.DecodeError as error:
         return Facts(digest, str(error))
     grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX), np.float32)

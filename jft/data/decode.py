@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from jft.errors import UserError, near, printable
 from jft.preprocess import Preprocess
 
-VERSION = 1  # part of every cache key: raise it whenever the same file may come out as other bytes
+VERSION = 2  # part of every cache key: raise it whenever the same file may come out as other bytes
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -121,8 +121,8 @@ def render(
     """The working image: the resized picture around its evaluation crop, `work_size` (height, width) pixels.
 
     Its centre window (`window_offset`) is, to the byte, the evaluation crop of torchvision's pipeline (Resize of the
-    shorter side, CenterCrop), whatever the working size; `work_size=None` gives that crop alone. What lies outside
-    the picture is black. Raises DecodeError.
+    shorter side, CenterCrop; of a crop that is no square timm's, see `Preprocess`), whatever the working size;
+    `work_size=None` gives that crop alone. What lies outside the picture is black. Raises DecodeError.
 
     >>> render(open("cat.jpg", "rb").read(), Preprocess()).shape
     (224, 224, 3)
@@ -168,25 +168,32 @@ def _crop_start(length: int, crop: int) -> int:
     return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
 
 
-def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+def resized(size: tuple[int, int], preprocess: Preprocess) -> tuple[int, int]:
+    """Width and height that a picture of these is resized to, before its centre is cut out. Raises DecodeError."""
+    width, height = size
     if preprocess.squash:
-        height, width = preprocess.size
+        return preprocess.size[1], preprocess.size[0]
+    high, wide = preprocess.sides
+    if preprocess.size[0] != preprocess.size[1]:
+        scale = max(high / height, wide / width)
+        size = (round(scale * width), round(scale * height))
+    elif width <= height:
+        size = (wide, int(wide * height / width))
     else:
-        short = preprocess.resize
-        if image.width <= image.height:
-            width, height = short, int(short * image.height / image.width)
-        else:
-            width, height = int(short * image.width / image.height), short
-        _check_pixels(width, height)
-    if (width, height) == image.size:
-        return image
-    return image.resize((width, height), resampling(preprocess))
+        size = (int(high * width / height), high)
+    _check_pixels(*size, f" (what {width} x {height} are resized to)")
+    return size
 
 
-def _check_pixels(width: int, height: int) -> None:
+def _resize(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    size = resized(image.size, preprocess)
+    return image if size == image.size else image.resize(size, resampling(preprocess))
+
+
+def _check_pixels(width: int, height: int, why: str = "") -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise DecodeError(f"{width} x {height} pixels (resized, if need be) exceed the limit of {limit}")
+        raise DecodeError(f"{width} x {height} pixels{why} exceed the limit of {limit}")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -208,7 +215,7 @@ def _convert(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise DecodeError("32-bit integers beyond 0..65535: save it with 8 or 16 bits")
-        return _from_pixels(values.astype(np.uint16))
+        return _from_pixels(values.astype(np.uint8 if values.max() <= 255 else np.uint16))
     if image.mode == "F":
         values = np.asarray(image)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):

@@ -51,10 +51,21 @@ def decode_all(
     size = work_size or preprocess.size
     images, kept, failed = _decode_all(dataset, preprocess, size, threads or default_threads(), progress, cache)
     excluded = [(dataset.names[i], reason) for i, reason in failed]
+    require(kept, excluded)
+    return images, kept, excluded
+
+
+def require(kept: Int64[np.ndarray, "n"], excluded: Excluded) -> None:
+    """Raises UserError where no picture is left."""
     if not len(kept):
         few = "; ".join(f"{name} ({reason})" for name, reason in excluded[:5])
-        raise UserError(f"None of the {len(dataset)} images can be used: {few}.")
-    return images, kept, excluded
+        raise UserError(f"None of the {len(excluded)} images can be used: {few}.")
+
+
+def any_readable(dataset: Dataset, preprocess: Preprocess) -> bool:
+    """Whether a picture can be used; hardly more than the first that can is looked at."""
+    with _rows(dataset, preprocess, preprocess.size, threads=1) as rows:
+        return any(not isinstance(row, str) for row in rows)
 
 
 def readable(

@@ -370,7 +370,7 @@ def check(augment: Iterable[str]) -> None:
 def work_size(preprocess: Preprocess, augment: Iterable[str] = ()) -> tuple[int, int]:
     """Height and width of the working images that serve every one of these augmentations, and evaluation.
 
-    Without `crop` and `rrc` the evaluation crop. With one, the square of the resized picture's shorter side; where
+    Without `crop` and `rrc` the evaluation crop. With one, what the resized picture covers (`Preprocess.sides`); where
     `crop` would have no room in it (nothing is cut off in evaluation), an eighth of the size is added on every side.
     """
     names = {parse(text)[0] for text in augment}
@@ -384,7 +384,7 @@ def work_size(preprocess: Preprocess, augment: Iterable[str] = ()) -> tuple[int,
 
 
 def _room(preprocess: Preprocess) -> tuple[int, int]:
-    """Height and width of what is there of every picture: the evaluation crop, and what that cuts off of a square."""
+    """Height and width of what is there of every picture: the evaluation crop, and what that cuts off of each."""
     height, width = preprocess.size
-    resized = 0 if preprocess.squash else preprocess.resize
-    return max(height, resized), max(width, resized)
+    high, wide = (0, 0) if preprocess.squash else preprocess.sides
+    return max(height, high), max(width, wide)

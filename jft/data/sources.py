@@ -8,7 +8,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,28 +114,7 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
     >>> splits.classes, len(splits.train), len(splits.val)
     (('ants', 'bees'), 245, 153)
     """
-    root = None
-    if isinstance(data, str) and data.startswith("tfds:"):
-        found, excluded = _tfds(data.removeprefix("tfds:"))
-    elif isinstance(data, (str, Path)):
-        path = Path(data).expanduser()
-        if os.path.isdir(path):
-            found, excluded = _folder(path)
-            root = path
-        elif os.path.isfile(path):
-            found, excluded = _csv(path)
-            root = path.parent
-        else:
-            raise UserError(_no_such(path))
-    elif isinstance(data, Dataset):
-        found, excluded = {"train": data}, []
-    elif isinstance(data, Mapping):
-        found, excluded = _mapping(data), []
-    else:
-        raise UserError(
-            f"data is a {type(data).__name__}; expected a folder, a CSV file, tfds:NAME, jft's arrays(images, labels), "
-            'or {"train": (images, labels), "val": (images, labels)}.'
-        )
+    found, excluded, root = _found(data)
     train = found["train"]
     _check_classes(train, data if isinstance(data, (str, Path)) else "The data")
     val = found.get("val")
@@ -153,10 +132,51 @@ def load(data: Any, *, seed: int = 0, val_fraction: float = 0.2) -> Splits:
     return splits if root is None else _without_quarantined(splits, root / QUARANTINE)
 
 
+def to_score(data: Any) -> tuple[str, Dataset]:
+    """The split to score a model on, and its name: `test` where there is one, else `val`, else `train`.
+
+    `data` is what `load` takes; of a folder or a CSV the other splits play no part, and one class is enough. Pictures
+    that `quarantine.txt` names are left out. Raises UserError.
+    """
+    found, _, root = _found(data, train=False)
+    name = _scored(found)
+    dataset, listed = found[name], read_quarantine(root / QUARANTINE) if root else {}
+    dataset = dataset.select([i for i, picture in enumerate(dataset.names) if picture not in listed])
+    if not len(dataset):
+        raise UserError(f"{QUARANTINE} of {root} leaves no image of {name}.")
+    return name, dataset
+
+
+def _scored(splits: Collection[str]) -> str:
+    return next(split for split in ("test", "val", "train") if split in splits)
+
+
+def _found(data: Any, train: bool = True) -> tuple[dict[str, Dataset], Excluded, Path | None]:
+    """The splits there are, what was left out, and the folder of the names; without `train` at least that to score."""
+    if isinstance(data, str) and data.startswith("tfds:"):
+        return *_tfds(data.removeprefix("tfds:"), train), None
+    if isinstance(data, (str, Path)):
+        path = Path(data).expanduser()
+        if os.path.isdir(path):
+            return *_folder(path, train), path
+        if os.path.isfile(path):
+            return *_csv(path, train), path.parent
+        raise UserError(_no_such(path))
+    if isinstance(data, Dataset):
+        return {"train": data}, [], None
+    if isinstance(data, Mapping):
+        return _mapping(data), [], None
+    raise UserError(
+        f"data is a {type(data).__name__}; expected a folder, a CSV file, tfds:NAME, jft's arrays(images, labels), "
+        'or {"train": (images, labels), "val": (images, labels)}.'
+    )
+
+
 def read_quarantine(file: Path) -> dict[str, str]:
     """What a quarantine list leaves out: names, as jft prints them, with the reason. Raises UserError.
 
-    A line is a name, relative to the list's folder, and perhaps a tab and a reason; `# ` begins a comment.
+    A line is a name, relative to the list's folder, and perhaps a tab and a reason; `# ` begins a comment. `./` before
+    a name changes nothing: a picture in a folder `# x` is `./# x/0.png`.
     """
     if not os.path.isfile(file):
         return {}
@@ -283,13 +303,15 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
 # Folders
 
 
-def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
+def _folder(root: Path, train: bool = True) -> tuple[dict[str, Dataset], Excluded]:
+    """Without `train` the split to score alone, which need not have been trained on."""
     folders, files, odd = _entries(root)
     files = [f for f in files if f.name != QUARANTINE]
     splits: dict[str, Path] = {}
     excluded: Excluded = []
     # A class of trains holds images, not folders.
-    if any(SPLITS.get(f.name.lower()) == "train" and _children(f)[0] for f in folders):
+    named = [SPLITS[f.name.lower()] for f in folders if f.name.lower() in SPLITS and _children(f)[0]]
+    if "train" in named or (not train and named and len(named) == len(folders)):
         for folder in folders:
             split = SPLITS.get(folder.name.lower())
             if split is None:
@@ -300,7 +322,10 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
                 splits[split] = folder
     else:
         splits["train"] = root
-    if splits["train"] != root:
+    main = "train" if train else _scored(splits)
+    if not train:
+        splits = {main: splits[main]}
+    if splits[main] != root:
         excluded += [(shown(f.name), "not in a class folder") for f in files]
         excluded += [(shown(f.name), _no_file(f)) for f in odd]
 
@@ -309,16 +334,16 @@ def _folder(root: Path) -> tuple[dict[str, Dataset], Excluded]:
         prefix = "" if folder == root else f"{shown(folder.name)}/"
         found[split], left_out = _class_folders(folder, prefix)
         excluded += left_out
-        if split == "train":
+        if split == main:
             _check_depth(folder, [[n.removeprefix(prefix) for n, _ in pictures] for pictures in found[split].values()])
-    classes = tuple(sorted(name for name, pictures in found["train"].items() if pictures))
+    classes = tuple(sorted(name for name, pictures in found[main].items() if pictures))
     if not classes:
-        raise UserError(_no_images(root, splits["train"], excluded))
+        raise UserError(_no_images(root, splits[main], excluded))
     for split, by_class in found.items():
         unknown = sorted(
-            name for name in by_class if name not in found["train"] or (by_class[name] and name not in classes)
+            name for name in by_class if name not in found[main] or (by_class[name] and name not in classes)
         )
-        missing = sorted(set(found["train"]) - set(by_class)) if split == "val" else []
+        missing = sorted(set(found[main]) - set(by_class)) if split == "val" else []
         if unknown or missing:
             raise UserError(
                 f"The class folders of {splits[split]} and {splits['train']} differ: "
@@ -384,7 +409,11 @@ def _pictures(folder: Path, name: str) -> tuple[list[tuple[str, Path]], Excluded
     waiting = [(name, folder)]
     while waiting:
         name, folder = waiting.pop()
-        status = folder.stat()
+        try:
+            status = folder.stat()
+        except OSError as error:  # it was there when the folder around it was read
+            excluded.append((f"{name}/", f"cannot be read: {error.strerror}"))
+            continue
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -425,14 +454,14 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _no_file(path: Path) -> str:
-    """What it is that is neither a folder nor a file."""
+    """What it is that is no file."""
     try:
         mode = path.stat().st_mode
     except PermissionError:
         return "no permission to read it"
     except OSError as error:
         return "a link in a circle" if error.errno == errno.ELOOP else "a link that leads nowhere"
-    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
     return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
 
 
@@ -499,8 +528,11 @@ def _few(items: Sequence[str], n: int = 5) -> str:
 # CSV
 
 
-def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
-    """`path,label[,split]` or `path,value[,split]`; paths are relative to the CSV's folder, and stay in it."""
+def _csv(path: Path, train: bool = True) -> tuple[dict[str, Dataset], Excluded]:
+    """`path,label[,split]` or `path,value[,split]`; paths are relative to the CSV's folder, and stay in it.
+
+    Without `train` the split to score alone, which need not have been trained on.
+    """
     rows = csv_rows(path, "path,label[,split]", _lacks)
     root = Path(os.path.abspath(path.parent))
     quantities = _quantity_columns(rows[0][1]) if rows else {}
@@ -553,12 +585,16 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
         raise UserError(f"{path} lists no images: it has a header and no lines.")
     if missing:
         raise UserError(f"{path} lists {len(missing)} files that do not exist below {root}: {_few(missing)}.")
-    if not any(split == "train" for _, split, _ in files.values()):
+    present = {split for _, split, _ in files.values()}
+    if train and "train" not in present:
         raise UserError(f"{path} has no training images: no line's split is train.")
+    main = "train" if train else _scored(present)
+    if not train:
+        files = {name: about for name, about in files.items() if about[1] == main}
     if quantities:
         return _by_split(files, tuple(quantities.values()), lambda rows: np.array(rows, np.float64), True), excluded
     used = {split: {c for labels, s, _ in files.values() if s == split for c in labels} for split in SPLITS.values()}
-    classes = tuple(sorted(used["train"]))
+    classes = tuple(sorted(used[main]))
     if not several and _are_quantities(classes):
         raise UserError(
             f"The labels of {path} are decimal numbers: {_few(classes)}. A label names a class. Where the numbers are "
@@ -570,7 +606,7 @@ def _csv(path: Path) -> tuple[dict[str, Dataset], Excluded]:
             "the right column?"
         )
     for split in ("val", "test"):
-        if unknown := sorted(used[split] - used["train"]):
+        if unknown := sorted(used[split] - used[main]):
             raise UserError(
                 f"{path}: the labels {_few(unknown)} of {split} have no training images.{near(unknown[0], classes)}"
             )
@@ -767,6 +803,8 @@ def _as_uint(pixels: Any) -> Any:
         return pixels
     if all(kind.kind == "f" for kind in kinds):
         parts = [whole] if whole is not None else pixels
+        if empty := [i for i, part in enumerate(parts) if not part.size]:
+            raise UserError(f"Image {empty[0]} has no pixels: it is {list(pixels[empty[0]].shape)}.")
         if all(np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1 for p in parts):
             scaled = [np.rint(p * 255).astype(np.uint8) for p in parts]
             return scaled[0] if whole is not None else scaled
@@ -835,7 +873,7 @@ def _check_classes(train: Dataset, where: Any) -> None:
 # TFDS
 
 
-def _tfds(given: str) -> tuple[dict[str, Dataset], Excluded]:
+def _tfds(given: str, train: bool = True) -> tuple[dict[str, Dataset], Excluded]:
     """A data set that TFDS has prepared, read without TensorFlow and without the code that prepared it."""
     folder = _tfds_folder(given)
     import tensorflow_datasets as tfds
@@ -882,7 +920,7 @@ def _tfds(given: str) -> tuple[dict[str, Dataset], Excluded]:
             dataset = dataset.select(np.flatnonzero(matrix >= 0))
         if len(dataset):
             found[split] = dataset
-    if "train" not in found:
+    if ("train" not in found) if train else not found:
         raise UserError(
             f"The TFDS data in {folder} has no training images: its splits are {', '.join(sources) or 'none'}."
         )

@@ -187,21 +187,28 @@ def timm_prepares(processor: str, preprocess: Preprocess) -> bool:
     if processor == "timm" and not _timm_has(preprocess):
         height, width = preprocess.size
         raise UserError(
-            f"The transform that timm makes for {height}×{width} pixels, which is no square, gives other pixels than "
-            "jft does. Export without --processor timm."
+            f"The transform that timm makes for {height}×{width} pixels, which is no square, resizes bilinearly, and "
+            f"jft by {preprocess.interpolation}. Export without --processor timm."
         )
     return processor == "timm"
 
 
 def _timm_has(preprocess: Preprocess) -> bool:
     """Whether timm's own transform gives the pixels of `preprocess`."""
-    return preprocess.squash or preprocess.size[0] == preprocess.size[1]
+    return preprocess.squash or _square(preprocess) or preprocess.interpolation == "bilinear"
+
+
+def _square(preprocess: Preprocess) -> bool:
+    return preprocess.size[0] == preprocess.size[1]
 
 
 def _processor_notes(preprocess: Preprocess) -> tuple[str, ...]:
     if preprocess.squash:
         return ("the image processor gives jft's pixels with backend='pil'; torchvision's backend rounds otherwise",)
     exact = "; --processor timm gives jft's pixels, and wants timm installed where the folder is opened"
+    if not _square(preprocess):
+        own = "the image processor is transformers' own, which leaves the sides of pictures that are no square black"
+        return (own + (exact if _timm_has(preprocess) else ""),)
     return (
         "the image processor is transformers' own: where the crop leaves 3, 7, 11 … pixels over, it cuts one pixel "
         "further up or left than jft" + (exact if _timm_has(preprocess) else ""),
@@ -244,6 +251,8 @@ def _words(preprocess: Preprocess) -> str:
         f"resized to {height}×{width} whole"
         if preprocess.squash
         else f"resized to {preprocess.resize} pixels on the shorter side, of which the centre {height}×{width} is taken"
+        if _square(preprocess)
+        else f"resized to cover {'×'.join(map(str, preprocess.sides))}, of which the centre {height}×{width} is taken"
     )
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (preprocess.mean, preprocess.std))
     return f"{how} ({preprocess.interpolation}), divided by 255, less the mean ({mean}), divided by ({std})"
@@ -292,6 +301,9 @@ def transform_code(preprocess: Preprocess) -> list[str]:
     """Lines of Python that prepare a PIL picture as jft does, with torchvision's transforms."""
     size, filter = tuple(preprocess.size), f"T.InterpolationMode.{preprocess.interpolation.upper()}"
     resize = f"T.Resize({size}, {filter})" if preprocess.squash else f"T.Resize({preprocess.resize}, {filter})"
+    if not preprocess.squash and not _square(preprocess):
+        cover = f"ImageOps.cover(p, {preprocess.sides[::-1]}, Image.Resampling.{preprocess.interpolation.upper()})"
+        resize = f"T.Lambda(lambda p: {cover})"
     steps = [resize, *([] if preprocess.squash else [f"T.CenterCrop({size})"]), "T.ToTensor()"]
     steps.append(f"T.Normalize({tuple(preprocess.mean)}, {tuple(preprocess.std)})")
     return [

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jft.errors import UserError, near
+from jft.errors import UserError, near, printable
 from jft.preprocess import Preprocess
 from jft.weights import augreg, big_vision, bit, native, original, timm, torchvision, transformers
 from jft.weights.hub import Located, locate, with_header
@@ -118,7 +118,7 @@ class Receipt:
         lines += [f"  {note}" for note in (self.preprocess, *self.notes) if note]
         if self.not_finite:
             lines.append(f"  warning: NaN or infinity in {some(list(self.not_finite))}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))  # names in a file may hold anything
 
 
 def _grouped(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -337,7 +337,7 @@ def _epsilon_note(model: Any, located: Located) -> list[str]:
     """transformers keeps the epsilon of its LayerNorms in `config.json`, and its default is not timm's."""
     theirs = located.configs.get("config.json", {}).get("layer_norm_eps")
     ours = getattr(getattr(model, "parts", {}).get("norm"), "epsilon", None)
-    if theirs is None or ours is None or theirs == ours:
+    if not isinstance(theirs, float) or ours is None or theirs == ours:
         return []
     return [f"config.json says that LayerNorms add {theirs:g} to the variance; this model adds {ours:g}"]
 
@@ -365,7 +365,7 @@ def _sizes(located: Located, metadata: Mapping[str, str]) -> list[tuple[int, int
     config = located.configs.get("config.json", {})
     tower = config.get("vision_config")
     said = [config.get("image_size"), tower.get("image_size") if isinstance(tower, dict) else None]
-    with contextlib.suppress(KeyError, ValueError):
+    with contextlib.suppress(KeyError, ValueError, RecursionError):
         said.insert(0, json.loads(metadata["image_size"]))
     found = [[size] * 2 if isinstance(size, int) else size for size in said if isinstance(size, int | list)]
     found += [list(located.preprocess.size)] if located.preprocess else []

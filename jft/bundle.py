@@ -14,6 +14,7 @@ import numpy as np
 from jft import __version__
 from jft.data.sources import VALUE
 from jft.errors import UserError, brief, printable
+from jft.files import exchange
 from jft.models import make_model
 from jft.models.base import Model
 from jft.preprocess import Preprocess
@@ -95,13 +96,13 @@ def save(
         (beside / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="ascii")
         if card:
             (beside / "README.md").write_text(card, encoding="utf-8", errors="replace")
-        if folder.exists():
+        if not folder.exists():
+            beside.rename(folder)
+        elif not exchange(beside, folder):  # or else the old one lies there now
             old = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.old")
             folder.rename(old)
             beside.rename(folder)
             shutil.rmtree(old)
-        else:
-            beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

@@ -85,6 +85,20 @@ def test_saving_again_replaces_and_leaves_nothing_beside(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
+def test_saving_again_leaves_no_moment_without_a_model(tmp_path, monkeypatch):
+    """A kill before what was replaced is removed leaves the new one in place; without the system's help, at the end."""
+    if sys.platform == "linux":
+        save(tmp_path / "model")
+        with monkeypatch.context() as context:
+            context.setattr(Path, "rename", lambda *_: pytest.fail("it was renamed away"))
+            save(tmp_path / "model", classes=("c", "d"))
+        assert bundle.load(tmp_path / "model").classes == ("c", "d")
+    monkeypatch.setattr(bundle, "exchange", lambda one, other: False)
+    save(tmp_path / "model", classes=("e", "f"))
+    assert bundle.load(tmp_path / "model").classes == ("e", "f")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
 def test_what_fails_leaves_the_old_bundle(tmp_path):
     save(tmp_path / "model")
     with pytest.raises(TypeError):
@@ -133,20 +147,6 @@ def test_a_description_that_lacks_something_is_refused(copy, missing):
         bundle.load(copy)
 
 
-def test_a_newer_format_says_to_update(copy):
-    edit(copy, format=bundle.FORMAT + 1)
-    with pytest.raises(UserError, match=rf"format {bundle.FORMAT + 1}.*Update jft"):
-        bundle.load(copy)
-
-
-@pytest.mark.parametrize(
-    "changes", [{"model": "tiny_vit"}, {"options": {"num_classes": 3, "image_size": [40, 32]}}, {"model": "no_such"}]
-)
-def test_another_architecture_is_refused(copy, changes):
-    edit(copy, **changes)
-    with pytest.raises(UserError):
-        bundle.load(copy)
-
 @pytest.mark.parametrize(
     "odd",
     [
@@ -177,6 +177,20 @@ def test_class_names_are_escaped_when_they_are_read(copy):
     edit(copy, classes=["\x1b[2Ja", "b"])
     assert bundle.load(copy).classes == ("\\x1b[2Ja", "b")
 
+
+def test_a_newer_format_says_to_update(copy):
+    edit(copy, format=bundle.FORMAT + 1)
+    with pytest.raises(UserError, match=rf"format {bundle.FORMAT + 1}.*Update jft"):
+        bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": "tiny_vit"}, {"options": {"num_classes": 3, "image_size": [40, 32]}}, {"model": "no_such"}]
+)
+def test_another_architecture_is_refused(copy, changes):
+    edit(copy, **changes)
+    with pytest.raises(UserError):
+        bundle.load(copy)
 
 
 @pytest.mark.parametrize(

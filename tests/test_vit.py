@@ -411,6 +411,13 @@ def test_exports_that_the_library_would_compute_otherwise(tmp_path):
     ):
         with pytest.raises(UserError, match=r"transformers|no name for"):
             exported(tmp_path / "hf", make_model("tiny_vit", depth=1, **options))
+@pytest.mark.parametrize("options", [{}, VITS["beit"]], ids=["vit", "beit"])
+def test_export_to_transformers_of_another_epsilon(tmp_path, options):
+    """Theirs are 1e-12, which config.json says."""
+    _, config, _ = exported(tmp_path / "hf", make_model("tiny_vit", depth=1, epsilon=1e-12, **options))
+    assert config["layer_norm_eps"] == 1e-12 and config["model_type"] in ("vit", "beit")
+
+
     assert not list(tmp_path.iterdir())
 
 

@@ -26,6 +26,7 @@ from jft.weights.export import (
     transform_code,
 )
 from jft.weights.formats import Receipt, some
+from jft.weights.vit import is_beit
 
 # Each format, and the file or folder it makes where none is named.
 EXPORTS = {
@@ -173,7 +174,13 @@ def _options_of_timm(model: Bundle) -> dict[str, Any] | None:
     if made.name.startswith(("tiny_", "dinov2_")):
         return None
     ours = {name: tuple(array.shape) for name, array in model.params.items()}
-    options = timm_options(made, ours, make_model(made.name))
+    default = make_model(made.name)
+    options = timm_options(made, ours, default)
+    # timm's BEiT takes no activation, and its MLP with gates is another class, which no activation's name makes.
+    if "act_layer" in options and (
+        is_beit(ours) or "swiglu" in (made.parts["block0"].act, default.parts["block0"].act)
+    ):
+        return None
     names = {"patch_size": "patch", "act_layer": "act", "global_pool": "pool"}
     like = {names[name]: value for name, value in options.items() if name in names}
     return options if _is_default(made, like) else None

@@ -14,7 +14,7 @@ from generated import picture, weight
 from PIL import Image
 
 from jft import bundle, cli, use, weights
-from jft.convert import as_timm, export_model, import_weights
+from jft.convert import _options_of_timm, as_timm, export_model, import_weights
 from jft.errors import UserError
 from jft.models import make_model
 from jft.preprocess import Preprocess
@@ -96,6 +96,7 @@ def test_a_folder_for_transformers_names_its_own_image_processor_or_timms(tmp_pa
         ("tiny_vgg", {}, set()),
         ("tiny_resnet", {}, {"hf"}),
     ],
+        ("vit_tiny_patch16_224", {"act": "swiglu", "image_size": 32}, set()),
 )
 def test_tools_without_such_a_model_are_refused(tmp_path, name, options, formats):
     run = save(tmp_path, name, **options)
@@ -103,12 +104,27 @@ def test_tools_without_such_a_model_are_refused(tmp_path, name, options, formats
         if format in formats:
             assert export_model(run, format).path.exists()
             continue
-        with pytest.raises(UserError, match=r"no model called|no name for|none with these|no classifier of its own"):
+        with pytest.raises(
+            UserError, match=r"no model called|no name for|none with these|no classifier of its own|cannot be"
+        ):
             export_model(run, format)
     assert {p.name for p in run.iterdir()} == {"model", *formats}
 
 
 def test_dinov2_with_registers_becomes_timms():
+def test_activations_that_timm_is_not_told():
+    """Its BEiT takes none, and its MLPs with gates are of another class."""
+    for name, options, told in (
+        ("beit_base_patch16_224", {"act": "quick_gelu"}, None),
+        ("beit_base_patch16_224", {}, {}),
+        ("vit_giant_patch14_dinov2", {"act": "gelu"}, None),
+        ("vit_tiny_patch16_224", {"act": "quick_gelu"}, {"act_layer": "quick_gelu"}),
+    ):
+        model = make_model(name, num_classes=2, **options)
+        params = {n: np.broadcast_to(np.float32(0), s.shape) for n, s in model.shapes()[0].items()}
+        assert _options_of_timm(bundle.Bundle(model, params, {}, ("ant", "bee"), Preprocess())) == told
+
+
     """Whose class token holds its position."""
     model = make_model("dinov2_vits14_reg", num_classes=2, image_size=28)
     params = {n: weight(n, s.shape) for n, s in model.shapes()[0].items() if n.startswith("embed")}

@@ -107,13 +107,18 @@ def save(
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def folder_of(where: str | Path) -> Path:
+    """The folder of the bundle in a run's folder, in a bundle's, or at `hf:ORG/REPO`, whether or not there is one."""
+    folder = locate(where).path.parent if str(where).startswith("hf:") else Path(where).expanduser()
+    return folder / "model" if (folder / "model" / "config.json").is_file() else folder
+
+
 def load(where: str | Path) -> Bundle:
     """The model in a run's folder, in a bundle's, or at `hf:ORG/REPO`, where `jft push` put it.
 
     Raises UserError where there is none, or where it is damaged or of a newer format.
     """
-    folder = locate(where).path.parent if str(where).startswith("hf:") else Path(where).expanduser()
-    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    folder = folder_of(where)
     file = folder / "config.json"
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
@@ -145,16 +150,16 @@ def load(where: str | Path) -> Bundle:
             )
         arrays = {n: weights.read(n) for n in weights.names}
     model, expected = _described(file, name, options, len(arrays))
-    found = {n: a.shape for n, a in arrays.items()}
-    if expected != found:
-        odd = sorted({n for n, _ in expected.items() ^ found.items()})
-        raise UserError(f"{folder} does not hold a {name}: {', '.join(odd[:5])} differ.")
-    params = {n: a for n, a in arrays.items() if n not in stats}
     if len(classes) != model.num_classes:
         raise UserError(
             f"{file} is damaged: it names {len(classes)} classes of a head of {model.num_classes}. "
             "Copy the folder again."
         )
+    found = {n: a.shape for n, a in arrays.items()}
+    if expected != found:
+        odd = sorted({n for n, _ in expected.items() ^ found.items()})
+        raise UserError(f"{folder} does not hold a {name}: {', '.join(odd[:5])} differ.")
+    params = {n: a for n, a in arrays.items() if n not in stats}
     batch_stats = {n: a for n, a in arrays.items() if n in stats}
     return Bundle(model, params, batch_stats, classes, preprocess, multi_label, temperature, quantities)
 

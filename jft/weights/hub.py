@@ -237,6 +237,29 @@ def _complete(path: Path, repo: str, name: str) -> None:
         )
 
 
+def card(located: Located) -> Path | None:
+    """The model card beside weights of the Hub, fetched now, as only who copies them wants it; None where none is."""
+    file = located.path.with_name("README.md")
+    snapshot = next((p for p in file.parents if p.parent.name == "snapshots"), None)
+    if file.is_file() or snapshot is None:
+        return file if file.is_file() else None
+    import huggingface_hub as hub
+
+    repo, name = located.origin.removeprefix("hf:").partition("@")[0], file.relative_to(snapshot).as_posix()
+    try:
+        # Asked first because it fails at once where there is no network, which a download waits for.
+        info = hub.HfApi().model_info(repo, revision=snapshot.name, timeout=TIMEOUT)
+        if name not in [s.rfilename for s in info.siblings or []]:
+            return None
+        return Path(hub.hf_hub_download(repo, name, revision=snapshot.name))
+    except Exception as error:  # as in _from_hub
+        log.warning(
+            f"The model card of {repo} is not in the cache and cannot be fetched ({_reason(error)}), so what is "
+            "written says nothing of figures and licence. With a network it is fetched once and kept."
+        )
+        return None
+
+
 def _beside(name: str, other: str) -> str:
     return f"{name.rpartition('/')[0]}/{other}".lstrip("/")
 

@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jft.errors import brief
-
 INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box")
 
 
@@ -45,7 +43,7 @@ class Preprocess:
             ("std", self.std, numbers(self.std, 3, 0)),
         ):
             if not right:
-                raise ValueError(f"{name} {brief(repr(values), 200)}")
+                raise ValueError(f"{name} {repr(values)[:200]}")
         return self
 
     @property

@@ -267,6 +267,10 @@ def test_names_in_weights_are_printed_as_escapes(tmp_path, capsys):
     assert cli.main(words) == 0
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and "\n  forged" not in shown and "decoder.\\x1b[31m\\n  forged dropped" in shown
+    write_safetensors(tmp_path / "other.safetensors", tensors | {f"x{evil}": np.zeros(1, np.float32)})
+    assert cli.main([words[0], str(tmp_path / "other.safetensors"), *words[2:]]) == 2
+    shown = capsys.readouterr().err
+    assert "\n  forged" not in shown and "+ xdecoder.\\x1b[31m\\n  forged" in shown
     for told in ({"id2label": {"0": "\x1b[2Ja", "1": "b"}}, {"classes": ["\x1b[2Ja", "b"]}):
         (tmp_path / "config.json").write_text(json.dumps(told))
         assert weights.load(model, tmp_path / "w.safetensors").classes == ("\\x1b[2Ja", "b")

@@ -13,7 +13,8 @@ import numpy as np
 
 from jft import __version__
 from jft.data.sources import VALUE
-from jft.errors import UserError, brief
+from jft.errors import UserError, brief, printable
+from jft.files import exchange
 from jft.models import make_model
 from jft.models.base import Model
 from jft.preprocess import Preprocess
@@ -95,15 +96,21 @@ def save(
         (beside / "config.json").write_text(json.dumps(about, indent=1) + "\n", encoding="ascii")
         if card:
             (beside / "README.md").write_text(card, encoding="utf-8", errors="replace")
-        if folder.exists():
+        if not folder.exists():
+            beside.rename(folder)
+        elif not exchange(beside, folder):  # or else the old one lies there now
             old = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.old")
             folder.rename(old)
             beside.rename(folder)
             shutil.rmtree(old)
-        else:
-            beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def folder_of(where: str | Path) -> Path:
+    """The folder of the bundle in a run's folder, in a bundle's, or at `hf:ORG/REPO`, whether or not there is one."""
+    folder = locate(where).path.parent if str(where).startswith("hf:") else Path(where).expanduser()
+    return folder / "model" if (folder / "model" / "config.json").is_file() else folder
 
 
 def load(where: str | Path) -> Bundle:
@@ -111,30 +118,30 @@ def load(where: str | Path) -> Bundle:
 
     Raises UserError where there is none, or where it is damaged or of a newer format.
     """
-    folder = locate(where).path.parent if str(where).startswith("hf:") else Path(where).expanduser()
-    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    folder = folder_of(where)
     file = folder / "config.json"
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
-        version = about["format"]
+        version, digest = about["format"], _sum(about)
     except FileNotFoundError:
         runs = [file.parent for of in ("*/seed*", "trials/*") for file in sorted(folder.glob(f"{of}/config.json"))]
         if runs:
             raise UserError(f"{folder} holds {len(runs)} runs. Name one of them, such as {runs[0]}.") from None
         raise UserError(f"{folder} holds no model: there is no config.json. A run's model is in RUN/model.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no bundle's, or damaged ({error!r}).") from None
-    if version == FORMAT and about.get("sum") != _sum(about):
+    if version == FORMAT and about.get("sum") != digest:
         raise UserError(f"{file} is damaged, or was changed by hand: its checksum is wrong. Copy or train it again.")
     if version not in (1, FORMAT):
         raise UserError(f"{folder} is a bundle of format {version}; this jft {__version__} reads {FORMAT}. Update jft.")
     try:
-        name, sha256, classes = str(about["model"]), str(about["sha256"]), tuple(map(str, about["classes"]))
+        name, sha256 = str(about["model"]), str(about["sha256"])
+        classes = tuple(printable(str(n)) for n in about["classes"])
         stats, multi_label = set(about["batch_stats"]), bool(about["multi_label"])
         temperature = None if about.get("temperature") is None else float(about["temperature"])
         quantities = bool(about.get("quantities"))  # older descriptions say nothing of it
-        options, preprocess = _tuples(about["options"]), Preprocess(**_tuples(about["preprocess"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        options, preprocess = _tuples(about["options"]), Preprocess(**_tuples(about["preprocess"])).checked()
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{file} is damaged ({error!r}). Copy the folder again.") from None
     with open_weights(folder / "model.safetensors") as weights:
         if weights.sha256 != sha256:
@@ -143,6 +150,11 @@ def load(where: str | Path) -> Bundle:
             )
         arrays = {n: weights.read(n) for n in weights.names}
     model, expected = _described(file, name, options, len(arrays))
+    if len(classes) != model.num_classes:
+        raise UserError(
+            f"{file} is damaged: it names {len(classes)} classes of a head of {model.num_classes}. "
+            "Copy the folder again."
+        )
     found = {n: a.shape for n, a in arrays.items()}
     if expected != found:
         odd = sorted({n for n, _ in expected.items() ^ found.items()})

@@ -912,8 +912,10 @@ def _average(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from jft.convert import export_model, write_receipt
+    from jft.convert import check_receipt, default_out, export_model, write_receipt
 
+    if options.receipt:
+        check_receipt(options.receipt, options.out or default_out(options.workdir, options.format))
     done = export_model(
         options.workdir,
         options.format,
@@ -933,8 +935,10 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from jft.convert import import_weights, write_receipt
+    from jft.convert import check_receipt, import_weights, write_receipt
 
+    if options.receipt:
+        check_receipt(options.receipt, options.out)
     config = Config()
     for key, words in vars(options).items():
         if key.startswith("field:") and words is not None:

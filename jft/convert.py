@@ -14,7 +14,7 @@ from jft.models.base import Model
 from jft.stablehlo import export_stablehlo, stablehlo_code
 from jft.table import beside
 from jft.use import labels_of, open_model
-from jft.weights import torchvision, transformers
+from jft.weights import hub, torchvision, transformers
 from jft.weights.export import (
     about,
     export_hf,
@@ -26,6 +26,7 @@ from jft.weights.export import (
     transform_code,
 )
 from jft.weights.formats import Receipt, some
+from jft.weights.vit import is_beit
 
 # Each format, and the file or folder it makes where none is named.
 EXPORTS = {
@@ -70,8 +71,10 @@ def export_model(
         raise UserError(f"--preprocess-inside is for stablehlo, which is a program; {format} holds weights alone.")
     if processor is not None and format != "hf":
         raise UserError(f"--processor is for hf, whose folder names an image processor; {format} has none.")
+    if out is None and str(where).startswith("hf:"):
+        raise UserError(f"--out is needed: {where} is no folder to write into.")
     model = open_model(where)
-    path = Path(out) if out is not None else Path(where) / EXPORTS[format]
+    path = Path(out) if out is not None else default_out(where, format)
     ending = Path(EXPORTS[format]).suffix
     if path.suffix != ending and (ending or path.suffix in (".safetensors", ".npz", ".pth")):
         raise UserError(
@@ -79,13 +82,18 @@ def export_model(
         )
     _vacant(path)
     if format == "hf":
-        receipt, code = _write_hf(model, path, dtype, _card(Path(where)), processor or "transformers")
+        receipt, code = _write_hf(model, path, dtype, _card(where), processor or "transformers")
     elif format == "stablehlo":
         receipt = export_stablehlo(path, model, preprocess_inside=preprocess_inside, dtype=dtype)
         code = stablehlo_code(path, preprocess_inside)
     else:
         receipt, code = _write_file(model, path, dtype, format)
     return Exported(path, receipt, tuple(code))
+
+
+def default_out(where: str | Path, format: str) -> Path:
+    """The file or folder that an export makes where none is named."""
+    return Path(where).expanduser() / EXPORTS.get(format, "")
 
 
 def _write_hf(model: Bundle, path: Path, dtype: str, card: str, processor: str) -> tuple[Receipt, list[str]]:
@@ -173,7 +181,13 @@ def _options_of_timm(model: Bundle) -> dict[str, Any] | None:
     if made.name.startswith(("tiny_", "dinov2_")):
         return None
     ours = {name: tuple(array.shape) for name, array in model.params.items()}
-    options = timm_options(made, ours, make_model(made.name))
+    default = make_model(made.name)
+    options = timm_options(made, ours, default)
+    # timm's BEiT takes no activation, and its MLP with gates is another class, which no activation's name makes.
+    if "act_layer" in options and (
+        is_beit(ours) or "swiglu" in (made.parts["block0"].act, default.parts["block0"].act)
+    ):
+        return None
     names = {"patch_size": "patch", "act_layer": "act", "global_pool": "pool"}
     like = {names[name]: value for name, value in options.items() if name in names}
     return options if _is_default(made, like) else None
@@ -192,11 +206,10 @@ def _is_default(made: Model, options: dict[str, Any]) -> bool:
     return [*made.parts] == [*like.parts] and all(type(a) is type(b) and told(a) == told(b) for a, b in pairs)
 
 
-def _card(where: Path) -> str:
-    for folder in (where / "model", where):
-        if (folder / "README.md").is_file():
-            return (folder / "README.md").read_text("utf-8", "replace")
-    return ""
+def _card(where: str | Path) -> str:
+    """The model card of a bundle, which has its figures and the licence of its weights; empty where it has none."""
+    file = hub.card(hub.locate(where)) if str(where).startswith("hf:") else bundle.folder_of(where) / "README.md"
+    return file.read_text("utf-8", "replace") if file and file.is_file() else ""
 
 
 def _vacant(path: Path) -> None:
@@ -263,6 +276,13 @@ def import_weights(
         used = {n: n for n in file.names}
         written = Receipt(name, str(path), "jft", file.sha256, used=used, direction="to")
     return loaded.receipt, written
+
+
+def check_receipt(path: str | Path, out: str | Path | None) -> None:
+    """Raises UserError where a receipt has no place, before what it tells of is done; `out`, to be made, is one."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() and (out is None or folder != Path(out).absolute()):
+        raise UserError(f"{path} cannot be written: there is no folder {Path(path).parent}.")
 
 
 def write_receipt(path: str | Path, told: Any) -> None:

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import ctypes
 import os
 import time
 import uuid
@@ -16,6 +17,20 @@ def sweep(folder: Path, age: float = 86400) -> None:
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > age:
                 left.unlink()
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places, at no moment without either; False where the system or the disk cannot (Linux can).
+
+    >>> exchange(Path("model.part"), Path("model"))
+    True
+    """
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0)
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """What was done to a picture before it met these weights: size, crop, interpolation, mean and standard deviation."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "nearest", "box")
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Preprocess:
 
     size: tuple[int, int] = (224, 224)  # height, width in pixels
     crop_pct: float = 0.875
-    interpolation: str = "bilinear"  # bilinear | bicubic | lanczos | nearest | box
+    interpolation: str = "bilinear"  # one of INTERPOLATIONS
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     squash: bool = False
@@ -24,6 +27,25 @@ class Preprocess:
     def __post_init__(self) -> None:
         for name in ("size", "mean", "std"):  # lists, where they come from JSON
             object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def checked(self) -> "Preprocess":
+        """The same, where pictures can be prepared so. Raises ValueError for what a stranger's JSON may say instead."""
+
+        def numbers(values: Sequence[object], count: int, above: float = -math.inf) -> bool:
+            return len(values) == count and all(
+                isinstance(v, int | float) and math.isfinite(v) and v > above for v in values
+            )
+
+        for name, values, right in (
+            ("size", self.size, numbers(self.size, 2, 0) and all(isinstance(n, int) for n in self.size)),
+            ("crop_pct", self.crop_pct, numbers([self.crop_pct], 1, 0)),
+            ("interpolation", self.interpolation, self.interpolation in INTERPOLATIONS),
+            ("mean", self.mean, numbers(self.mean, 3)),
+            ("std", self.std, numbers(self.std, 3, 0)),
+        ):
+            if not right:
+                raise ValueError(f"{name} {repr(values)[:200]}")
+        return self
 
     @property
     def sides(self) -> tuple[int, int]:

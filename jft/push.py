@@ -29,7 +29,10 @@ def push(
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise UserError(f"{repo!r} is no repository's name; ORG/REPO is expected, such as me/bees.")
-    folder = Path(where) / "model" if (Path(where) / "model").is_dir() else Path(where)
+    where = Path(where).expanduser()
+    if not where.is_dir():
+        raise UserError(f"{where} is no folder. What is pushed is the model in a run's folder, or in a bundle's.")
+    folder = where / "model" if (where / "model").is_dir() else where
     bundle.load(folder)  # what is damaged is told here, not by those who download it
     files = [folder / name for name in FILES if (folder / name).is_file()]
     left = sorted(p.name for p in folder.iterdir() if p.name not in FILES)

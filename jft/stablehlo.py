@@ -14,7 +14,7 @@ from jaxtyping import Array
 from jft.bundle import Bundle
 from jft.data.prepare import make_prepare
 from jft.errors import UserError
-from jft.weights.export import about, dtype_of, new_folder
+from jft.weights.export import about, check_range, dtype_of, new_folder
 from jft.weights.formats import Receipt
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -47,15 +47,16 @@ def export_stablehlo(
     """Write `model.stablehlo`, as `jax.export` serialises it, and `model.json`, which says what it takes and gives.
 
     `dtype` is what the weights are kept in; they are widened to float32 when the program runs. Raises UserError where
-    they are too large for the container.
+    they are too large for the container, or their numbers for the type.
     """
-    arrays = {**bundle.params, **bundle.batch_stats}
-    size = sum(np.asarray(array).size for array in arrays.values()) * dtype_of(dtype).itemsize
+    arrays = {name: np.asarray(array) for name, array in {**bundle.params, **bundle.batch_stats}.items()}
+    size = sum(array.size for array in arrays.values()) * dtype_of(dtype).itemsize
     if size > LIMIT:
         raise UserError(
             f"{bundle.model.name} has {size / 1e9:.1f} GB of weights in {dtype}; a StableHLO file holds "
             f"{LIMIT / 1e9:.1f} GB. Keep them in another type (--dtype bfloat16), or export safetensors."
         )
+    check_range(bundle.model, arrays, dtype)
     (b,) = jax_export.symbolic_shape("b")
     height, width = bundle.preprocess.size
     taken = jax.ShapeDtypeStruct((b, height, width, 3), jnp.uint8 if preprocess_inside else jnp.float32)

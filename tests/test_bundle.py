@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from jft.preprocess import Preprocess
 from jft.report.card import model_card
 
 CLASSES = ("a", "grün, <b>")
+DEEP = "[" * 100_000  # deeper than Python reads
 PREPROCESS = Preprocess(size=(40, 32), crop_pct=0.9, mean=(0.5, 0.4, 0.3), interpolation="bicubic")
 
 
@@ -83,6 +85,20 @@ def test_saving_again_replaces_and_leaves_nothing_beside(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
+def test_saving_again_leaves_no_moment_without_a_model(tmp_path, monkeypatch):
+    """A kill before what was replaced is removed leaves the new one in place; without the system's help, at the end."""
+    if sys.platform == "linux":
+        save(tmp_path / "model")
+        with monkeypatch.context() as context:
+            context.setattr(Path, "rename", lambda *_: pytest.fail("it was renamed away"))
+            save(tmp_path / "model", classes=("c", "d"))
+        assert bundle.load(tmp_path / "model").classes == ("c", "d")
+    monkeypatch.setattr(bundle, "exchange", lambda one, other: False)
+    save(tmp_path / "model", classes=("e", "f"))
+    assert bundle.load(tmp_path / "model").classes == ("e", "f")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
 def test_what_fails_leaves_the_old_bundle(tmp_path):
     save(tmp_path / "model")
     with pytest.raises(TypeError):
@@ -115,7 +131,9 @@ def test_a_missing_file_is_named(copy, name):
         bundle.load(copy)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"model": "x"}', '{"format": 1, "sha256": "0"}', "null", "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", DEEP, '{"model": "x"}', '{"format": 1, "sha256": "0"}', "null", "\udcff"]
+)
 def test_a_damaged_description_is_refused(copy, text):
     (copy / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=r"config\.json|model\.safetensors"):
@@ -127,6 +145,37 @@ def test_a_description_that_lacks_something_is_refused(copy, missing):
     edit(copy, **{missing: None})
     with pytest.raises(UserError, match=rf"config\.json.*{missing}"):
         bundle.load(copy)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"size": (0, 32)},
+        {"crop_pct": -1.0},
+        {"crop_pct": float("inf")},
+        {"interpolation": "foo"},
+        {"mean": (0.5, 0.5)},
+        {"mean": (float("nan"), 0.5, 0.5)},
+        {"std": (0.0, 0.2, 0.2)},
+    ],
+    ids=str,
+)
+def test_preprocessing_that_cannot_be_is_refused(copy, odd):
+    edit(copy, preprocess={**asdict(PREPROCESS), **odd})
+    with pytest.raises(UserError, match=rf"config\.json is damaged .*{next(iter(odd))}"):
+        bundle.load(copy)
+
+
+def test_more_or_fewer_classes_than_the_head_has_are_refused(copy):
+    for classes in (["a"], ["a", "b", "c"]):
+        edit(copy, classes=classes)
+        with pytest.raises(UserError, match=rf"names {len(classes)} classes of a head of 2"):
+            bundle.load(copy)
+
+
+def test_class_names_are_escaped_when_they_are_read(copy):
+    edit(copy, classes=["\x1b[2Ja", "b"])
+    assert bundle.load(copy).classes == ("\\x1b[2Ja", "b")
 
 
 def test_a_newer_format_says_to_update(copy):

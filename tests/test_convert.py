@@ -4,6 +4,7 @@ import ast
 import builtins
 import json
 import re
+import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -14,7 +15,7 @@ from generated import picture, weight
 from PIL import Image
 
 from jft import bundle, cli, use, weights
-from jft.convert import as_timm, export_model, import_weights
+from jft.convert import _options_of_timm, as_timm, export_model, import_weights
 from jft.errors import UserError
 from jft.models import make_model
 from jft.preprocess import Preprocess
@@ -97,6 +98,7 @@ def test_a_folder_for_transformers_names_its_own_image_processor_or_timms(tmp_pa
         ("tiny_vit", {}, {"hf"}),
         ("tiny_vgg", {}, set()),
         ("tiny_resnet", {}, {"hf"}),
+        ("vit_tiny_patch16_224", {"act": "swiglu", "image_size": 32}, set()),
     ],
 )
 def test_tools_without_such_a_model_are_refused(tmp_path, name, options, formats):
@@ -105,9 +107,24 @@ def test_tools_without_such_a_model_are_refused(tmp_path, name, options, formats
         if format in formats:
             assert export_model(run, format).path.exists()
             continue
-        with pytest.raises(UserError, match=r"no model called|no name for|none with these|no classifier of its own"):
+        with pytest.raises(
+            UserError, match=r"no model called|no name for|none with these|no classifier of its own|cannot be"
+        ):
             export_model(run, format)
     assert {p.name for p in run.iterdir()} == {"model", *formats}
+
+
+def test_activations_that_timm_is_not_told():
+    """Its BEiT takes none, and its MLPs with gates are of another class."""
+    for name, options, told in (
+        ("beit_base_patch16_224", {"act": "quick_gelu"}, None),
+        ("beit_base_patch16_224", {}, {}),
+        ("vit_giant_patch14_dinov2", {"act": "gelu"}, None),
+        ("vit_tiny_patch16_224", {"act": "quick_gelu"}, {"act_layer": "quick_gelu"}),
+    ):
+        model = make_model(name, num_classes=2, **options)
+        params = {n: np.broadcast_to(np.float32(0), s.shape) for n, s in model.shapes()[0].items()}
+        assert _options_of_timm(bundle.Bundle(model, params, {}, ("ant", "bee"), Preprocess())) == told
 
 
 def test_dinov2_with_registers_becomes_timms():
@@ -245,6 +262,70 @@ def test_mistakes_of_an_export(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         export_model(run, "npz")
     assert {p.name for p in run.iterdir()} == {"model", "jft.npz"}
+
+
+def test_numbers_that_a_type_cannot_hold_are_refused(tmp_path):
+    run = save(tmp_path, "tiny_vit", lambda name, shape: np.full(shape, 1e6, np.float32), depth=1)
+    for format in ("npz", "hf", "stablehlo"):
+        with pytest.raises(UserError, match=r"float16 ends at 65504, and .*--dtype bfloat16"):
+            export_model(run, format, dtype="float16")
+    assert {p.name for p in run.iterdir()} == {"model"}
+    assert export_model(run, "npz", dtype="bfloat16").path.exists()
+
+
+def test_a_home_is_found_and_a_repository_needs_another_place(tmp_path, monkeypatch):
+    save(tmp_path / "run", "tiny_resnet")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert export_model("~/run", "npz").path == tmp_path / "run" / "jft.npz"
+    with pytest.raises(UserError, match="--out is needed"):
+        export_model("hf:me/bees", "npz")
+
+
+def test_a_receipt_without_a_place_is_told_before_anything_is_written(tmp_path, capsys):
+    run = save(tmp_path / "run", "tiny_vit", depth=1)
+    words = ["export", str(run), "--format", "hf"]
+    assert cli.main([*words, "--receipt", str(tmp_path / "no" / "receipt.json")]) == 2
+    assert "there is no folder" in capsys.readouterr().err and not (run / "hf").exists()
+    assert cli.main([*words, "--receipt", str(run / "hf" / "receipt.json")]) == 0  # in what it makes
+    assert (run / "hf" / "receipt.json").exists()
+    words = ["import", str(run / "hf"), "--model", "tiny_vit", "--model_options.depth=1"]
+    assert cli.main([*words, "--out", str(tmp_path / "b"), "--receipt", str(tmp_path / "no" / "receipt.json")]) == 2
+    assert not (tmp_path / "b").exists()
+
+
+CARD = "---\nlibrary_name: jft\nlicense: cc-by-nc-4.0\n---\n# bees\n\n## Use\nso\n\n## Figures\n0.98\n"
+
+
+@pytest.mark.parametrize("card", ["cached", "fetched", "out of reach", "none"])
+def test_the_card_of_a_repository_comes_along(tmp_path, monkeypatch, caplog, card):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    repo = tmp_path / "hf" / "models--me--bees"
+    snapshot = repo / "snapshots" / "0123abc"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0123abc")
+    save(tmp_path / "run", "tiny_vit", depth=1)
+    shutil.copytree(tmp_path / "run" / "model", snapshot)
+    (repo / ".no_exist" / "0123abc").mkdir(parents=True)
+    (repo / ".no_exist" / "0123abc" / "preprocessor_config.json").touch()
+    if card == "cached":
+        (snapshot / "README.md").write_text(CARD)
+
+    def info(*_, **__):
+        if card == "out of reach":
+            raise OSError("Name or service not known")
+        files = ["config.json", "model.safetensors", *(["README.md"] if card == "fetched" else [])]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+
+    def fetch(repo, name, revision):
+        assert (repo, name, revision) == ("me/bees", "README.md", "0123abc")
+        (snapshot / name).write_text(CARD)
+        return str(snapshot / name)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", info)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    made = export_model("hf:me/bees", "hf", tmp_path / "out").path / "README.md"
+    assert ("license: cc-by-nc-4.0" in made.read_text()) == (card in ("cached", "fetched"))
+    assert ("says nothing of figures and licence" in caplog.text) == (card == "out of reach")
 
 
 def test_import_without_training(tmp_path, capsys):

@@ -86,6 +86,17 @@ def test_nothing_is_sent_without_a_yes(run, monkeypatch):
             push(run, name)
     with pytest.raises(UserError, match="no model"):
         push(run.parent, "me/bees")
+    for where in ("hf:me/bees", run / "no", run / "predictions.csv"):
+        with pytest.raises(UserError, match="is no folder"):
+            push(where, "me/bees")
+
+
+def test_a_home_is_found(run, monkeypatch):
+    fake = Fake()
+    monkeypatch.setattr(hub, "HfApi", lambda: fake)
+    monkeypatch.setenv("HOME", str(run.parent))
+    push("~/run", "me/bees")
+    assert set(fake.files) == set(FILES)
 
 
 def test_private_is_private(run, monkeypatch):

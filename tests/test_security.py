@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 from test_readers import F32, ONE, checkpoint, group, name, program, refusal, text, torch_file
 
-from jft import bundle, cli, use
+from jft import bundle, cli, use, weights
 from jft.config import load_file
 from jft.data.sources import load
 from jft.errors import UserError, brief, printable
+from jft.models import make_model
+from jft.report.html import read_json as report_json
 from jft.report.live import make_display
+from jft.run import read_json as run_json
 from jft.weights.readers import open_weights
 from jft.weights.unpickle import Refused, unpickle
+from jft.weights.writers import write_safetensors
 
 # Functions that published exploits and the tests of pickle scanners call (PickleScan's and ModelScan's advisories,
 # JFrog's and ReversingLabs' reports on the Hub, Fickling's tests), those that lists of forbidden names forgot too.
@@ -193,6 +197,90 @@ def test_no_display_prints_control_characters(mode, capsys):
     display.close()
     shown = capsys.readouterr().out
     assert not set(shown) & {"\x1b", "\x07", "\u202e"} and "left out: " in shown
+
+
+# What weights say of themselves, in their header and in the JSON beside them
+
+DEEP = "[" * 100_000  # deeper than Python reads
+TIMM = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
+HF = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "resample": 3}
+HF |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+ODD = {  # what each is: the file, what it holds, a word of the refusal or of what is read all the same
+    "deep config": ("config.json", DEEP, "no JSON"),
+    "deep processor": ("preprocessor_config.json", DEEP, "no JSON"),
+    "half a config": ("config.json", "{", "no JSON"),
+    "deep header": ("jft", DEEP, None),
+    "deep size": ("image_size", DEEP, None),
+    "deep index": ("model.safetensors.index.json", DEEP, "no index"),
+    "epsilon a text": ("config.json", {"layer_norm_eps": "abc"}, None),
+    "epsilon a list": ("config.json", {"layer_norm_eps": [1]}, None),
+    "epsilon an endless integer": ("config.json", {"layer_norm_eps": 10**400}, None),
+    "labels in lists": ("config.json", {"label_names": [["a"], ["b"]], "label_descriptions": {}}, None),
+    "resized to nothing": ("preprocessor_config.json", HF | {"size": {"shortest_edge": 0}}, "cannot be read"),
+    "infinite input": ("config.json", {"pretrained_cfg": TIMM | {"input_size": [3, float("inf"), 32]}}, "cannot be"),
+    "infinite crop": (
+        "preprocessor_config.json",
+        HF | {"crop_size": {"height": float("inf"), "width": 32}},
+        "cannot be read",
+    ),
+    "endless mean": ("config.json", {"preprocess": {"mean": [10**400, 0, 0]}}, "cannot be read"),
+    "two means": ("config.json", {"pretrained_cfg": TIMM | {"mean": [0.5, 0.5]}}, "cannot be read"),
+    "no deviation": ("preprocessor_config.json", HF | {"image_std": [0, 0, 0]}, "cannot be read"),
+    "negative crop": ("config.json", {"pretrained_cfg": TIMM | {"crop_pct": -1}}, "cannot be read"),
+    "mean not a number": ("config.json", {"preprocess": {"mean": [float("nan")] * 3}}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_json_about_weights_ends_in_a_message_or_is_passed_over(tmp_path, what, monkeypatch):
+    file, said, refused = ODD[what]
+    model = make_model("tiny_vit", num_classes=2, depth=1)
+    arrays = {n: np.zeros(s.shape, np.float32) for n, s in model.shapes()[0].items()}
+    said = said if isinstance(said, str) else json.dumps(said)
+    if file.endswith(".index.json"):
+        path = tmp_path / file
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(path))
+    else:
+        path = tmp_path / "w.safetensors"
+        write_safetensors(path, arrays, None if file.endswith(".json") else {file: said})
+    if file.endswith(".json"):
+        (tmp_path / file).write_text(said)
+    source = "hf:org/tiny" if file.endswith(".index.json") else path
+    if refused is None:
+        assert not weights.load(model, source).missing
+        return
+    with pytest.raises(UserError, match=refused) as caught:
+        weights.load(model, source)
+    assert len(str(caught.value)) < 700
+
+
+def test_names_in_weights_are_printed_as_escapes(tmp_path, capsys):
+    """A tensor's in the receipt, where it would forge a line of its own; a class's from the moment it is read."""
+    model = make_model("tiny_vit", num_classes=2, depth=1)
+    arrays = {n: np.zeros(s.shape, np.float32) for n, s in model.shapes()[0].items()}
+    weights.export(tmp_path / "w.safetensors", model, arrays, {}, format="hf")
+    with open_weights(tmp_path / "w.safetensors") as file:
+        tensors = {n: file.read(n) for n in file.names}
+    evil = "decoder.\x1b[31m\n  forged"
+    write_safetensors(tmp_path / "w.safetensors", tensors | {evil: np.zeros(1, np.float32)})
+    words = ["import", str(tmp_path / "w.safetensors"), "--model", "tiny_vit", "--model_options.depth=1"]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "\n  forged" not in shown and "decoder.\\x1b[31m\\n  forged dropped" in shown
+    write_safetensors(tmp_path / "other.safetensors", tensors | {f"x{evil}": np.zeros(1, np.float32)})
+    assert cli.main([words[0], str(tmp_path / "other.safetensors"), *words[2:]]) == 2
+    shown = capsys.readouterr().err
+    assert "\n  forged" not in shown and "+ xdecoder.\\x1b[31m\\n  forged" in shown
+    for told in ({"id2label": {"0": "\x1b[2Ja", "1": "b"}}, {"classes": ["\x1b[2Ja", "b"]}):
+        (tmp_path / "config.json").write_text(json.dumps(told))
+        assert weights.load(model, tmp_path / "w.safetensors").classes == ("\\x1b[2Ja", "b")
+
+
+def test_deep_json_in_a_runs_folder_ends_in_a_message(tmp_path):
+    (tmp_path / "config.json").write_text(DEEP)
+    for read in (run_json, report_json):
+        with pytest.raises(UserError, match="damaged"):
+            read(tmp_path / "config.json")
 
 
 # A run's folder is data

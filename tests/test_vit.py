@@ -12,6 +12,7 @@ from generated import OTHER_VITS, VITS, picture, torch_weight, weight
 from parity import differences, made_of, relative, run_part
 
 from jft import tree, weights
+from jft.convert import import_weights
 from jft.errors import UserError
 from jft.models import MODELS, make_model
 from jft.preprocess import Preprocess
@@ -178,6 +179,32 @@ def test_receipt_of_two_towers(tmp_path):
     assert f"{len(text)} × text_model…" in str(receipt) and "logit_scale" in str(receipt)
     assert "visual_projection.weight dropped (the projection into the space shared with text" in str(receipt)
     assert "'module.' of every name was taken off" in str(receipt)
+
+
+def test_what_timm_calls_clips_head_is_a_projection_unless_it_classifies(tmp_path):
+    """It has no bias, for which timm writes zeros; a classifier's is trained, or its classes have names."""
+    model = tiny("clip", depth=1)
+    file, content = tmp_path / "w.safetensors", content_of(model, "timm")
+    options = {k: v for k, v in VITS["clip"].items()} | {"depth": 1}
+    projection = content | {"head.bias": np.zeros_like(content["head.bias"])}
+    named = {"config.json": {"label_names": [f"n{i}" for i in range(7)]}}
+    for given, configs, classifies in ((content, {}, True), (projection, {}, False), (projection, named, True)):
+        write_safetensors(file, given)
+        for name, said in configs.items():
+            (tmp_path / name).write_text(json.dumps(said))
+        for made in (model, tiny("clip", depth=1, num_classes=3)):
+            assert weights.head_size(made, file) == (7 if classifies else None)
+        loaded = weights.load(model, file)
+        assert loaded.receipt.format == "timm" and (not loaded.missing) == classifies
+        assert ("which is no classifier" in str(loaded.receipt)) != classifies
+        if not classifies:
+            with pytest.raises(UserError, match="these weights lack head"):
+                import_weights(file, "tiny_vit", tmp_path / "bundle", model_options=options)
+    plain = make_model("tiny_vit", depth=1, num_classes=7)  # no CLIP, whose head is what it is called
+    content = content_of(plain, "timm")
+    write_safetensors(file, content | {"head.bias": np.zeros_like(content["head.bias"])})
+    (tmp_path / "config.json").unlink()
+    assert weights.head_size(plain, file) == 7
 
 
 def test_dino_checkpoint_with_its_heads(tmp_path):
@@ -382,6 +409,13 @@ def test_export_to_transformers_own_classes(tmp_path, kind):
 
 
 PADDED = {"head/kernel", "head/bias", "embed/pos_embed"}
+
+
+@pytest.mark.parametrize("options", [{}, VITS["beit"]], ids=["vit", "beit"])
+def test_export_to_transformers_of_another_epsilon(tmp_path, options):
+    """Theirs are 1e-12, which config.json says."""
+    _, config, _ = exported(tmp_path / "hf", make_model("tiny_vit", depth=1, epsilon=1e-12, **options))
+    assert config["layer_norm_eps"] == 1e-12 and config["model_type"] in ("vit", "beit")
 
 
 def test_export_to_transformers_through_timm(tmp_path):

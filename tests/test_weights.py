@@ -792,7 +792,7 @@ def test_default_sources():
     for module in weights.FORMATS.values():
         for name, source in module.SOURCES.items():
             assert name in MODELS and source.uri.startswith("hf:") and source.licence and source.paper
-            assert source.preprocess.size == make_model(name).input_shape[:2]
+            assert source.preprocess.checked().size == make_model(name).input_shape[:2]
             assert source.data and source.paper.startswith("https://arxiv.org/abs/")
     named = {name for module in weights.FORMATS.values() for name in module.SOURCES}
     assert {name for name in MODELS if not name.startswith("tiny_")} - named == {"vit_large_patch14_224"}  # nobody's

@@ -46,6 +46,7 @@ def export(
     """
     arrays = {name: np.asarray(array) for name, array in {**params, **batch_stats}.items()}
     rules = named(format, model, {name: array.shape for name, array in arrays.items()})
+    check_range(model, arrays, dtype)
     tensors = to_theirs(rules, arrays, dtype_of(dtype))
     tensors |= {name: np.zeros(shape, dtype_of(dtype)) for name, shape in (more or {}).items()}
     path = Path(path)
@@ -96,6 +97,21 @@ def dtype_of(name: str) -> np.dtype:
     if name not in DTYPES:
         raise UserError(f"Weights are written as {', '.join(DTYPES)}, not {name!r}.{near(name, DTYPES)}")
     return np.dtype(DTYPES[name])
+
+
+def check_range(model: Model, arrays: Mapping[str, np.ndarray], dtype: str) -> None:
+    """Raises UserError where numbers would become infinite as this type."""
+
+    def lost(array: np.ndarray) -> bool:
+        with np.errstate(over="ignore"):
+            cast = array.astype(dtype_of(dtype), copy=False)
+        return cast is not array and bool((np.isinf(cast) & np.isfinite(array)).any())
+
+    if names := [name for name, array in arrays.items() if lost(array)]:
+        raise UserError(
+            f"{dtype} ends at {float(ml_dtypes.finfo(dtype_of(dtype)).max):g}, and {some(names)} of {model.name} has "
+            f"larger numbers. Keep them in another type: --dtype {'bfloat16' if dtype == 'float16' else 'float32'}."
+        )
 
 
 def about(

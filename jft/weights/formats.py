@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from jft.errors import UserError, near
+from jft.errors import UserError, near, printable
 from jft.preprocess import Preprocess
 from jft.weights import augreg, big_vision, bit, native, original, timm, torchvision, transformers
 from jft.weights.hub import Located, locate, with_header
@@ -32,6 +32,8 @@ class Format(Protocol):
     def rules(self) -> Callable[[Mapping[str, tuple[int, ...]]], tuple[Rule, ...]]:
         """Rules for a model's names and shapes; none where the format has no such model."""
 
+
+_PROJECTION = "CLIP's projection into the space shared with text, which is no classifier"
 
 # Where two formats mean the same by the same names, the first is the one that is named.
 FORMATS: dict[str, Format] = {
@@ -118,7 +120,7 @@ class Receipt:
         lines += [f"  {note}" for note in (self.preprocess, *self.notes) if note]
         if self.not_finite:
             lines.append(f"  warning: NaN or infinity in {some(list(self.not_finite))}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))  # names in a file may hold anything
 
 
 def _grouped(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -196,7 +198,7 @@ def load(
     located = locate(uri)
     ours, stats = _shapes(model)
     with open_weights(located.path) as file:
-        chosen, found = _choose(model, ours, file, format, keep_head, skip)
+        chosen, found = _choose(model, ours, file, located, format, keep_head, skip)
         sizes = _sizes(with_header(located, file.metadata), file.metadata)
         sizes += [_size(model)] if chosen == "jft" else []  # which may be of any grid, and an .npz does not say
         _resize_other_grids(found, model, ours, sizes)
@@ -261,8 +263,10 @@ def head_size(
     located = locate(default_source(model.name).uri if source is None else source)
     ours, _ = _shapes(model)
     with open_weights(located.path) as file:
-        chosen, _ = _choose(model, ours, file, format, True, skip)
+        chosen, found = _choose(model, ours, file, located, format, True, skip)
         for rule in FORMATS[chosen].rules(ours):
+            if any(found.drop.get(name) == _PROJECTION for name in rule.names):
+                continue
             if rule.ours and rule.ours.startswith(HEAD + "/") and set(rule.names) <= set(file.names):
                 # The operation on a byte broadcast to their shape has our shape; our last axis is the classes.
                 theirs = (np.broadcast_to(np.uint8(0), file.shape(name)) for name in rule.names)
@@ -281,6 +285,7 @@ def _choose(
     model: Model,
     ours: Mapping[str, tuple[int, ...]],
     file: WeightFile,
+    located: Located,
     format: str | None,
     keep_head: bool,
     skip: Collection[str],
@@ -304,7 +309,24 @@ def _choose(
             f"results. Say which it is: `jft import … --format {first} --out W.safetensors` makes a file that has one "
             f"meaning; in Python, load(…, format={first!r})."
         )
+    if first == "timm" and (heads := _projection(fitting[first][0], ours, file, located)):
+        found = match(fitting[first][0], ours, theirs, skip=(*skip, f"{HEAD}/*"))
+        found.drop |= dict.fromkeys(heads, _PROJECTION)
     return first, found
+
+
+def _projection(
+    rules: Sequence[Rule], ours: Mapping[str, tuple[int, ...]], file: WeightFile, located: Located
+) -> list[str]:
+    """What timm calls a CLIP's head and is its projection into the space shared with text; nothing of a classifier's.
+
+    The projection has no bias: timm writes zeros for it. That of a classifier is trained, or its classes have names.
+    """
+    if "embed/norm/scale" not in ours or with_header(located, file.metadata).classes:
+        return []
+    heads = {rule.ours: rule.names[0] for rule in rules if rule.ours in (f"{HEAD}/kernel", f"{HEAD}/bias")}
+    names = [name for name in heads.values() if name in file.names]
+    return names if len(names) == 2 and not np.any(file.read(heads[f"{HEAD}/bias"]) != 0) else []
 
 
 def _misfit(model: str, file: WeightFile, tried: Mapping[str, Match]) -> str:
@@ -337,7 +359,7 @@ def _epsilon_note(model: Any, located: Located) -> list[str]:
     """transformers keeps the epsilon of its LayerNorms in `config.json`, and its default is not timm's."""
     theirs = located.configs.get("config.json", {}).get("layer_norm_eps")
     ours = getattr(getattr(model, "parts", {}).get("norm"), "epsilon", None)
-    if theirs is None or ours is None or theirs == ours:
+    if not isinstance(theirs, float) or ours is None or theirs == ours:
         return []
     return [f"config.json says that LayerNorms add {theirs:g} to the variance; this model adds {ours:g}"]
 
@@ -365,7 +387,7 @@ def _sizes(located: Located, metadata: Mapping[str, str]) -> list[tuple[int, int
     config = located.configs.get("config.json", {})
     tower = config.get("vision_config")
     said = [config.get("image_size"), tower.get("image_size") if isinstance(tower, dict) else None]
-    with contextlib.suppress(KeyError, ValueError):
+    with contextlib.suppress(KeyError, ValueError, RecursionError):
         said.insert(0, json.loads(metadata["image_size"]))
     found = [[size] * 2 if isinstance(size, int) else size for size in said if isinstance(size, int | list)]
     found += [list(located.preprocess.size)] if located.preprocess else []

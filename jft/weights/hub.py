@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jft.data.cache import cache_dir
-from jft.errors import UserError
+from jft.errors import UserError, printable
 from jft.files import sweep, writing
 from jft.preprocess import Preprocess
 from jft.weights.transformers import NUMBERS, SEVERAL
@@ -49,13 +49,13 @@ class Located:
         """What the JSON beside the weights says about the pictures, in timm's, Hugging Face's or our keys, if any."""
         try:
             if isinstance(cfg := self.configs.get("config.json", {}).get("pretrained_cfg"), dict):
-                return _timm_preprocess(cfg)
+                return _timm_preprocess(cfg).checked()
             if isinstance(own := self.configs.get("config.json", {}).get("preprocess"), dict):
                 given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}
-                return Preprocess(**given)
+                return Preprocess(**given).checked()
             if cfg := self.configs.get("preprocessor_config.json"):
-                return _hf_preprocess(cfg)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+                return _hf_preprocess(cfg).checked()
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
             raise UserError(
                 f"The preprocessing in the JSON beside {self.path} cannot be read ({error!r}). Correct it, or move it "
                 "away and state the preprocessing yourself."
@@ -69,10 +69,11 @@ class Located:
         names = config.get("label_names", config.get("classes"))
         if isinstance(names, list):
             described = config.get("label_descriptions")
-            return tuple(str(described.get(n, n) if isinstance(described, dict) else n) for n in names)
+            told = described if isinstance(described, dict) else {}
+            return tuple(printable(str(told.get(str(n), n))) for n in names)
         by_index = config.get("id2label")
         if isinstance(by_index, dict) and set(by_index) == {str(i) for i in range(len(by_index))}:
-            found = tuple(str(by_index[str(i)]) for i in range(len(by_index)))
+            found = tuple(printable(str(by_index[str(i)])) for i in range(len(by_index)))
             # transformers writes LABEL_0, LABEL_1 … where it knows no names.
             return None if all(re.fullmatch(r"LABEL_\d+", n) for n in found) else found
         return None
@@ -125,7 +126,7 @@ def with_header(located: Located, metadata: Mapping[str, str]) -> Located:
     """The same weights, with what their file's own header says, where an export of ours wrote it."""
     try:
         about = json.loads(metadata["jft"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return located
     return replace(located, configs={"config.json": about}) if isinstance(about, dict) else located
 
@@ -148,8 +149,13 @@ def _configs(folder: Path) -> dict[str, Any]:
     for name in CONFIGS:
         try:
             content = json.loads((folder / name).read_bytes())
-        except (OSError, ValueError):
+        except OSError:
             continue
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{folder / name}, which lies beside weights, is no JSON, or damaged ({error}). Copy it again, or move "
+                "it away."
+            ) from None
         if isinstance(content, dict):
             configs[name] = content
     return configs
@@ -231,6 +237,29 @@ def _complete(path: Path, repo: str, name: str) -> None:
         )
 
 
+def card(located: Located) -> Path | None:
+    """The model card beside weights of the Hub, fetched now, as only who copies them wants it; None where none is."""
+    file = located.path.with_name("README.md")
+    snapshot = next((p for p in file.parents if p.parent.name == "snapshots"), None)
+    if file.is_file() or snapshot is None:
+        return file if file.is_file() else None
+    import huggingface_hub as hub
+
+    repo, name = located.origin.removeprefix("hf:").partition("@")[0], file.relative_to(snapshot).as_posix()
+    try:
+        # Asked first because it fails at once where there is no network, which a download waits for.
+        info = hub.HfApi().model_info(repo, revision=snapshot.name, timeout=TIMEOUT)
+        if name not in [s.rfilename for s in info.siblings or []]:
+            return None
+        return Path(hub.hf_hub_download(repo, name, revision=snapshot.name))
+    except Exception as error:  # as in _from_hub
+        log.warning(
+            f"The model card of {repo} is not in the cache and cannot be fetched ({_reason(error)}), so what is "
+            "written says nothing of figures and licence. With a network it is fetched once and kept."
+        )
+        return None
+
+
 def _beside(name: str, other: str) -> str:
     return f"{name.rpartition('/')[0]}/{other}".lstrip("/")
 
@@ -240,7 +269,7 @@ def _shards(path: Path) -> list[str]:
         return []
     try:
         return sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: it is no index of a sharded safetensors file.") from None
 
 

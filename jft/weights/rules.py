@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from jft.errors import printable
 from jft.preprocess import Preprocess
 
 HEAD = "head"  # the part that may be absent from a file, or made for other classes
@@ -310,7 +311,7 @@ def shown(differences: Sequence[str], limit: int = 6) -> str:
     lines = []
     for sign, meaning in (("-", "missing in the file"), ("+", "in the file, not in the model"), ("~", "different")):
         some = [line for line in differences if line.startswith(sign)]
-        lines += [f"  {line}" for line in some[:limit]]
+        lines += [f"  {printable(line)}" for line in some[:limit]]
         if len(some) > limit:
             lines.append(f"  {sign} … and {len(some) - limit} more {meaning}")
     return "\n".join(lines)

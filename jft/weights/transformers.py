@@ -386,7 +386,7 @@ def _vit_config(model: Any, ours: Shapes) -> dict[str, Any]:
     height, width = model.input_shape[:2]
     for block in blocks:
         _plain(model, block, {"heads", "mlp", "act", "epsilon", "layer_scale", "grid"})
-    _plain(model, "embed", {"patch", "dim", *kind.embed})
+    _plain(model, "embed", {"patch", "dim", "epsilon", *kind.embed})  # of the norm that a pre_norm would have
     if type(model.parts["pool"]).__name__ not in kind.pools:
         raise _unlike(model, f"it pools by {type(model.parts['pool']).__name__}")
     if (placed := _placed(model, ours) if "embed/pos_embed" in ours else 0) != kind.placed:

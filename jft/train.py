@@ -667,11 +667,12 @@ class Run:
         placement = "pmap" if config.sharding == "pmap" else "replicate"
 
         def indices(first: int, last: int) -> np.ndarray:
-            chosen = self.order.take(first * batch, last * batch).reshape(-1, batch)
-            if views == 1:
-                return chosen
-            passes = np.arange(first * batch, last * batch).reshape(chosen.shape) // n
-            return (chosen + n * (passes % views)).astype(np.int32)
+            places = first * batch, last * batch
+            chosen = self.order.take(*places).reshape(-1, batch)
+            if not start:
+                return order.tickets(chosen, n)
+            # Of kept features nothing is drawn anew.
+            return chosen if views == 1 else chosen + n * (self.order.passes(*places).reshape(chosen.shape) % views)
 
         def batches() -> Iterator[dict[str, Any]]:
             """From the step under way on, of the rows that this process's devices hold, laid on them."""
@@ -706,11 +707,11 @@ class Run:
             if most % pieces:
                 continue
 
-            def make(pieces: int = pieces) -> Any:
+            def make(pieces: int = pieces, drawn: int | None = None if start else n) -> Any:
                 step = make_leg_step(config, self.model, leg, self.preprocess, self.loss, start, pieces, slow)
                 placed = "replicate" if resident and not spread else "cut"
                 steps = shard.compile_steps(
-                    repeat(step, loop, resident), self.state, self.mesh, config.sharding, placed
+                    repeat(step, loop, resident, drawn), self.state, self.mesh, config.sharding, placed
                 )
                 if config.sharding == "pmap":
                     return steps
@@ -718,7 +719,7 @@ class Run:
 
             shapes = {n: (v.shape, v.dtype) for n, v in data.items()}
             with self.clock("compile"):
-                compiled = self._program(("step", leg, start, pieces, loop, resident, spread, slow, shapes), make)
+                compiled = self._program(("step", leg, start, pieces, loop, resident, spread, slow, n, shapes), make)
             if config.sharding == "pmap":
                 break
             needs, free = shard.agree(shard.temporary(compiled)), shard.agree(memory_free(), min)

@@ -183,3 +183,11 @@ def test_balance_draws_by_class(config, folder, tmp_path):
         epochs=1,
     )  # fmt: skip
     assert train(made).result["train"]["count"] == 11
+
+
+@pytest.mark.slow
+def test_what_comes_again_is_drawn_anew_alike_from_memory_and_as_a_stream(config, tmp_path):
+    made = config.replace(shots=1, balance=True, augment=("crop", "flip"), batch=16, epochs=20)
+    runs = [train(made.replace(resident=r, workdir=str(tmp_path / str(r)))) for r in (0.5, 0.0)]
+    a, b = ([line["loss"] for line in lines_of(r) if "loss" in line] for r in runs)
+    np.testing.assert_allclose(a, b, rtol=1e-4)

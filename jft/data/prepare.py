@@ -221,9 +221,10 @@ def make_prepare(
     and `key` may be None. An augmentation is its name, or that with options (`parse`): "randaugment:m=9:n=2". They are
     done in one order, however they are named: the window, geometry, policies, colour, normalisation, erasing, mixing.
 
-    What becomes of an image depends on the key and on its entry in "index", not on its place in the batch nor on the
-    devices. Only mixup and cutmix look at another: each example's partner is the one before it in the batch, the
-    first's the last, also over the devices of a pmap whose axis is named. They make class indices [b] in "label" into
+    What becomes of an image depends on the key and on its entry in "ticket" (`order.tickets`), or in "index" where a
+    batch has none, not on its place in the batch nor on the devices. Only mixup and cutmix look at another: each
+    example's partner is the one before it in the batch, the first's the last, also over the devices of a pmap whose
+    axis is named. They make class indices [b] in "label" into
     soft labels [b, num_classes], with "hard_label", the class that weighs most; labels of floating point are mixed as
     they are. Raises UserError for an unknown augmentation.
 
@@ -268,7 +269,7 @@ def make_prepare(
             return dict(batch) | {"image": jax.vmap(evaluated)(batch["image"])}
         if key is None:
             raise ValueError(f"the augmentations {', '.join(chosen)} need a key")
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["index"])
+        keys = jax.vmap(lambda ticket: jax.random.fold_in(key, ticket))(batch.get("ticket", batch["index"]))
         done = dict(batch) | {"image": jax.vmap(trained)(batch["image"], keys)}
         return mix(done, *jax.vmap(weights)(keys), num_classes, axis_name) if mixers else done
 

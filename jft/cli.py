@@ -86,6 +86,8 @@ EXAMPLES = {
   jft models 'vit_*_patch16*'""",
 }
 TTA = "test-time augmentation, the mean over views: flip, corners (of what the crop cuts off), or none (default: none)"
+# Options by the names that other tools give them, which are not near ours.
+ELSEWHERE = {"early-stopping": "--patience", "early-stop": "--patience", "batch-size": "--batch"}
 LINES = "\n\t"  # that a message may have
 FEW = 5  # models of which `jft models` tells more than fits a line
 FREE = ("--model_options.", "--model-options.")
@@ -125,6 +127,8 @@ class Parser(argparse.ArgumentParser):
         known = [s for a in self._actions for s in a.option_strings if s.startswith("--")]
         words = [w.split("=")[0] for w in message.split() if w.startswith("--")]
         hint = near(words[0], known) if words and "unrecognized" in message else ""
+        if words and (meant := ELSEWHERE.get(words[0][2:].replace("_", "-"))) in known:
+            hint = f" Did you mean {meant}?"
         self.exit(2, f"{self.prog}: {message}.{hint} See `{self.prog} --help`.\n")
 
 
@@ -391,6 +395,11 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     average.add_argument("workdirs", nargs="+", metavar="W", help="one run's folder, or several runs' of one model")
     average.add_argument("--snapshots", action="store_true", help="one run: a soup of the weights of its validations")
     average.add_argument("--uniform", action="store_true", help="soups: average them all")
+    average.add_argument(
+        "--data", metavar="D",
+        help="the runs' data, where they have moved or were given in Python; others are scored on their val split, or "
+        "all of them (default: where they were)",
+    )  # fmt: skip
     average.add_argument(
         "--out",
         metavar="FOLDER",
@@ -838,11 +847,11 @@ def _average(options: argparse.Namespace) -> None:
         options.parser.error("--uniform is of a soup: name several runs, or --snapshots of one")
     display = make_display("quiet" if options.json else "auto")
     if options.snapshots:
-        done = soup_of_run(options.workdirs[0], not options.uniform, options.out, display)
+        done = soup_of_run(options.workdirs[0], not options.uniform, options.out, display, options.data)
     elif len(options.workdirs) == 1:
-        done = wise_ft(options.workdirs[0], out=options.out, display=display)
+        done = wise_ft(options.workdirs[0], out=options.out, display=display, data=options.data)
     else:
-        done = soup(options.workdirs, options.out, not options.uniform, display)
+        done = soup(options.workdirs, options.out, not options.uniform, display, options.data)
     if options.json:
         print(json.dumps({"path": str(done.path), done.figure: done.score, "rows": done.rows}, indent=1))
         return

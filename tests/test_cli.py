@@ -267,6 +267,9 @@ def test_an_unknown_option_names_near_ones(capsys):
         cli.main(["finetune", "--epoch", "3"])
     assert stop.value.code == 2
     assert "--epochs" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["finetune", "--early-stopping", "3"])
+    assert "Did you mean --patience?" in capsys.readouterr().err
 
 
 def test_overrides_are_typed():

@@ -311,6 +311,8 @@ def test_wrong_options_in_text(text, told):
 def test_wrong_augmentations():
     with pytest.raises(UserError, match=r"no augmentation 'flips'\. Did you mean flip"):
         make_prepare(SMALL, ("flips",), train=True)
+    with pytest.raises(UserError, match="Did you mean grey"):
+        make_prepare(SMALL, ("grayscale",), train=True)
     with pytest.raises(UserError, match="Known: crop, rrc, pad, flip"):
         work_size(SMALL, ("?",))
     with pytest.raises(UserError, match="do not go together"):

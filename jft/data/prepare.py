@@ -122,6 +122,8 @@ ERASERS: dict[str, Callable[..., Array]] = {"erase": erase}
 # Last, pictures and labels are mixed with those of the next example; with both, one or the other by chance.
 MIXERS: dict[str, Callable[..., tuple[Array, Array]]] = {"mixup": mixup, "cutmix": cutmix}
 ALL = WINDOWS | AUGMENTATIONS | ERASERS | MIXERS
+# By the names that other tools give them.
+ELSEWHERE = {"grayscale": "grey", "greyscale": "grey", "gray": "grey", "colorjitter": "jitter", "hflip": "flip"}
 ALONE = (tuple(WINDOWS), ("randaugment", "trivial"))  # of each of these one at most
 
 # By an option's name, for it means the same wherever it occurs: the least and the greatest value.
@@ -154,7 +156,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, *words = text.split(":")
     if name not in ALL:
-        raise UserError(f"There is no augmentation {name!r}.{near(name, ALL)} Known: {', '.join(ALL)}.")
+        meant = f" Did you mean {ELSEWHERE[name]}?" if name in ELSEWHERE else near(name, ALL)
+        raise UserError(f"There is no augmentation {name!r}.{meant} Known: {', '.join(ALL)}.")
     known = options(name)
     given: dict[str, Any] = {}
     for place, word in enumerate(words):

@@ -55,7 +55,7 @@ def supervised(
     source: Mapping[str, Any] | None = None,
     start: str | None = None,
 ) -> Objective:
-    """Mean L(f, batch) + λ R(f, f_s) over labelled examples, the penalty of what trains.
+    """Mean L(f, batch) + λ R(f, f_s) over labelled examples, the penalty of what trains (`Model.effective`).
 
     With `start` the batch holds features and the parts before it are not run. `source` holds the pretrained values, of
     parameters and batch statistics, by name; those that the pretrained weights lack are not in it.
@@ -73,7 +73,7 @@ def supervised(
         metrics = {"loss": fit, "accuracy": losses.correct(logits, truth(batch)).mean()}
         if penalty is None:
             return fit, (metrics, new_stats)
-        distance = penalty_weight * penalty({n: v for n, v in params.items() if n in trainable}, source)
+        distance = penalty_weight * penalty(model.effective(params, trainable), source)
         return fit + distance, (metrics | {"penalty": distance}, new_stats)
 
     return objective

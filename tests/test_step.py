@@ -363,6 +363,22 @@ def test_distillation_holds_the_features_where_they_were(problem):
         distil.features(model, **(options | {"source": {}}))
 
 
+def test_distillation_beside_prompts_which_the_source_has_not():
+    """Prompts are added, as low-rank updates are: the source's features are those without."""
+    model = make_model("tiny_vit", num_classes=CLASSES, prompts=2)
+    params, stats = model.init(jax.random.key(0))
+    source = {n: v for n, v in params.items() if not n.endswith("/prompts")}
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *model.input_shape)), jnp.float32)
+    batch = {"image": images, "label": jnp.zeros(2, jnp.int32)}
+    trainable = {n for n in params if n.endswith("/prompts")}
+    options = dict(train_parts=(), update_stats=(), trainable=trainable, source=source, at="pool")
+    told = distil.features(model, **options)(params, stats, batch, jax.random.key(0))[1][0]
+    h = make_eval_step(model, stop="pool")(params, stats, batch)
+    h_s = make_eval_step(make_model("tiny_vit", num_classes=CLASSES), stop="pool")(source, stats, batch)
+    assert h.shape == h_s.shape
+    np.testing.assert_allclose(told["penalty"], 0.5 * np.mean(np.square(h - h_s)), rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(problem):
     """Looped or written out, and every piece cut over all devices."""

@@ -62,6 +62,20 @@ def test_a_decoupled_penalty_pulls_and_is_told(config, tmp_path):
     assert lines_of(run)[0]["penalty"] >= 0 and ends[1] < 0.5 * ends[0]
 
 
+@pytest.mark.slow
+def test_low_rank_updates_are_told_and_pulled_as_kernels(config, tmp_path):
+    made = config.replace(plan="lora", lora={"rank": 2}, penalty=l2_sp, epochs=1, weight_decay=0.0)
+    ends = []
+    for decoupled, weight in ((False, 1e-6), (True, 1e-6), (True, 100.0)):
+        folder = str(tmp_path / f"{decoupled}-{weight}")
+        run = train(made.replace(penalty_decoupled=decoupled, penalty_weight=weight, workdir=folder))
+        first = lines_of(run)[0]["penalty"]
+        assert first == 0  # B is zero, and so is a new head
+        ends.append([line["distance"] for line in lines_of(run) if "distance" in line][-1])
+    assert all(end.keys() >= {"block0", "block2"} and "head" not in end for end in ends)
+    assert sum(ends[2].values()) < 0.7 * sum(ends[1].values())
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -127,7 +141,7 @@ def test_strengths_name_what_another_stage_trains(config, tmp_path):
     """The new head while the body trains, and low-rank updates while the head does."""
     for name, stages, options in (
         ("head", (Stage("head", ("head",)), Stage("body", ("block1",))), {}),
-        ("*/lora_a", (Stage("head", ("head",)), Stage("lora", ("*/lora_*",))), {"lora": {"rank": 2}}),
+        ("block*", (Stage("head", ("head",)), Stage("lora", ("*/lora_*",))), {"lora": {"rank": 2}}),
     ):
         penalty = partial(l2_sp, strengths=((name, 0.0),))
         made = config.replace(plan=stages, penalty=penalty, penalty_weight=0.01, epochs=2, **options)

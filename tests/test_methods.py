@@ -19,6 +19,7 @@ from jft.step import State, supervised
 from jft.train import train
 from jft.use import evaluate, open_model
 from jft.weights import open_weights, scratch
+from jft.weights.writers import write_safetensors
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -64,16 +65,18 @@ def test_a_decoupled_penalty_pulls_and_is_told(config, tmp_path):
 
 @pytest.mark.slow
 def test_low_rank_updates_are_told_and_pulled_as_kernels(config, tmp_path):
-    made = config.replace(plan="lora", lora={"rank": 2}, penalty=l2_sp, epochs=1, weight_decay=0.0)
+    body = {n: np.asarray(v) for n, v in build.plain_model(config, 3).init(jax.random.key(0))[0].items()}
+    write_safetensors(tmp_path / "a.safetensors", {n: v for n, v in body.items() if not n.startswith("head/")})
+    made = config.replace(plan="lora", lora={"rank": 2}, penalty=l2_sp, weights=str(tmp_path / "a.safetensors"))
     ends = []
-    for decoupled, weight in ((False, 1e-6), (True, 1e-6), (True, 100.0)):
+    for decoupled, weight in ((False, 1e-6), (True, 1e-6), (True, 200.0)):
         folder = str(tmp_path / f"{decoupled}-{weight}")
         run = train(made.replace(penalty_decoupled=decoupled, penalty_weight=weight, workdir=folder))
         first = lines_of(run)[0]["penalty"]
         assert first == 0  # B is zero, and so is a new head
         ends.append([line["distance"] for line in lines_of(run) if "distance" in line][-1])
     assert all(end.keys() >= {"block0", "block2"} and "head" not in end for end in ends)
-    assert sum(ends[2].values()) < 0.7 * sum(ends[1].values())
+    assert sum(ends[2].values()) < 0.8 * sum(ends[1].values())
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,16 @@ class Averaged:
 
 
 def wise_ft(
-    workdir: str | Path, alphas: Sequence[float] = ALPHAS, out: str | Path | None = None, display: Any = None
+    workdir: str | Path,
+    alphas: Sequence[float] = ALPHAS,
+    out: str | Path | None = None,
+    display: Any = None,
+    data: Any = None,
 ) -> Averaged:
-    """Interpolate a run's model with its source, choose α on the run's validation set, write `out` (`W/wise-ft`)."""
+    """Interpolate a run's model with its source, choose α on the run's validation set, write `out` (`W/wise-ft`).
+
+    `data` are the run's, where they have moved or were arrays, or other labelled images (`use.own_validation`).
+    """
     workdir, display = Path(workdir), display or make_display("quiet")
     out = _free(out or workdir / "wise-ft")
     model, about = open_model(workdir), read_json(workdir / "config.json")
@@ -99,7 +106,7 @@ def wise_ft(
             f"{workdir} trained the head, or what else its source lacks, and nothing besides: there is nothing to "
             "interpolate. WiSE-FT wants a run that trained the backbone: --plan full, or lp-ft."
         )
-    validation = Validation(model, own_validation(workdir), display)
+    validation = Validation(model, own_validation(workdir, data), display)
 
     def at(alpha: float) -> Bundle:
         return replace(
@@ -124,13 +131,17 @@ def wise_ft(
 
 
 def soup(
-    workdirs: Sequence[str | Path], out: str | Path | None = None, greedy: bool = True, display: Any = None
+    workdirs: Sequence[str | Path],
+    out: str | Path | None = None,
+    greedy: bool = True,
+    display: Any = None,
+    data: Any = None,
 ) -> Averaged:
     """Average the models of several runs of one architecture on one data set, all or greedily; write `out`.
 
     Scored on their validation set; a greedy soup has seen it, so that its accuracy there flatters it a little. Raises
     UserError where the models differ in more than their values, and where the runs held out different images: each was
-    then trained on what another was validated on.
+    then trained on what another was validated on. `data` as in `wise_ft`.
     """
     display = display or make_display("quiet")
     folders = [Path(w) for w in workdirs]
@@ -144,7 +155,7 @@ def soup(
         same = same and model.quantities == first.quantities
         if not same or model.preprocess != first.preprocess:
             raise UserError(f"{folder} and {folders[0]} cannot be averaged: model, classes or preprocessing differ.")
-    held_out = [frozenset(own_validation(folder).names) for folder in folders]
+    held_out = [frozenset(own_validation(folder, data).names) for folder in folders]
     for folder, names in zip(folders, held_out, strict=True):
         if names != held_out[0]:
             raise UserError(
@@ -153,16 +164,16 @@ def soup(
                 "split (folders train/ and val/, or a column split), or average runs of one seed that differ otherwise."
             )
     trees = [{**m.params, **m.batch_stats} for m in models]
-    return _soup(first, trees, [str(f) for f in folders], folders, out, greedy, display)
+    return _soup(first, trees, [str(f) for f in folders], folders, out, greedy, display, data)
 
 
 def soup_of_run(
-    workdir: str | Path, greedy: bool = True, out: str | Path | None = None, display: Any = None
+    workdir: str | Path, greedy: bool = True, out: str | Path | None = None, display: Any = None, data: Any = None
 ) -> Averaged:
     """Average the weights that one run had at its validations, all or greedily; write `out` (`W/soup`).
 
     The run was trained with `snapshots`. Running statistics of BatchNorms are averaged as the weights are. Raises
-    UserError where there are no snapshots.
+    UserError where there are no snapshots. `data` as in `wise_ft`.
     """
     workdir, display = Path(workdir), display or make_display("quiet")
     out = _free(out or workdir / "soup")
@@ -177,7 +188,7 @@ def soup_of_run(
         with weights.open_weights(path) as file:
             trees.append({**model.params, **model.batch_stats} | {n: file.read(n) for n in file.names})
     names = [f"step {int(path.stem)}" for path in files]
-    return _soup(model, trees, names, [workdir], out, greedy, display)
+    return _soup(model, trees, names, [workdir], out, greedy, display, data)
 
 
 def _soup(
@@ -188,9 +199,10 @@ def _soup(
     out: Path,
     greedy: bool,
     display: Any,
+    data: Any,
 ) -> Averaged:
     """A soup of trees of the run or runs in `folders`."""
-    validation = Validation(first, own_validation(folders[0]), display)
+    validation = Validation(first, own_validation(folders[0], data), display)
     score_of = validation.score
 
     def as_model(tree: Arrays) -> Bundle:
@@ -223,6 +235,11 @@ class Validation:
     """Images that other weights of a model are scored on, decoded and compiled once."""
 
     def __init__(self, model: Bundle, dataset: sources.Dataset, display: Any, batch: int = 32):
+        if tuple(dataset.classes) != tuple(model.classes) or dataset.quantities != model.quantities:
+            raise UserError(
+                f"The model knows {', '.join(model.classes[:5])}, the images are of {', '.join(dataset.classes[:5])}. "
+                "Give --data with the model's own classes."
+            )
         self.images, kept, _ = pipeline.decode_all(dataset, model.preprocess)
         self.labels, self.batch = dataset.labels[kept], batch
         self.step = shard.jit(make_eval_step(model.model, prepare=make_prepare(model.preprocess)))

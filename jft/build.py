@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from jft import features, losses, metrics, optim, penalties, plan, shard, weights
-from jft.config import Config
+from jft import features, losses, metrics, optim, penalties, plan, shard, tree, weights
+from jft.config import Config, describe
 from jft.config import check as config_check
 from jft.data import order, pipeline, sources
 from jft.data.check import at_start, summary
@@ -433,9 +433,9 @@ def check(
             f"--batch {config.batch} cannot be shared by {jax.device_count() // config.tensor} devices{pieces}; take a "
             f"multiple of {share}."
         )
-    if config.optimizer in optim.SCHEDULE_FREE and (config.carry or config.ema):
+    if optim.is_free(config.optimizer) and (config.carry or config.ema):
         raise UserError(
-            f"--optimizer {config.optimizer} averages the weights of each stage itself: leave out "
+            f"--optimizer {describe(config.optimizer)} averages the weights of each stage itself: leave out "
             f"{'--carry' if config.carry else '--ema'}."
         )
     if config.penalty_decoupled and (config.penalty is None or config.objective):
@@ -450,8 +450,8 @@ def check(
             "--lora.rank 8 and stages that train */lora_*."
         )
     if config.balance and splits.train.labels.ndim != 1:
-        other = "" if splits.train.quantities else ": --class-weights"
-        raise UserError(f"--balance draws images by class; these data have {_no_classes(splits.train)}{other}.")
+        other = "" if splits.train.quantities else " Take --class-weights, for one."
+        raise UserError(f"--balance draws images by class; these data have {_no_classes(splits.train)}.{other}")
     if splits.train.quantities and config.probe == "logistic":
         raise UserError("--probe logistic tells classes; these data have quantities: --probe ridge, or knn.")
     if splits.train.quantities and (config.class_weights or config.label_smoothing):
@@ -547,7 +547,12 @@ def _check_strengths(penalty: Callable[..., Any], model: Model) -> None:
     params, stats = model.shapes()
     # What else is wrong a leg's own parameters show: of those that never train it may want nothing.
     with contextlib.suppress(TypeError, ValueError, LookupError, AttributeError), penalties.whole_model():
-        jax.eval_shape(penalty, params, params | stats)
+        jax.eval_shape(penalty, _effective(model, params), params | stats)
+
+
+def _effective(model: Model, trainable: Collection[str]) -> Any:
+    """The shapes that a penalty sees where these train."""
+    return jax.eval_shape(lambda params: model.effective(params, trainable), model.shapes()[0])
 
 
 def _check_penalty(penalty: Callable[..., Any], model: Model, leg: Leg, missing: Collection[str]) -> None:
@@ -555,7 +560,7 @@ def _check_penalty(penalty: Callable[..., Any], model: Model, leg: Leg, missing:
     params, stats = model.shapes()
     source = {n: shape for n, shape in (params | stats).items() if n not in missing}
     with asked("--penalty cannot be taken"):
-        told = jax.eval_shape(penalty, {n: params[n] for n in leg.trainable}, source)
+        told = jax.eval_shape(penalty, _effective(model, leg.trainable), source)
         if jnp.shape(told) != ():
             raise UserError(f"--penalty gives {jnp.shape(told)}; a scalar is expected.")
 
@@ -622,11 +627,17 @@ def make_leg_step(
     mesh = shard.make_mesh(model=config.tensor)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        frozen = tree.split(state.params, leg.trainable)[1]
+
+        def pull(train: Mapping[str, Any]) -> Any:
+            now = model.effective(tree.merge(dict(train), frozen), leg.trainable)
+            return config.penalty_weight * config.penalty(now, state.source)  # type: ignore[misc]
+
         # Put together where it is traced: the source's values are arguments of the compiled program. As constants they
         # would be written out in it, twice their size, and 2 GB are more than a compiler takes.
         made = make_train_step(
             make_leg_objective(config, model, leg, state.source, loss, start),
-            make_leg_optimizer(config, leg, state.source)[0],
+            make_leg_optimizer(config, leg, pull)[0],
             trainable=leg.trainable,
             prepare=(lambda batch, key: batch) if start else prepare,
             ema=config.ema or 0.0,
@@ -706,19 +717,12 @@ def make_leg_schedule(config: Config, leg: Leg) -> Callable[[int], Any]:
 
 
 def make_leg_optimizer(
-    config: Config, leg: Leg, source: Mapping[str, Any] | None = None
+    config: Config, leg: Leg, pull: Callable[[Any], Any] | None = None
 ) -> tuple[Any, Callable[[int], Any]]:
     """The optimizer of a leg over the parameters that train in it, and its learning rate by the leg's step.
 
-    `source` holds the pretrained values, for a penalty that is decoupled; what has no need of steps needs none.
+    `pull` is the penalty as a function of them, for one that is decoupled; what has no need of steps needs none.
     """
-    penalty = config.penalty
-    pull: Callable[[Any], Any] | None = None
-    if penalty and config.penalty_decoupled and source is not None:
-
-        def pull(params: Any) -> Any:
-            return config.penalty_weight * penalty(params, source)
-
     schedule = make_leg_schedule(config, leg)
     optimizer = optim.make_optimizer(
         config.optimizer,
@@ -728,7 +732,7 @@ def make_leg_optimizer(
         weight_decay=config.weight_decay,
         clip=config.clip,
         surgical={n: plan.part_of(n, leg.train_parts) for n in leg.trainable} if leg.stage.surgical else None,
-        pull=pull,
+        pull=pull if config.penalty_decoupled else None,
     )
     return optimizer, schedule
 

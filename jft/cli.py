@@ -96,6 +96,7 @@ PLACEHOLDER = {"data": "PATH", "weights": "FILE", "plan": "PLAN", "workdir": "W"
 ELSEWHERE = {
     "learning-rate": "lr", "batch-size": "batch", "num-epochs": "epochs", "freeze": "plan", "img-size": "image-size",
     "dataset": "data", "workers": "threads", "num-workers": "threads", "output": "out", "output-dir": "workdir",
+    "early-stopping": "patience", "early-stop": "patience",
 }  # fmt: skip
 # Headings of the fields of a config in a help, by the first field below each.
 SECTIONS = {
@@ -426,6 +427,11 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
     average.add_argument("workdirs", nargs="+", metavar="W", help="one run's folder, or several runs' of one model")
     average.add_argument("--snapshots", action="store_true", help="one run: a soup of the weights of its validations")
     average.add_argument("--uniform", action="store_true", help="soups: average them all")
+    average.add_argument(
+        "--data", metavar="D",
+        help="the runs' data, where they have moved or were given in Python; others are scored on their val split, or "
+        "all of them (default: where they were)",
+    )  # fmt: skip
     average.add_argument(
         "--out",
         metavar="FOLDER",
@@ -894,11 +900,11 @@ def _average(options: argparse.Namespace) -> None:
         options.parser.error("--uniform is of a soup: name several runs, or --snapshots of one")
     display = make_display("quiet" if options.json else "auto")
     if options.snapshots:
-        done = soup_of_run(options.workdirs[0], not options.uniform, options.out, display)
+        done = soup_of_run(options.workdirs[0], not options.uniform, options.out, display, options.data)
     elif len(options.workdirs) == 1:
-        done = wise_ft(options.workdirs[0], out=options.out, display=display)
+        done = wise_ft(options.workdirs[0], out=options.out, display=display, data=options.data)
     else:
-        done = soup(options.workdirs, options.out, not options.uniform, display)
+        done = soup(options.workdirs, options.out, not options.uniform, display, options.data)
     if options.json:
         print(json.dumps({"path": str(done.path), done.figure: done.score, "rows": done.rows}, indent=1))
         return

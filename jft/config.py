@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 import os
+import re
 import sys
 import traceback
 import types
@@ -56,13 +57,13 @@ class Config:
             if isinstance(path := getattr(self, name), str | Path):
                 object.__setattr__(self, name, os.path.expanduser(path))
 
-    data: Any = _opt(
+    data: Any | Callable = _opt(
         None,
         "labelled images: a folder of class folders (or of train/ val/ [test/] with class folders), a CSV with "
         "path,label[,split] (path,value[,split] to predict a number), tfds:NAME; in Python also arrays",
     )
     model: str = _opt("resnet50", "the pretrained model, by name; `jft models` lists them")
-    weights: Any = _opt(
+    weights: Any | Callable = _opt(
         None,
         "where its weights come from: a file (.safetensors .pth .npz), a folder, hf:ORG/REPO, https://…#sha256=…, "
         "gs://BUCKET/FILE; none = from scratch; default: the model's own source",
@@ -73,10 +74,12 @@ class Config:
     plan: Plan = _opt(
         "head",
         "what trains when: head, full, flat, gradual, lp-ft, top-K, bitfit, norm, lora, vpt, surgical, surgical-first, "
-        "surgical-middle, surgical-last; or a tuple of stages",
+        "surgical-middle, surgical-last; or file.py:name, a function (parts, lr) -> stages; in Python also stages",
     )
     hyper: str | Callable | None = _opt(
-        None, "a published rule for every field not set: bit, vit; or a function (examples, size, batch) -> fields"
+        None,
+        "a published rule for every field not set: bit, vit; or module:name, a function (examples, size, batch) -> "
+        "fields",
     )
     epochs: float | None = _opt(
         None, "passes over the training set, over all stages together; default: the plan's (10, gradual 15)", above=0
@@ -95,10 +98,10 @@ class Config:
         most=2**32 - 1,  # jax takes no more bits
     )
     workdir: str | None = _opt(None, "the run's folder, W; default: runs/DATA-MODEL-PLAN")
-    optimizer: Any = _opt(
+    optimizer: Any | Callable = _opt(
         "adamw",
         "what takes the steps: adamw, adam, sgd (momentum 0.9), lion, lamb, muon, schedule-free, schedule-free-sgd; or "
-        "a function (weight_decay, mask) -> optax transformation, without a rate",
+        "module:name or file.py:name, a function (weight_decay, mask) -> optax transformation, without a rate",
     )
     weight_decay: float = _opt(
         1e-4,
@@ -107,8 +110,8 @@ class Config:
     )
     schedule: str | Callable | None = _opt(
         None,
-        "course of the learning rate in a stage: cosine, linear, constant, step, one-cycle; or a function (peak, "
-        "steps); default: cosine, and constant for schedule-free",
+        "course of the learning rate in a stage: cosine, linear, constant, step, one-cycle; or module:name, a function "
+        "(peak, steps); default: cosine, and constant for schedule-free",
     )
     warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak", least=0, below=1)
     clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping", above=0)
@@ -160,7 +163,10 @@ class Config:
     )
     sam: float = _opt(0.0, "radius ρ of sharpness-aware minimisation, e.g. 0.05; twice the time", least=0)
     patience: int | None = _opt(
-        None, "end a stage after so many validations in a row without a better one; default: never", least=1
+        None,
+        "end a stage after so many validations in a row without a better one; the next goes on from its last state, "
+        "and the model kept is the best of all stages; default: never",
+        least=1,
     )
     on_nan: str = _opt(
         "stop",
@@ -169,11 +175,19 @@ class Config:
     )
     lora: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "settings of the plan lora, low-rank updates: --lora.rank 8", "fields": Lora},
+        metadata={
+            "help": "low-rank updates: rank (of the plan lora 8), alpha (the scale times the rank; default: the rank), "
+            "targets (patterns over kernels; default: all below the head), dora (yes: also the columns' norms)",
+            "fields": Lora,
+        },
     )
     model_options: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "settings of the architecture: --model_options.pool avg", "fields": None},
+        metadata={
+            "help": "settings of the architecture, of a ViT among others pool (avg, token, …), prompts (how many; of "
+            "the plan vpt 10), deep_prompts (no: before the first block alone; default: before each)",
+            "fields": None,
+        },
     )
     image_size: int | tuple[int, int] | None = _opt(
         None, "side of the images in pixels, or height and width; default: the weights'", least=1
@@ -335,8 +349,14 @@ def _check_type(what: str, value: Any, hint: Any) -> None:
     told = ""
     if isinstance(value, str) and any(typing.get_args(h)[:1] in ((str,), (Any,)) for h in _options(hint)):
         told = f" It is written {tuple(value.split())!r}."  # else it would be taken letter by letter
+    elif isinstance(value, str) and Callable in map(_kind, _options(hint)):
+        told = _meant(value.rpartition(":")[2], ".")
     finite = "a finite " if isinstance(value, float) and not math.isfinite(value) else ""
     raise UserError(f"{what} is {brief(repr(value), 200)}; {finite}{_expected(hint)} is expected.{told}")
+
+
+def _kind(hint: Any) -> Any:
+    return typing.get_origin(hint) or hint
 
 
 def _options(hint: Any) -> list[Any]:
@@ -429,10 +449,7 @@ def load_object(path: str) -> Any:
     """
     where, _, name = path.partition(":")
     if not name:
-        modules = ("jft.losses", "jft.penalties", "jft.distil")  # imported here alone: a config needs no jax
-        own = [m for m in modules if getattr(getattr(importlib.import_module(m), path, None), "__module__", "") == m]
-        meant = f" Did you mean {own[0]}:{path}?" if own else ""
-        raise UserError(f"{path!r} names no function; module:name or file.py:name is expected.{meant}")
+        raise UserError(f"{path!r} names no function; module:name or file.py:name is expected.{_meant(path, ':')}")
     if where.endswith(".py"):
         value: Any = load_file(where)
     else:
@@ -443,6 +460,24 @@ def load_object(path: str) -> Any:
             raise UserError(f"{path!r}: there is no {attribute} in {where}.{near(attribute, dir(value))}")
         value = getattr(value, attribute)
     return value
+
+
+def _meant(name: str, between: str) -> str:
+    """A sentence with the function of ours that a name without its module may have meant, or an empty string."""
+    name = name.replace("-", "_")
+    modules = ("jft.losses", "jft.penalties", "jft.distil")  # imported here alone: a config needs no jax
+    own = [m for m in modules if getattr(getattr(importlib.import_module(m), name, None), "__module__", "") == m]
+    return f" Did you mean {own[0]}{between}{name}?" if own else ""
+
+
+def names_object(word: str) -> bool:
+    """Whether a word has the form `module:name` or `file.py:name`, and is no file and no data set's name.
+
+    >>> [names_object(word) for word in ("own.py:f", "jft.optim:lion", "adamw", "tfds:mnist", "hf:timm/vit")]
+    [True, True, False, False, False]
+    """
+    form = re.fullmatch(r"(.+\.py|[^\W\d][\w.]*):[^\W\d][\w.]*", word)
+    return form is not None and form[1] not in ("tfds", "hf", "gs") and not os.path.exists(word)
 
 
 def is_loaded(path: str) -> bool:
@@ -535,8 +570,10 @@ def parse(name: str, text: str | list[str], hint: Any) -> Any:
     if types.NoneType in options and [w.lower() for w in words] == ["none"]:
         several = any(typing.get_args(option)[-1:] == (Ellipsis,) for option in options)
         return () if several else None  # of a list none is nothing, where None may stand for its default
+    if Callable in map(_kind, options) and len(words) == 1 and names_object(words[0]):
+        return load_object(words[0])
     for option in options:
-        origin = typing.get_origin(option) or option
+        origin = _kind(option)
         try:
             if origin is tuple:
                 kinds = typing.get_args(option)

@@ -11,6 +11,7 @@ from jft import losses
 from jft.errors import UserError
 from jft.lora import LoraModel
 from jft.models.base import Model
+from jft.models.vit import without_prompts
 from jft.step import FEATURES, Batch, Metrics, Objective, supervised, truth
 
 
@@ -56,6 +57,8 @@ def features(
             start=start,
         )
     plain = model.plain() if isinstance(model, LoraModel) else model
+    if not any(n.endswith("/prompts") for n in source):
+        plain = without_prompts(plain)
     params, stats = (
         {n: source.get(n) for n in names if any(n.startswith(part + "/") for part in below)} for names in plain.shapes()
     )
@@ -83,7 +86,7 @@ def features(
         fit = loss(logits, batch).mean()
         held = weight * distance
         if penalty is not None:
-            held += penalty_weight * penalty({n: v for n, v in now.items() if n in trainable}, source)
+            held += penalty_weight * penalty(model.effective(now, trainable), source)
         metrics = {"loss": fit, "accuracy": losses.correct(logits, truth(batch)).mean(), "penalty": held}
         return fit + held, (metrics, new_stats)
 

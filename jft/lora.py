@@ -87,6 +87,11 @@ class LoraModel(Model):
             whole[name] = v
         return whole
 
+    def effective(self, params: Mapping[str, Any], trainable: Collection[str]) -> dict[str, Any]:
+        """What of the plain model's parameters changes where these train: a kernel with its updates for these."""
+        changed = {n[: n.rindex("lora_")] + "kernel" if "/lora_" in n else n for n in trainable}
+        return {n: v for n, v in self.merged(params).items() if n in changed}
+
     def plain(self) -> Model:
         """The model without updates, for merged parameters."""
         return Model(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Model)})

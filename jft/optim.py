@@ -1,5 +1,6 @@
 """A stage's optax transformation: optimisers and schedules by name, one group for each learning-rate multiplier."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -90,6 +91,10 @@ def muon(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
     )
 
 
+class Free(optax.GradientTransformation):
+    """An optimizer whose steps `make_optimizer` averages, however a function of the user's wraps it."""
+
+
 def schedule_free(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
     """AdamW whose momentum is an average of the iterates, which is what is evaluated (Defazio et al. 2024).
 
@@ -97,12 +102,12 @@ def schedule_free(weight_decay: float, mask: Callable) -> optax.GradientTransfor
     gradient. A constant rate after the warm-up is its schedule. BatchNorms that train gather their statistics at the
     point of the gradient, which is near the average but is not it; `batch_norm="frozen"` in a stage keeps the source's.
     """
-    return optax.chain(optax.scale_by_adam(b1=0.0), optax.add_decayed_weights(weight_decay, mask))
+    return Free(*optax.chain(optax.scale_by_adam(b1=0.0), optax.add_decayed_weights(weight_decay, mask)))
 
 
 def schedule_free_sgd(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
     """The same over plain SGD (Defazio et al. 2024, algorithm 1)."""
-    return optax.add_decayed_weights(weight_decay, mask)
+    return Free(*optax.add_decayed_weights(weight_decay, mask))
 
 
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -115,12 +120,19 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "schedule-free": schedule_free,
     "schedule-free-sgd": schedule_free_sgd,
 }
-SCHEDULE_FREE = ("schedule-free", "schedule-free-sgd", schedule_free, schedule_free_sgd)
+
+
+def is_free(optimizer: Any) -> bool:
+    """Whether an optimizer is schedule-free: one of these by name, or a function that gives what one of them does."""
+    made = OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else optimizer
+    with contextlib.suppress(Exception):  # what is wrong with it is told where it is used
+        return made is not None and isinstance(made(0.0, decays), Free)
+    return False
 
 
 def usual_schedule(optimizer: Any) -> str:
     """The name of the schedule where none is asked for."""
-    return "constant" if optimizer in SCHEDULE_FREE else "cosine"
+    return "constant" if is_free(optimizer) else "cosine"
 
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
@@ -188,7 +200,7 @@ def make_optimizer(
     scaled by its relative gradient norm. `pull` is a penalty of the parameters whose gradient joins the step past the
     optimizer, as decoupled weight decay does (Loshchilov and Hutter 2019).
     """
-    free = optimizer in SCHEDULE_FREE
+    free = is_free(optimizer)
     if isinstance(optimizer, str):
         if optimizer not in OPTIMIZERS:
             raise UserError(
@@ -229,9 +241,18 @@ def carry(fresh: optax.OptState, old: optax.OptState) -> optax.OptState:
     A group's count goes with its moments, so Adam's bias correction stays right; what begins to train is a group of
     its own, with a count from zero (`plan.labels`). The schedule begins anew.
     """
-    known = {path: leaf for path, leaf in jax.tree_util.tree_flatten_with_path(old[1])[0]}
-    kept = jax.tree_util.tree_map_with_path(lambda path, leaf: known.get(path, leaf), fresh[1])
-    return (fresh[0], kept, *fresh[2:])
+    new, before = fresh[1], old[1]
+    # Where one stage alone is surgical the moments lie a level deeper in its state.
+    if isinstance(new, RelativeGradientNorm) and not isinstance(before, RelativeGradientNorm):
+        return (fresh[0], new._replace(inner=_kept(new.inner, before)), *fresh[2:])
+    if isinstance(before, RelativeGradientNorm) and not isinstance(new, RelativeGradientNorm):
+        before = before.inner
+    return (fresh[0], _kept(new, before), *fresh[2:])
+
+
+def _kept(fresh: optax.OptState, old: optax.OptState) -> optax.OptState:
+    known = {path: leaf for path, leaf in jax.tree_util.tree_flatten_with_path(old)[0]}
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: known.get(path, leaf), fresh)
 
 
 class RelativeGradientNorm(NamedTuple):

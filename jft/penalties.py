@@ -1,5 +1,7 @@
 """Penalties R(f, f_s): functions of the trainable parameters and their source values.
 
+Of low-rank updates a run gives them the kernels as they are applied, W + α/r · A B, and not A and B.
+
 Each takes `strengths`, pairs of a pattern over names and a factor, the first match counting, 1 where none does: in a
 config `penalty=partial(l2_sp, strengths=(("*norm*", 0.0), ("stage4", 0.1)))`. A run refuses a pattern that names no
 parameter of its model.
@@ -45,15 +47,10 @@ def l2_sp(
     """½ Σ (w − w_source)² over the pretrained parameters + `new` · ½ Σ w² over those the source lacks.
 
     L2-SP: Li, Grandvalet, Davoine 2018, "Explicit inductive bias for transfer learning", equation 3; `new` is β/α.
-    The magnitudes of DoRA are multiples of the source's, and are held to 1.
     """
     factors = _factors(params, strengths)
     shared = (factors[n] * _half_square(w - source[n]) for n, w in params.items() if n in source and factors[n])
-    fresh = (
-        factors[n] * _half_square(w - float(n.endswith("/lora_m")))
-        for n, w in params.items()
-        if n not in source and factors[n]
-    )
+    fresh = (factors[n] * _half_square(w) for n, w in params.items() if n not in source and factors[n])
     return sum(shared, jnp.zeros(())) + new * sum(fresh, jnp.zeros(()))
 
 

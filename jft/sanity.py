@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from jft import plan
+from jft import distil, optim, plan
 from jft.config import Config
 from jft.data.sources import Dataset, Splits
 from jft.errors import UserError
+from jft.models.base import Model
 from jft.weights import Loaded
 
 FEW_STEPS = 50  # with fewer, of a plan whose epochs nobody chose, a run is told to be short
@@ -118,6 +121,32 @@ def settings(config: Config, held_out: bool = True) -> list[str]:
         told.append(
             f"The rate is the plan's own, which is for AdamW, and {config.optimizer} may want quite another: `jft lr` "
             "with the same options finds one, and --lr sets it."
+        )
+    return told
+
+
+def over_legs(config: Config, model: Model, legs: Sequence[Any]) -> list[str]:
+    """What the config sets and counts for nothing over these legs (`build.Leg`), and BatchNorms of an average."""
+    told = []
+    if config.carry and len(legs) == 1:
+        told.append("carry counts for nothing: the plan has one stage.")
+    if (config.layer_decay or 1.0) < 1:
+        depth = plan.depths(legs[0].multipliers, list(model.parts))
+        if all(depth[part] == max(depth.values()) for leg in legs for part in leg.train_parts):
+            told.append(f"layer_decay {config.layer_decay:g} counts for nothing: nothing trains below the head.")
+    trained = {part for leg in legs for part in leg.train_parts}
+    if config.drop_path and not any(getattr(model.parts[part], "drop_path", 0) for part in trained):
+        told.append(f"drop_path {config.drop_path:g} counts for nothing: no part trains that has it.")
+    given: Any = config.objective
+    options: dict[str, Any] = {}
+    while isinstance(given, partial):
+        given, options = given.func, given.keywords | options
+    if given is distil.features and not trained & set(model.span(None, at := options.get("at", "head"))):
+        told.append(f"The objective holds the features before {at}, and no stage trains what gives them.")
+    if optim.is_free(config.optimizer) and any(leg.update_stats for leg in legs):
+        told.append(
+            "Schedule-free weights are an average, and BatchNorms that train gather their statistics beside it, not "
+            "at it: a stage's batch_norm=\"frozen\" keeps the source's."
         )
     return told
 

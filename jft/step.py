@@ -55,7 +55,7 @@ def supervised(
     source: Mapping[str, Any] | None = None,
     start: str | None = None,
 ) -> Objective:
-    """Mean L(f, batch) + λ R(f, f_s) over labelled examples, the penalty of what trains.
+    """Mean L(f, batch) + λ R(f, f_s) over labelled examples, the penalty of what trains (`Model.effective`).
 
     With `start` the batch holds features and the parts before it are not run. `source` holds the pretrained values, of
     parameters and batch statistics, by name; those that the pretrained weights lack are not in it.
@@ -73,7 +73,7 @@ def supervised(
         metrics = {"loss": fit, "accuracy": losses.correct(logits, truth(batch)).mean()}
         if penalty is None:
             return fit, (metrics, new_stats)
-        distance = penalty_weight * penalty({n: v for n, v in params.items() if n in trainable}, source)
+        distance = penalty_weight * penalty(model.effective(params, trainable), source)
         return fit + distance, (metrics | {"penalty": distance}, new_stats)
 
     return objective
@@ -205,30 +205,35 @@ def make_eval_step(
     return eval_step
 
 
-def gather(data: Mapping[str, Any], index: Array) -> dict[str, Array]:
-    """The batch of these examples out of arrays resident on the devices; `index` [b] stays in it as `index`."""
-    return {"index": index} | {name: jnp.take(array, index, axis=0) for name, array in data.items()}
+def gather(data: Mapping[str, Any], index: Array, n: int | None = None) -> dict[str, Array]:
+    """The batch of these examples out of arrays resident on the devices; `index` [b] stays in it as `index`.
+
+    Of n examples it is given as `order.tickets`, which stay in it as `ticket`.
+    """
+    drawn = {} if n is None else {"ticket": index}
+    index = index if n is None else index % n
+    return {"index": index, **drawn} | {name: jnp.take(array, index, axis=0) for name, array in data.items()}
 
 
 def repeat(
-    step: TrainStep, loop: bool = True, resident: bool = True
+    step: TrainStep, loop: bool = True, resident: bool = True, n: int | None = None
 ) -> Callable[[State, Batch, Array, Array], tuple[State, Metrics]]:
-    """Many steps in one dispatch: `(state, data, index [n, b], count) -> (state, metrics [n])`, the first `count` run.
+    """Many steps in one dispatch: `(state, data, index [s, b], count) -> (state, metrics [s])`, the first `count` run.
 
     `count` is a value, not a shape, so a stage compiles once however its steps are grouped. Without `loop` there is
-    one step a dispatch (n = 1); of data that are not `resident` it is the very batch.
+    one step a dispatch; of data that are not `resident` it is the very batch. `n` is that of `gather`.
     """
 
     def run(state: State, data: Batch, index: Array, count: Array) -> tuple[State, Metrics]:
         if not loop or not resident:
-            state, metrics = step(state, gather(data, index[0]) if resident else data)
+            state, metrics = step(state, gather(data, index[0], n) if resident else data)
             return state, {name: m[None] for name, m in metrics.items()}
-        shapes = jax.eval_shape(lambda s, d, i: step(s, gather(d, i))[1], state, data, index[0])
+        shapes = jax.eval_shape(lambda s, d, i: step(s, gather(d, i, n))[1], state, data, index[0])
         empty = {name: jnp.zeros((index.shape[0], *m.shape), m.dtype) for name, m in shapes.items()}
 
         def body(i: Array, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
             state, metrics = carry
-            state, new = step(state, gather(data, index[i]))
+            state, new = step(state, gather(data, index[i], n))
             return state, {name: m.at[i].set(new[name]) for name, m in metrics.items()}
 
         return jax.lax.fori_loop(0, count, body, (state, empty))

@@ -8,8 +8,9 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def train(
             with clock("data"):
                 data, left_out = load_images(config, splits, stages, loaded.preprocess, display)
             run = Run(config, workdir, model, loaded, params, batch_stats, stages, data, clock, display)
-            for odd in sanity.few_steps(config, run.legs[-1].last, len(data["train"].labels)):
+            few = sanity.few_steps(config, run.legs[-1].last, len(data["train"].labels))
+            for odd in few + sanity.over_legs(config, model, run.legs):
                 display.warn(odd)
             run.watch, run.ours = watch, ours
             if shared is not None:
@@ -239,10 +241,18 @@ class Best:
 
 
 def distances(
-    params: Mapping[str, Any], source: Mapping[str, Any], names: Sequence[str], model: Model
+    params: Mapping[str, Any], source: Mapping[str, Any], trained: Collection[str], model: Model
 ) -> dict[str, float]:
-    """How far the weights of each part have come from the source: ‖w − w_s‖ over its parameters of these names."""
-    squares = shard.fetch(_squares([params[n] for n in names], [source[n] for n in names])).tolist()
+    """How far the weights of each part have come from the source: ‖w − w_s‖ over what of it these have moved.
+
+    A kernel with low-rank updates counts as it is applied.
+    """
+    moved = jax.eval_shape(lambda p: model.effective(p, trained), dict(params))
+    names = sorted(n for n in moved if n in source)
+    if not names:
+        return {}
+    found = _squares(model, dict(params), {n: source[n] for n in names}, frozenset(trained))
+    squares = shard.fetch(found).tolist()
     total: dict[str, float] = {}
     for name, square in zip(names, squares, strict=True):
         part = plan.part_of(name, model.parts)
@@ -250,10 +260,11 @@ def distances(
     return {part: total[part] ** 0.5 for part in model.parts if part in total}
 
 
-@jax.jit
-def _squares(a: list[Any], b: list[Any]) -> Any:
+@partial(jax.jit, static_argnums=(0, 3))
+def _squares(model: Model, params: dict[str, Any], source: dict[str, Any], trained: frozenset[str]) -> Any:
+    now = model.effective(params, trained)
     # One array: a transfer for each parameter would cost more than the sums.
-    return jnp.stack([jnp.sum(jnp.square(x - y)) for x, y in zip(a, b, strict=True)])
+    return jnp.stack([jnp.sum(jnp.square(now[n] - source[n])) for n in sorted(source)])
 
 
 MEMORY = "memory"
@@ -713,11 +724,12 @@ class Run:
         placement = "pmap" if config.sharding == "pmap" else "replicate"
 
         def indices(first: int, last: int) -> np.ndarray:
-            chosen = self.order.take(first * batch, last * batch).reshape(-1, batch)
-            if views == 1:
-                return chosen
-            passes = np.arange(first * batch, last * batch).reshape(chosen.shape) // n
-            return (chosen + n * (passes % views)).astype(np.int32)
+            places = first * batch, last * batch
+            chosen = self.order.take(*places).reshape(-1, batch)
+            if not start:
+                return order.tickets(chosen, n)
+            # Of kept features nothing is drawn anew.
+            return chosen if views == 1 else chosen + n * (self.order.passes(*places).reshape(chosen.shape) % views)
 
         def batches() -> Iterator[dict[str, Any]]:
             """From the step under way on, of the rows that this process's devices hold, laid on them."""
@@ -758,11 +770,11 @@ class Run:
             if most % pieces:
                 continue
 
-            def make(pieces: int = pieces) -> Any:
+            def make(pieces: int = pieces, drawn: int | None = None if start else n) -> Any:
                 step = make_leg_step(config, self.model, leg, self.preprocess, self.loss, start, pieces, slow)
                 placed = "replicate" if resident and not spread else "cut"
                 steps = shard.compile_steps(
-                    repeat(step, loop, resident), self.state, self.mesh, config.sharding, placed
+                    repeat(step, loop, resident, drawn), self.state, self.mesh, config.sharding, placed
                 )
                 if config.sharding == "pmap":
                     return steps
@@ -770,7 +782,7 @@ class Run:
 
             shapes = {n: (v.shape, v.dtype) for n, v in data.items()}
             with self.clock("compile"):
-                compiled = self._program(("step", leg, start, pieces, loop, resident, spread, slow, shapes), make)
+                compiled = self._program(("step", leg, start, pieces, loop, resident, spread, slow, n, shapes), make)
             if config.sharding == "pmap":
                 break
             needs, free = shard.agree(shard.temporary(compiled)), shard.agree(memory_free(), min)
@@ -984,9 +996,8 @@ class Run:
             self._snapshot(state)
         row: dict[str, Any] = {"step": self.step, "stage": leg.stage.name, "val_loss": loss}
         row |= {f"val_{name}": value for name, value in self.reached.items()}
-        moved = sorted(n for n in self._touched(leg.number)[0] if n in self.source)
-        if moved:
-            row["distance"] = distances(state.params, self.source, moved, self.model)
+        if moved := distances(state.params, self.source, self._touched(leg.number)[0], self.model):
+            row["distance"] = moved
         self.log.write(row)
         train_loss = float(np.mean(self.losses)) if self.losses else np.nan  # none where a run went on to score
         self.losses = []
@@ -1047,7 +1058,7 @@ class Run:
         """Write what of a validated state the whole plan changes, for soups (`jft.average.soup_of_run`)."""
         names, stats = self._touched(len(self.legs) - 1)
         kept = shard.fetch(tree.split(state.params, names)[0] | tree.split(state.batch_stats, stats)[0])
-        if (scale := self.data["val"].scale) and "head/kernel" in kept:
+        if scale := self.data["val"].scale:
             kept = scale.into_head(kept)
         if shard.first():
             folder = self.workdir / "snapshots"

@@ -301,12 +301,29 @@ def _own_data(workdir: str | Path, given: str) -> Any:
     return given
 
 
-def own_validation(workdir: str | Path) -> sources.Dataset:
-    """The validation images of a run. Raises UserError where its data are not there now, or have changed."""
+def own_validation(workdir: str | Path, data: Any = None) -> sources.Dataset:
+    """The validation images of a run. Raises UserError where its data are not there now, or have changed.
+
+    Of `data` that were the run's, wherever they lie now, those that it held out; of others their val split, or all.
+    """
+    if data is not None:
+        return _validation_of(workdir, data)
     val = own_splits(workdir).val
     if val is None:
         raise UserError(f"The data of {workdir} have no validation images now. Pass --data.")
     return val
+
+
+def _validation_of(workdir: str | Path, data: Any) -> sources.Dataset:
+    given = load_object(data)() if isinstance(data, str) and ".py:" in data else data
+    about = read_json(Path(workdir).expanduser() / "config.json")
+    config = about.get("config", {})
+    if {"seed", "val_fraction"} <= config.keys():
+        splits = sources.load(given, seed=config["seed"], val_fraction=config["val_fraction"])
+        if splits.val is not None and about.get("data_sha256") == fingerprint(_as_trained(splits, config)):
+            return splits.val
+    splits = sources.load(given, val_fraction=0)
+    return splits.train if splits.val is None else splits.val
 
 
 def own_splits(workdir: str | Path) -> sources.Splits:

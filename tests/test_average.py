@@ -63,6 +63,24 @@ def test_wise_ft_takes_the_best_of_its_candidates(runs):
     assert json.loads((done.path / "average.json").read_text())["accuracy"] == done.score
 
 
+def test_data_that_have_moved_are_given_again(runs, folder, tmp_path, capsys):
+    moved = tmp_path / "run"
+    shutil.copytree(runs[0], moved, ignore=shutil.ignore_patterns("wise-ft", "soup"))
+    about = json.loads((moved / "config.json").read_text())
+    about["data"] = about["config"]["data"] = str(tmp_path / "nowhere")
+    (moved / "config.json").write_text(json.dumps(about))
+    assert cli.main(["average", str(moved)]) == 2 and "Pass --data" in capsys.readouterr().err
+    shutil.copytree(folder, tmp_path / "pictures")
+    assert own_validation(moved, str(tmp_path / "pictures")).names == own_validation(runs[0]).names
+    (next((tmp_path / "pictures").glob("red/*"))).unlink()  # others, then: all of them
+    assert len(own_validation(moved, str(tmp_path / "pictures"))) == 35
+    assert cli.main(["average", str(moved), "--snapshots", "--uniform", "--data", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] >= 0
+    shutil.move(tmp_path / "pictures" / "red", tmp_path / "pictures" / "rot")
+    with pytest.raises(UserError, match="the images are of"):
+        wise_ft(moved, out=tmp_path / "w", data=str(tmp_path / "pictures"))
+
+
 def test_where_the_head_alone_trained_there_is_nothing_between(runs, folder, tmp_path, capsys):
     source = str(runs[0].parent / "source/model/model.safetensors")
     made = Config(

@@ -274,6 +274,7 @@ def test_wrong_input_is_one_message_and_exit_code_2(cases, capsys, tmp_path, mon
         ("--keep-hed", "--keep-head, --seed"),  # one spelling of each
         ("--learning_rate", "--lr"),
         ("--batch-size", "--batch"),
+        ("--early-stopping", "--patience"),
         ("--preproces.size", "--preprocess.size, --preprocess.std, --preprocess.mean"),  # and no FIELD
     ],
 )

@@ -33,6 +33,8 @@ WRONG = {
     "a number for a bool": (dict(balance=3), "--balance is 3; bool is expected."),
     "a number for a name": (dict(model=50), "--model is 50; str is expected."),
     "a name for a function": (dict(penalty="l2_sp"), "--penalty is 'l2_sp'; function is expected."),
+    "one of ours": (dict(loss="focal"), "--loss is 'focal'; function is expected. Did you mean jft.losses.focal?"),
+    "one by its path": (dict(loss="jft.losses:focal"), "Did you mean jft.losses.focal?"),
     "a seed below 0": (dict(seed=-1), "--seed is -1; it is at least 0"),
     "a seed jax would cut": (dict(seed=2**32), "--seed is 4294967296; it is at least 0 and at most 4294967295"),
     "without end": (dict(epochs=math.inf), "--epochs is inf; a finite float is expected."),
@@ -153,12 +155,37 @@ def test_a_function_of_the_users_that_fails_within_a_run_is_told_as_theirs(
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("focal", "jft.losses:focal"), ("l2_sp", "jft.penalties:l2_sp"), ("features", "jft.distil:features"), ("x", "")],
+    [
+        ("focal", "jft.losses:focal"),
+        ("l2_sp", "jft.penalties:l2_sp"),
+        ("l2-sp", "jft.penalties:l2_sp"),
+        ("features", "jft.distil:features"),
+        ("x", ""),
+    ],
 )
 def test_a_function_without_its_module_is_told_with_it(name, meant):
     told = f"Did you mean {meant}\\?$" if meant else "is expected.$"
     with pytest.raises(UserError, match=f"'{name}' names no function; .*{told}"):
         load_object(name)
+
+
+def test_a_field_that_takes_a_function_takes_it_by_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text("def f(*_):\n    return ()\n")
+    for name in ("optimizer", "schedule", "hyper", "plan", "loss", "penalty", "objective", "data", "weights"):
+        assert getattr(override(Config(), name, ["own.py:f"]), name)() == (), name
+    assert override(Config(), "optimizer", ["jft.optim:lion"]).optimizer.__name__ == "lion"
+    Path("a").touch()
+    Path("a:b").mkdir()
+    words = {"data": ("tfds:mnist", "a:b"), "weights": ("hf:timm/vit", "gs://b/f.npz", "https://x.org/a.pth"),
+             "optimizer": ("adamw",), "plan": ("top-3",), "augment": ("mixup:0.2",), "model": ("a.b:c",)}  # fmt: skip
+    for name, values in words.items():
+        for word in values:
+            assert getattr(override(Config(), name, [word]), name) in (word, (word,))
+    for word, message in (("own.py:g", "there is no g in own.py"), ("jft.optim:lio", "Did you mean lion"),
+                          ("no_such:f", "No module named 'no_such'"), ("no.py:f", "no config 'no.py'")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            override(Config(), "optimizer", [word])
 
 
 def test_a_path_to_a_file_of_functions_is_told_in_one_way(tmp_path, monkeypatch):

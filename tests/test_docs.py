@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import jft
-from jft import cli, config
+from jft import cli, config, hyper, optim
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -188,6 +188,22 @@ def test_every_recipe_is_in_the_table_with_its_command_and_figures():
         row = next(row for row in rows if f"(../configs/{file.name})" in row)
         assert f"| `{command}` |" in row, row
         assert set(re.findall(r"\d+\.\d+", row.replace(command, ""))) <= set(re.findall(r"\d+\.\d+", header)), row
+
+
+def test_every_method_of_the_table_is_there():
+    table = text(DOCS / "plans.md").partition("## Methods by name")[2].partition("\n## ")[0]
+    asked = [shlex.split(words) for words in re.findall(r"`(--[^`]+)`", table) if "own.py" not in words]
+    parser = cli.make_parser([w for words in asked for w in words if w.startswith(cli.FREE)])
+    for words in asked:
+        made = config.Config()
+        for key, value in vars(parser.parse_args(["finetune", *words])).items():
+            if key.startswith("field:") and value is not None:
+                made = config.override(made, key.removeprefix("field:"), [value] if isinstance(value, str) else value)
+        config.check(made)
+    for name in (*optim.OPTIMIZERS, "one-cycle", "step", *hyper.RULES):
+        assert f"{name}`" in table, name
+    for module, name in re.findall(r"jft\.(\w+)[.:](\w+)", table):
+        assert hasattr(importlib.import_module(f"jft.{module}"), name), name
 
 
 def test_every_test_and_script_that_a_page_names_exists():

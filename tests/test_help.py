@@ -8,6 +8,7 @@ import pytest
 
 from jft import cli
 from jft.config import Config
+from jft.plan import Lora
 
 PARSER = cli.make_parser()
 COMMANDS = next(a for a in PARSER._actions if isinstance(a, argparse._SubParsersAction)).choices
@@ -55,6 +56,13 @@ def test_examples_at_the_end_are_commands_that_parse(name):
         argv = cli_words(words)
         assert argv[0] in COMMANDS
         PARSER.parse_args(argv)
+
+
+def test_fields_of_a_field_are_named():
+    shown = {a.option_strings[0]: a.help for a in COMMANDS["finetune"]._actions if a.option_strings}
+    for field in dataclasses.fields(Lora):
+        assert field.name in shown["--lora.FIELD"]
+    assert "deep_prompts" in shown["--model_options.FIELD"]
 
 
 def cli_words(line):

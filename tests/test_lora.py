@@ -10,6 +10,7 @@ from jft import plan, tree
 from jft.errors import UserError
 from jft.lora import Lora, read_adapter, with_lora, write_adapter
 from jft.models import make_model
+from jft.penalties import l2_sp
 
 KINDS = [Lora(2), Lora(2, alpha=4.0, dora=True)]
 
@@ -45,6 +46,28 @@ def test_nothing_at_first_and_merged_equals_unmerged(base, lora):
     merged = model.merged(moved)
     assert set(merged) == set(params)
     np.testing.assert_array_equal(model.plain().apply(merged, stats, x)[0], z)
+
+
+@pytest.mark.parametrize("lora", KINDS)
+def test_a_penalty_is_of_the_kernels_as_they_are_applied(base, lora):
+    """L2-SP is ½‖W − W_s‖², nothing at the source, where A is not zero; its gradient goes through the sum."""
+    plain, params, stats, _ = base
+    model = with_lora(plain, lora)
+    whole = params | model.init_updates(jax.random.key(0))
+    trainable = frozenset(n for n in whole if "/lora_" in n)
+    penalty = jax.jit(lambda p: l2_sp(model.effective(p, trainable), params))
+    assert float(penalty(whole)) == 0
+    moved = random(whole, jax.random.key(2))
+    merged = model.merged(moved)
+    expected = sum(0.5 * np.sum(np.square(merged[n] - params[n])) for n in model.kernels)
+    np.testing.assert_allclose(penalty(moved), expected, rtol=1e-4)
+    assert set(model.effective(moved, trainable)) == set(model.kernels)
+    one = model.kernels[0].removesuffix("kernel")
+    assert set(model.effective(moved, {one + "lora_a", "head/bias"})) == {one + "kernel", "head/bias"}
+    pull = jax.grad(penalty)(moved)[one + "lora_b"]
+    if not lora.dora:
+        difference = (merged[one + "kernel"] - params[one + "kernel"]).reshape(-1, pull.shape[1])
+        np.testing.assert_allclose(pull, moved[one + "lora_a"].T @ difference, rtol=1e-3, atol=1e-5)
 
 
 def test_against_the_equations():

@@ -19,6 +19,7 @@ from jft.step import State, supervised
 from jft.train import train
 from jft.use import evaluate, open_model
 from jft.weights import open_weights, scratch
+from jft.weights.writers import write_safetensors
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -60,6 +61,22 @@ def test_a_decoupled_penalty_pulls_and_is_told(config, tmp_path):
         ends.append(np.linalg.norm(open_model(run.workdir).params["head/kernel"]))
         assert all(("penalty" in line) == ("loss" in line) for line in lines_of(run))
     assert lines_of(run)[0]["penalty"] >= 0 and ends[1] < 0.5 * ends[0]
+
+
+@pytest.mark.slow
+def test_low_rank_updates_are_told_and_pulled_as_kernels(config, tmp_path):
+    body = {n: np.asarray(v) for n, v in build.plain_model(config, 3).init(jax.random.key(0))[0].items()}
+    write_safetensors(tmp_path / "a.safetensors", {n: v for n, v in body.items() if not n.startswith("head/")})
+    made = config.replace(plan="lora", lora={"rank": 2}, penalty=l2_sp, weights=str(tmp_path / "a.safetensors"))
+    ends = []
+    for decoupled, weight in ((False, 1e-6), (True, 1e-6), (True, 200.0)):
+        folder = str(tmp_path / f"{decoupled}-{weight}")
+        run = train(made.replace(penalty_decoupled=decoupled, penalty_weight=weight, workdir=folder))
+        first = lines_of(run)[0]["penalty"]
+        assert first == 0  # B is zero, and so is a new head
+        ends.append([line["distance"] for line in lines_of(run) if "distance" in line][-1])
+    assert all(end.keys() >= {"block0", "block2"} and "head" not in end for end in ends)
+    assert sum(ends[2].values()) < 0.8 * sum(ends[1].values())
 
 
 @pytest.mark.parametrize(
@@ -127,7 +144,7 @@ def test_strengths_name_what_another_stage_trains(config, tmp_path):
     """The new head while the body trains, and low-rank updates while the head does."""
     for name, stages, options in (
         ("head", (Stage("head", ("head",)), Stage("body", ("block1",))), {}),
-        ("*/lora_a", (Stage("head", ("head",)), Stage("lora", ("*/lora_*",))), {"lora": {"rank": 2}}),
+        ("block*", (Stage("head", ("head",)), Stage("lora", ("*/lora_*",))), {"lora": {"rank": 2}}),
     ):
         penalty = partial(l2_sp, strengths=((name, 0.0),))
         made = config.replace(plan=stages, penalty=penalty, penalty_weight=0.01, epochs=2, **options)
@@ -183,3 +200,11 @@ def test_balance_draws_by_class(config, folder, tmp_path):
         epochs=1,
     )  # fmt: skip
     assert train(made).result["train"]["count"] == 11
+
+
+@pytest.mark.slow
+def test_what_comes_again_is_drawn_anew_alike_from_memory_and_as_a_stream(config, tmp_path):
+    made = config.replace(shots=1, balance=True, augment=("crop", "flip"), batch=16, epochs=20)
+    runs = [train(made.replace(resident=r, workdir=str(tmp_path / str(r)))) for r in (0.5, 0.0)]
+    a, b = ([line["loss"] for line in lines_of(r) if "loss" in line] for r in runs)
+    np.testing.assert_allclose(a, b, rtol=1e-4)

@@ -1,5 +1,7 @@
 """Optimisers against formulas worked out by hand on two-leaf trees, and schedules at the steps that matter."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,7 +152,28 @@ def test_schedule_free_against_its_equations(name):
     assert optim.averaged(optim.make_optimizer("sgd", rate, times).init(params), params) == {}
     function = optim.make_optimizer(optim.OPTIMIZERS[name], rate, times, weight_decay=decay)
     assert jax.tree.structure(function.init(params)) == jax.tree.structure(tx.init(params))
-    assert optim.usual_schedule(optim.OPTIMIZERS[name]) == "constant"
+    # Wrapped it is what it was.
+    wrapped = (optim.OPTIMIZERS[name], partial(optim.OPTIMIZERS[name]), lambda w, mask: optim.OPTIMIZERS[name](w, mask))
+    for each in wrapped:
+        assert optim.usual_schedule(each) == "constant"
+        assert optim.averaged(optim.make_optimizer(each, rate, times).init(params), params).keys() == {"a", "b"}
+    for other in ("adam", "no such", optim.sgd, optax.adamw, 3):
+        assert optim.usual_schedule(other) == "cosine"
+
+
+@pytest.mark.parametrize("surgical", [(True, False), (False, True), (True, True)])
+def test_what_is_carried_between_a_surgical_stage_and_another(surgical):
+    times, parts = {"a/w": 1.0, "b/w": 1.0}, {"a/w": "a", "b/w": "b"}
+    before, after = (
+        optim.make_optimizer("adam", optax.constant_schedule(0.1), times, surgical=parts if on else None)
+        for on in surgical
+    )
+    params = dict.fromkeys(times, jnp.ones(2))
+    _, state = before.update(dict.fromkeys(times, jnp.ones(2)), before.init(params), params)
+    carried = optim.carry(after.init(params), state)
+    assert jax.tree.structure(carried) == jax.tree.structure(after.init(params))
+    moments = [v for p, v in jax.tree_util.tree_leaves_with_path(carried) if ".mu" in jax.tree_util.keystr(p)]
+    assert len(moments) == 2 and all(np.allclose(v, 0.1) for v in moments)
 
 
 def test_schedule_free_weighs_by_the_rates_of_its_own_steps():

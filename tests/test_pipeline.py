@@ -14,7 +14,7 @@ from PIL import Image
 
 from jft.data import decode, pipeline
 from jft.data.cache import cache_dir
-from jft.data.order import Order, batch_indices, evaluation_batches, permutation, steps_indices
+from jft.data.order import Order, batch_indices, evaluation_batches, permutation, steps_indices, tickets
 from jft.data.sources import Dataset, arrays, load
 from jft.errors import UserError
 from jft.preprocess import Preprocess
@@ -102,6 +102,25 @@ def test_batches_run_across_epochs_from_any_step(n, batch, seed, start, steps):
         assert (rows[i] == batch_indices(n, batch, seed, start + i)).all()
 
 
+def test_an_example_that_comes_again_in_a_batch_has_another_ticket():
+    """The first time it is its index, as where nothing comes twice, and each batch counts anew."""
+    assert tickets(np.array([[2, 0, 2, 2], [0, 1, 2, 0]], np.int32), 3).tolist() == [[2, 0, 5, 8], [0, 1, 2, 3]]
+    labels = np.array([0] * 18 + [1] * 2, np.int32)
+    drawn = Order(20, 1, labels).take(0, 160).reshape(10, 16)
+    found = tickets(drawn, 20)
+    assert (found % 20 == drawn).all() and all(len(set(row)) == 16 for row in found.tolist())
+    n = 2**30  # of so many that int32 holds no third time
+    assert tickets(np.full((1, 3), n - 1, np.int32), n).tolist() == [[n - 1] * 3]
+
+
+def test_how_often_an_example_came_before():
+    for order in (Order(7, 3), Order(7, 3, np.array([0, 0, 0, 0, 0, 1, 1], np.int32))):
+        drawn, passes = order.take(0, 42).tolist(), order.passes(0, 42)
+        for example in np.unique(drawn):
+            assert sorted(passes[np.array(drawn) == example]) == list(range(drawn.count(example)))
+        assert (order.passes(11, 29) == passes[11:29]).all()
+
+
 @settings(deadline=None)
 @given(st.integers(0, 100), st.integers(1, 30))
 def test_evaluation_has_each_example_once(n, batch):
@@ -125,6 +144,12 @@ def test_a_stream_gives_the_resident_batches(threads):
             assert batch["index"].dtype == batch["label"].dtype == np.int32
             assert (batch["index"] == index).all() and (batch["label"] == dataset.labels[index]).all()
             assert (batch["image"] == images[index]).all() and batch["image"].dtype == np.uint8
+    rows = np.array([1, 2, 5])  # of one process of several: where in a batch an example comes again, all have to know
+    batches = pipeline.stream(dataset, SMALL, 12, 3, 2, threads, (10, 11), images, rows)
+    for step, batch in enumerate(itertools.islice(batches, 3), 2):
+        expected = tickets(steps_indices(10, 12, 3, step, step + 1), 10)[0, rows]
+        assert (batch["ticket"] == expected).all() and batch["ticket"].dtype == np.int32
+        assert (batch["index"] == expected % 10).all()
 
 
 def test_an_evaluation_stream_has_each_example_once():

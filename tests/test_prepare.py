@@ -11,6 +11,7 @@ import pytest
 
 from jft.data import decode, prepare
 from jft.data.augment import flip
+from jft.data.order import tickets
 from jft.data.prepare import ALL, crop, key_of, make_prepare, options, pad, parse, rrc, views, work_size
 from jft.errors import UserError
 from jft.preprocess import Preprocess
@@ -58,6 +59,20 @@ def test_chance_hangs_on_key_and_example_alone(augment):
     assert (prepare(others, key)["image"][2] == images[2]).all()
     twins = given | {"image": jnp.repeat(given["image"][:1], 5, 0)}
     assert len({image.tobytes() for image in np.asarray(prepare(twins, key)["image"])}) > 2
+
+
+def test_an_image_that_comes_again_in_a_batch_is_another_picture():
+    """Of 5 shots, or of a class that --balance repeats: else the step were one of a smaller batch."""
+    given, key = batch(1), jax.random.key(0)
+    prepare = jax.jit(make_prepare(SMALL, ("crop", "flip", "mixup:1"), train=True, num_classes=8))
+    four = {n: jnp.repeat(leaf, 4, 0) for n, leaf in given.items()}
+    done = prepare(four | {"ticket": tickets(np.zeros((1, 4), np.int32), 1)[0], "label": jnp.arange(4)}, key)
+    assert len({image.tobytes() for image in np.asarray(done["image"])}) == 4
+    assert len(np.unique(np.asarray(done["label"]).max(-1))) == 4  # the shares of mixing
+    pictures = jax.jit(make_prepare(SMALL, ("crop", "flip"), train=True))
+    again = pictures(four | {"ticket": jnp.arange(4, dtype=jnp.int32)}, key)["image"]
+    first = pictures(given, key)["image"][0]  # the first time is what one alone is
+    np.testing.assert_allclose(again[0], first, atol=1e-5)
 
 
 def test_the_number_of_devices_plays_no_part():
@@ -296,6 +311,8 @@ def test_wrong_options_in_text(text, told):
 def test_wrong_augmentations():
     with pytest.raises(UserError, match=r"no augmentation 'flips'\. Did you mean flip"):
         make_prepare(SMALL, ("flips",), train=True)
+    with pytest.raises(UserError, match="Did you mean grey"):
+        make_prepare(SMALL, ("grayscale",), train=True)
     with pytest.raises(UserError, match="Known: crop, rrc, pad, flip"):
         work_size(SMALL, ("?",))
     with pytest.raises(UserError, match="do not go together"):

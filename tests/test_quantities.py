@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,7 +21,9 @@ from jft.errors import UserError
 from jft.models import make_model
 from jft.report.html import make_report
 from jft.report.several import make_comparison
+from jft.step import State
 from jft.sweep import sweep
+from jft.weights import open_weights
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 NAMES = ("lightness", "grün − rot")
@@ -144,6 +147,19 @@ def test_a_head_that_holds_the_scale_says_the_values(distilled):
     units = scale.units(labels)
     np.testing.assert_allclose((units.mean(0), units.std(0)), ([0, 0], [1, 1]), atol=1e-6)
     np.testing.assert_allclose(scale.values(units), labels, rtol=1e-6)
+
+
+def test_a_snapshot_of_a_heads_bias_alone_holds_the_scale(tmp_path):
+    """It stands beside the run's kernel, which does."""
+    scale = Scale.of(np.array([[10.0], [14.0]]))
+    params = {"head/kernel": np.ones((4, 1), np.float32), "head/bias": np.ones(1, np.float32)}
+    run = SimpleNamespace(
+        _touched=lambda leg: ({"head/bias"}, set()), legs=[None], step=7, workdir=tmp_path,
+        data={"val": SimpleNamespace(scale=scale)},
+    )  # fmt: skip
+    train.Run._snapshot(run, State(step=7, params=params, batch_stats={}, opt_state=(), key=None))
+    with open_weights(tmp_path / "snapshots" / "00000007.safetensors") as file:
+        assert list(file.names) == ["head/bias"] and file.read("head/bias") == [14.0]
 
 
 def test_quantities_that_are_all_equal_have_no_scale():

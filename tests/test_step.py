@@ -7,10 +7,13 @@ import optax
 import pytest
 
 from jft import distil, features, optim, plan, shard, tree
+from jft.data import order
+from jft.data.prepare import make_prepare
 from jft.errors import UserError
 from jft.models import make_model
 from jft.penalties import l2_sp
 from jft.plan import Stage
+from jft.preprocess import Preprocess
 from jft.step import State, make_eval_step, make_train_step, repeat, supervised, truth
 
 BATCH, CLASSES = 16, 3
@@ -135,6 +138,35 @@ def test_one_device_equals_eight(problem, on_one, sharding):
         np.testing.assert_allclose(state.params[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
     for name, value in on_one[0].batch_stats.items():
         np.testing.assert_allclose(state.batch_stats[name], value, rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_an_example_that_comes_again_is_drawn_anew_on_any_number_of_devices():
+    prepare = make_prepare(Preprocess(size=(8, 8)), ("crop", "mixup"), train=True, num_classes=2)
+    images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), np.uint8)
+    data = {"image": images, "label": np.zeros(5, np.int32)}
+    index = order.tickets(np.arange(16, dtype=np.int32)[None] % 5, 5)
+
+    def means(devices, sharding, n, spread=False):
+        mesh = shard.make_mesh(devices)
+        axis = shard.DATA if sharding == "pmap" else None
+        prepared = prepare if axis is None else make_prepare(
+            Preprocess(size=(8, 8)), ("crop", "mixup"), train=True, num_classes=2, axis_name=axis
+        )  # fmt: skip
+
+        def step(state, batch):
+            each = prepared(batch, jax.random.key(0))["image"].mean((1, 2, 3))
+            return state, {"image": jax.lax.all_gather(each, axis, tiled=True) if axis else each}
+
+        state = State(step=np.int32(0), params={}, batch_stats={}, opt_state=(), key=np.zeros(2, np.uint32))
+        state = shard.distribute(state, mesh, sharding)
+        run = shard.compile_steps(repeat(step, False, True, n), state, mesh, sharding, "cut" if spread else "replicate")
+        placed = shard.spread(data, mesh) if spread else shard.place(data, mesh, sharding)
+        return np.asarray(run(state, placed, index if n else index % 5, np.int32(1))[1]["image"])[0]
+
+    one = means(jax.devices()[:1], "replicate", 5)
+    assert len(np.unique(one)) == 16 and len(np.unique(means(jax.devices()[:1], "replicate", None))) < 10
+    for sharding, spread in (("replicate", False), ("replicate", True), ("pmap", False)):
+        np.testing.assert_allclose(means(jax.devices(), sharding, 5, spread), one, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -329,6 +361,22 @@ def test_distillation_holds_the_features_where_they_were(problem):
     np.testing.assert_allclose(both(moved, stats, batch, key)[1][0]["penalty"], told + pull, rtol=1e-5)
     with pytest.raises(UserError, match="have no"):
         distil.features(model, **(options | {"source": {}}))
+
+
+def test_distillation_beside_prompts_which_the_source_has_not():
+    """Prompts are added, as low-rank updates are: the source's features are those without."""
+    model = make_model("tiny_vit", num_classes=CLASSES, prompts=2)
+    params, stats = model.init(jax.random.key(0))
+    source = {n: v for n, v in params.items() if not n.endswith("/prompts")}
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, *model.input_shape)), jnp.float32)
+    batch = {"image": images, "label": jnp.zeros(2, jnp.int32)}
+    trainable = {n for n in params if n.endswith("/prompts")}
+    options = dict(train_parts=(), update_stats=(), trainable=trainable, source=source, at="pool")
+    told = distil.features(model, **options)(params, stats, batch, jax.random.key(0))[1][0]
+    h = make_eval_step(model, stop="pool")(params, stats, batch)
+    h_s = make_eval_step(make_model("tiny_vit", num_classes=CLASSES), stop="pool")(source, stats, batch)
+    assert h.shape == h_s.shape
+    np.testing.assert_allclose(told["penalty"], 0.5 * np.mean(np.square(h - h_s)), rtol=1e-4)
 
 
 @pytest.mark.slow

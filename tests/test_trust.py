@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ import pytest
 from synthetic_run import make_run
 from test_train import config, traces
 
-from jft import build, bundle, checkpoint, lock, sanity, train, trial
+from jft import build, bundle, checkpoint, distil, lock, sanity, train, trial
 from jft.checkpoint import Checkpoints
 from jft.cli import main
 from jft.config import Config
@@ -615,6 +616,27 @@ def test_settings_that_count_for_nothing_and_rates_for_another_optimizer_are_tol
     assert "sgd may want quite another" in sanity.settings(Config(optimizer="sgd"))[0]
     assert sanity.settings(Config(val_fraction=0.1)) == sanity.settings(Config(), held_out=False) == []
     assert "the data have a validation split" in sanity.settings(Config(val_fraction=0.1), held_out=False)[0]
+
+
+def test_what_counts_for_nothing_over_the_stages_is_told():
+    def told(plan, model="tiny_vit", **fields):
+        made = Config(plan=plan, model=model, data="x", **fields)
+        architecture = build.model_of(made, 3)
+        stages = build.resolve(made, architecture, architecture.shapes()[0])
+        return sanity.over_legs(made, architecture, build.lay_out(made, stages, architecture, 32))
+
+    at = partial(distil.features, at="pool")
+    for fields, message in (
+        (dict(carry=True), "carry counts for nothing: the plan has one stage"),
+        (dict(layer_decay=0.5), "layer_decay 0.5 counts for nothing"),
+        (dict(drop_path=0.3), "drop_path 0.3 counts for nothing"),
+        (dict(objective=at), "holds the features before pool, and no stage trains"),
+    ):
+        assert message in told("head", **fields)[0]
+        assert told("lp-ft", **fields) == []
+    free = dict(optimizer="schedule-free", model="tiny_resnet")
+    assert "gather their statistics beside it" in told("flat", **free)[0]
+    assert told("head", **free) == told("full", **free) == told("flat", optimizer="schedule-free") == []
 
 
 def test_a_run_of_few_steps_is_told():

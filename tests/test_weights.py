@@ -456,6 +456,18 @@ def test_local_folders(tmp_path, vit):
             weights.load(vit, wrong)
 
 
+def test_a_runs_folder_is_its_model(tmp_path, vit):
+    (tmp_path / "predictions.npz").write_bytes(b"what it said of images")
+    with pytest.raises(UserError, match="no weights in the folder"):
+        hub.locate(tmp_path)
+    (tmp_path / "model").mkdir()
+    write_safetensors(tmp_path / "model" / "model.safetensors", theirs(vit, "timm"))
+    about = {"format": 1, "model": vit.name, "options": {}, "preprocess": {}, "sha256": ""}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(about))
+    found = hub.locate(tmp_path)
+    assert found.path == tmp_path / "model" / "model.safetensors" and found.configs["config.json"] == about
+
+
 TIMM_CONFIG = {
     "architecture": "vit_tiny_patch16_224",
     "pretrained_cfg": {

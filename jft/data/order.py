@@ -3,6 +3,7 @@
 import functools
 import math
 import sys
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -36,7 +37,7 @@ class Order:
             raise ValueError("there are no examples to put in order")
         self.n, self.seed = n, seed
         self.members = [] if labels is None else [np.flatnonzero(labels == c) for c in np.unique(labels)]
-        self._latest: tuple[int, np.ndarray] | None = None
+        self._latest: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -50,46 +51,80 @@ class Order:
 
     def epoch(self, number: int) -> Int32[np.ndarray, "n"]:
         """The examples of an epoch."""
-        if not self.members:
-            return _epoch(self.n, self.seed, number)
-        latest = self._latest  # read once: threads share the order
-        if latest is None or latest[0] != number:
-            latest = self._latest = (number, self._balanced(number))
-        return latest[1]
+        return self._balanced(number)[0] if self.members else _epoch(self.n, self.seed, number)
 
-    def _balanced(self, number: int) -> Int32[np.ndarray, "n"]:
+    def _balanced(self, number: int) -> tuple[Int32[np.ndarray, "n"], Int32[np.ndarray, "n"]]:
+        """The examples of an epoch, and how often each has come before."""
+        latest = self._latest  # read once: threads share the order
+        if latest is not None and latest[0] == number:
+            return latest[1:]
         k, (whole, rest) = len(self.members), divmod(self.n, len(self.members))
-        drawn = []
+        drawn, passes = [], []
         for c, members in enumerate(self.members):
             # The places that do not divide evenly go to the classes in turn, through all epochs.
             begin, end = (whole * e + (rest * e - c + k - 1) // k for e in (number, number + 1))
             drawn.append(members[Order(len(members), _mixed(self.seed, c)).take(begin, end)])
-        return np.concatenate(drawn).astype(np.int32)[permutation(self.n, self.seed, number)]
+            passes.append(np.arange(begin, end) // len(members))
+        shuffled = permutation(self.n, self.seed, number)
+        examples, before = (np.concatenate(v).astype(np.int32)[shuffled] for v in (drawn, passes))
+        self._latest = (number, examples, before)
+        return examples, before
 
     def take(self, start: int, stop: int) -> Int32[np.ndarray, "k"]:
         """The examples at positions start..stop-1."""
+        return self._span(start, stop, self.epoch)
+
+    def passes(self, start: int, stop: int) -> Int32[np.ndarray, "k"]:
+        """How often each of the examples at positions start..stop-1 has come before."""
+        if not self.members:
+            return (np.arange(start, stop) // self.n).astype(np.int32)
+        return self._span(start, stop, lambda epoch: self._balanced(epoch)[1])
+
+    def _span(self, start: int, stop: int, epoch: Callable[[int], np.ndarray]) -> Int32[np.ndarray, "k"]:
         first, last = start // self.n, -(-stop // self.n)
-        epochs = [self.epoch(epoch) for epoch in range(first, last)]
+        epochs = [epoch(number) for number in range(first, last)]
         if not epochs:
             return np.empty(0, np.int32)
         return np.concatenate(epochs)[start - first * self.n : stop - first * self.n]
 
 
-class Rows:
-    """Of an order's batches these rows alone: what one process of several reads."""
+def tickets(index: Int32[np.ndarray, "s b"], n: int) -> Int32[np.ndarray, "s b"]:
+    """What an example's randomness hangs on beside the step, by batches: its index, plus n for each time before.
+
+    An example that stands several times in a batch, of few images or balanced ones, is then another picture each time;
+    modulo n a ticket is the index.
+
+    >>> tickets(np.array([[2, 0, 2, 2]], np.int32), 3)
+    array([[2, 0, 5, 8]], dtype=int32)
+    """
+    by_index = np.argsort(index, axis=1, kind="stable")
+    ordered, places = np.take_along_axis(index, by_index, 1), np.arange(index.shape[1])[None]
+    first = np.where(np.diff(ordered, axis=1, prepend=-1) != 0, places, 0)
+    times = np.empty_like(index)
+    np.put_along_axis(times, by_index, (places - np.maximum.accumulate(first, axis=1)).astype(np.int32), 1)
+    return index + n * (times % np.int32(max(1, (2**31 - 1) // n)))  # within int32, whatever n is
+
+
+class Tickets:
+    """The `tickets` of an order's batches by position, of each batch these rows alone: what one process reads."""
 
     def __init__(self, order: Order, rows: Int64[np.ndarray, "k"], batch: int):
         self.order, self.rows, self.batch = order, rows, batch
+        self.step = functools.lru_cache(maxsize=4)(self._step)  # threads are not all at the same one
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, position: int) -> int:
         step, i = divmod(int(position), len(self.rows))
-        return self.order[step * self.batch + int(self.rows[i])]
+        return int(self.step(step)[i])
+
+    def _step(self, step: int) -> Int32[np.ndarray, "k"]:
+        whole = self.order.take(step * self.batch, (step + 1) * self.batch)
+        return tickets(whole[None], self.order.n)[0, self.rows]
 
     def __repr__(self) -> str:
-        return f"Rows({len(self.rows)} of {self.batch} of {self.order})"
+        return f"Tickets({len(self.rows)} of {self.batch} of {self.order})"
 
 
 @functools.lru_cache(maxsize=4)

@@ -20,7 +20,7 @@ from PIL import features
 
 from jft.data import decode
 from jft.data.cache import cache_dir
-from jft.data.order import Order, Rows, evaluation_batches
+from jft.data.order import Order, Tickets, evaluation_batches
 from jft.data.sources import Dataset, Excluded
 from jft.errors import UserError, printable
 from jft.files import sweep, writing
@@ -119,21 +119,20 @@ def stream(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Training batches from `start_step` on, without end: the examples of `batch_indices`, read ahead by threads.
 
-    Yields {"image": uint8 [b, h, w, 3], "label", "index": int32 [b]}. Pictures are decoded as they come, or taken from
-    `images` (such as `decode_all` maps). Everything in the data set must be readable (see `readable`): a picture that
-    is not raises UserError with its name. With `rows`, only these of each batch: those of one process of several. With
-    `balance` every class comes equally often.
+    Yields {"image": uint8 [b, h, w, 3], "label", "index": int32 [b], "ticket": int32 [b]}, see `order.tickets`.
+    Pictures are decoded as they come, or taken from `images` (such as `decode_all` maps). Everything in the data set
+    must be readable (see `readable`): a picture that is not raises UserError with its name. With `rows`, only these of
+    each batch: those of one process of several. With `balance` every class comes equally often.
     """
     import grain
 
     load = _example(dataset, preprocess, work_size or preprocess.size, images)
-    order: Any = Order(len(dataset), seed, dataset.labels if balance else None)
-    if rows is None or len(rows) == batch:
-        positions = grain.MapDataset.source(order).slice(slice(start_step * batch, None))
-        return _batches(positions.map(load), batch, threads)
-    mine: Any = Rows(order, rows, batch)
-    positions = grain.MapDataset.source(mine).slice(slice(start_step * len(rows), None))
-    return _batches(positions.map(load), len(rows), threads)
+    order = Order(len(dataset), seed, dataset.labels if balance else None)
+    rows = np.arange(batch) if rows is None else rows
+    mine: Any = Tickets(order, rows, batch)
+    taken = grain.MapDataset.source(mine).slice(slice(start_step * len(rows), None))
+    examples = taken.map(lambda ticket: load(ticket % order.n) | {"ticket": np.int32(ticket)})
+    return _batches(examples, len(rows), threads)
 
 
 def evaluation_stream(

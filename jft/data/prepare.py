@@ -122,6 +122,8 @@ ERASERS: dict[str, Callable[..., Array]] = {"erase": erase}
 # Last, pictures and labels are mixed with those of the next example; with both, one or the other by chance.
 MIXERS: dict[str, Callable[..., tuple[Array, Array]]] = {"mixup": mixup, "cutmix": cutmix}
 ALL = WINDOWS | AUGMENTATIONS | ERASERS | MIXERS
+# By the names that other tools give them.
+ELSEWHERE = {"grayscale": "grey", "greyscale": "grey", "gray": "grey", "colorjitter": "jitter", "hflip": "flip"}
 ALONE = (tuple(WINDOWS), ("randaugment", "trivial"))  # of each of these one at most
 
 # By an option's name, for it means the same wherever it occurs: the least and the greatest value.
@@ -154,7 +156,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, *words = text.split(":")
     if name not in ALL:
-        raise UserError(f"There is no augmentation {name!r}.{near(name, ALL)} Known: {', '.join(ALL)}.")
+        meant = f" Did you mean {ELSEWHERE[name]}?" if name in ELSEWHERE else near(name, ALL)
+        raise UserError(f"There is no augmentation {name!r}.{meant} Known: {', '.join(ALL)}.")
     known = options(name)
     given: dict[str, Any] = {}
     for place, word in enumerate(words):
@@ -221,9 +224,10 @@ def make_prepare(
     and `key` may be None. An augmentation is its name, or that with options (`parse`): "randaugment:m=9:n=2". They are
     done in one order, however they are named: the window, geometry, policies, colour, normalisation, erasing, mixing.
 
-    What becomes of an image depends on the key and on its entry in "index", not on its place in the batch nor on the
-    devices. Only mixup and cutmix look at another: each example's partner is the one before it in the batch, the
-    first's the last, also over the devices of a pmap whose axis is named. They make class indices [b] in "label" into
+    What becomes of an image depends on the key and on its entry in "ticket" (`order.tickets`), or in "index" where a
+    batch has none, not on its place in the batch nor on the devices. Only mixup and cutmix look at another: each
+    example's partner is the one before it in the batch, the first's the last, also over the devices of a pmap whose
+    axis is named. They make class indices [b] in "label" into
     soft labels [b, num_classes], with "hard_label", the class that weighs most; labels of floating point are mixed as
     they are. Raises UserError for an unknown augmentation.
 
@@ -268,7 +272,7 @@ def make_prepare(
             return dict(batch) | {"image": jax.vmap(evaluated)(batch["image"])}
         if key is None:
             raise ValueError(f"the augmentations {', '.join(chosen)} need a key")
-        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["index"])
+        keys = jax.vmap(lambda ticket: jax.random.fold_in(key, ticket))(batch.get("ticket", batch["index"]))
         done = dict(batch) | {"image": jax.vmap(trained)(batch["image"], keys)}
         return mix(done, *jax.vmap(weights)(keys), num_classes, axis_name) if mixers else done
 

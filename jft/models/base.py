@@ -129,6 +129,10 @@ class Model:
         """The shape of what a part takes for one example."""
         return tuple(self._trace[part][0].shape[1:])
 
+    def effective(self, params: Mapping[str, Any], trainable: Collection[str]) -> dict[str, Any]:
+        """What of the parameters the model computes with changes where these train: they themselves."""
+        return {n: v for n, v in params.items() if n in trainable}
+
     def flops(self) -> int:
         """Of the forward pass for one example: two for each multiply-add of its matrix products and convolutions.
 

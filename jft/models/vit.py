@@ -5,6 +5,7 @@ towers (Radford et al. 2021, Zhai et al. 2023) and BEiT (Bao et al. 2021) differ
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -240,6 +241,15 @@ class Block(nn.Module):
             y = LayerScale(self.layer_scale, self.dtype, name="ls2")(y)
         x = x + DropPath(self.drop_path)(y, train)
         return x[:, : x.shape[1] - self.dropped]
+
+
+def without_prompts(model: Model) -> Model:
+    """The model as its pretrained weights have it: no prompts beside its tokens."""
+    parts = {
+        name: part.clone(prompts=0, dropped=0, spread=0.0) if isinstance(part, Block) else part
+        for name, part in model.parts.items()
+    }
+    return replace(model, parts=parts)
 
 
 def uniform(spread: float) -> Any:

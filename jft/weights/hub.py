@@ -18,6 +18,7 @@ from jft.data.cache import cache_dir
 from jft.errors import UserError, printable
 from jft.files import sweep, writing
 from jft.preprocess import Preprocess
+from jft.weights import native
 from jft.weights.transformers import NUMBERS, SEVERAL
 
 # The names under which repositories and folders keep their weights, the better readable first.
@@ -110,6 +111,8 @@ def locate(source: str | Path) -> Located:
     path = Path(source).expanduser()
     try:
         if path.is_dir():
+            if native.described(_configs(path / "model")):  # a run's folder: its model
+                path = path / "model"
             path = path / _choose([p.name for p in path.iterdir() if p.is_file()], f"the folder {path}")
         found = path.is_file()
     except PermissionError as error:
@@ -136,7 +139,7 @@ def _choose(names: Iterable[str], where: str) -> str:
     for name in WEIGHT_FILES:
         if name in names:
             return name
-    found = [n for n in names if n.endswith(WEIGHT_ENDINGS)]
+    found = [n for n in names if n.endswith(WEIGHT_ENDINGS) and n != "predictions.npz"]  # what a run said of images
     if len(found) == 1:
         return found[0]
     if not found:

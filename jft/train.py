@@ -395,7 +395,7 @@ class Run:
 
     def _go_to(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
         """Take the state of the newest checkpoint that is whole and `wanted`, and its position; or the first state."""
-        self.state, self.best, self.reached = None, None, {}
+        self.state, self.best, self.reached, self.probed = None, None, {}, None
         self.step, self.leg, self.ended, self.records, self.leg_seconds = 0, -1, 0, [], 0.0
         self.patience, self.skipped = Patience(), 0
         self.places_before = {}

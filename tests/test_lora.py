@@ -23,7 +23,7 @@ def random(params, key):
     }
 
 
-@pytest.fixture(scope="module", params=["tiny_resnet", "tiny_vit"])
+@pytest.fixture(scope="module", params=[pytest.param("tiny_resnet", marks=pytest.mark.slow), "tiny_vit"])
 def base(request):
     model = make_model(request.param, num_classes=3)
     params, stats = model.init(jax.random.key(0))

@@ -62,6 +62,7 @@ def test_a_run_goes_on_where_its_data_and_weights_lie_now(job1, tmp_path, crash)
     assert (cut / "config.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_preset_that_has_become_another_is_refused(job1, tmp_path, crash):
     """Begun by a version in which the plan's word meant other stages: the config alone is the same."""
     crash(config(job1, tmp_path / "run"), 5)

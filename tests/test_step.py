@@ -130,7 +130,7 @@ def on_one(problem):
     return run_on(jax.devices()[:1], "replicate", problem)
 
 
-@pytest.mark.parametrize("sharding", ["replicate", "fsdp", "pmap"])
+@pytest.mark.parametrize("sharding", ["replicate", "fsdp", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_one_device_equals_eight(problem, on_one, sharding):
     state, losses = run_on(jax.devices(), sharding, problem)
     np.testing.assert_allclose(losses, on_one[1], rtol=2e-5)
@@ -250,6 +250,7 @@ def test_training_from_features_equals_training_from_images(problem):
         np.testing.assert_allclose(a.params[name], b.params[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_changes_nothing(problem):
     model, params, stats, batch = problem
     step, state, _ = make(model, params, stats, ("*",), ema=0.9)
@@ -363,6 +364,7 @@ def test_distillation_holds_the_features_where_they_were(problem):
         distil.features(model, **(options | {"source": {}}))
 
 
+@pytest.mark.slow
 def test_distillation_beside_prompts_which_the_source_has_not():
     """Prompts are added, as low-rank updates are: the source's features are those without."""
     model = make_model("tiny_vit", num_classes=CLASSES, prompts=2)

@@ -603,7 +603,7 @@ SPACE = {{{space}}}
         ("'weights': [None]", "weights='none'", None),
         ("'plan': [STAGES]", "", None),
         ("'loss': [PARTIAL]", "", None),
-        ("'schedule': [rate]", "", None),
+        ("'schedule': [rate]", "", "--schedule {file}:rate"),
         ("'model_options.pool': ['3']", "", None),
     ],
 )

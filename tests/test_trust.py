@@ -660,6 +660,7 @@ def test_the_first_loss_is_held_against_guessing():
     )
 
 
+@pytest.mark.slow
 def test_a_dry_run_goes_through_everything_and_leaves_nothing(folder, tmp_path):
     found = trial.dry_run(config(folder, tmp_path / "run", plan=SHORT))
     assert [s["steps"] for s in found.stages] == [1, 1] and found.losses[0] == pytest.approx(np.log(3), rel=1e-6)

@@ -79,6 +79,7 @@ def test_every_image_counts_once_whatever_the_batch(model, batch):
     np.testing.assert_allclose(run_model(model, dataset, batch=batch).logits, whole.logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_views_are_averaged_in_probability(model):
     images = pictures(3)
     dataset = sources.arrays(images, np.zeros(3, np.int32), ["a"])

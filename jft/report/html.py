@@ -618,7 +618,7 @@ def _curves(run: Run) -> Any:
     name = metrics.HEADLINES[run.figure]
     name = name[0].upper() + name[1:]
     asked = (run.config.get("config") or {}).get("probe")
-    probe, probed = f"{name} of the probe {asked}, fitted to the features", series(run, f"val_{asked}")
+    probe, probed = f"{name} of a {asked} probe of the features", series(run, f"val_{asked}")
     rate = series(run, "lr")
     drawn = [
         ("Loss", plots.curve("Loss over the steps", loss, val_loss, stages)) if loss or val_loss else None,

@@ -342,12 +342,9 @@ class Run:
         self.ended = 0  # how many legs have
         self.state: State | None = None  # distributed over the mesh; None before the first leg
         self.best: Best | None = None
-        self.reached: dict[
-            str, float
-        ] = {}  # accuracy of the last validation; of quantities R², of several labels mAP too
-        self.probed: tuple[int, float] | None = (
-            None  # the leg whose features do not move, and what a probe made of them
-        )
+        # Of the last validation the accuracy, of quantities R², of several labels mAP too, and what a probe reached.
+        self.reached: dict[str, float] = {}
+        self.probed: tuple[int, float] | None = None  # a leg whose features do not move, and what a probe made of them
         self.records: list[dict[str, Any]] = []  # what result.json says of the stages that are done
         self.leg_seconds = 0.0  # of the leg under way, in sessions before this one
         self.patience = Patience()  # of the leg under way

@@ -858,7 +858,7 @@ def _predict(options: argparse.Namespace) -> None:
 
 def _tell_rows(count: int, bad: int, out: Any) -> None:
     few = f", {bad} of them without a label: see the column error" if bad else ""
-    print(f"{count} rows in {out}{few}", file=sys.stderr)
+    print(f"{count} {'row' if count == 1 else 'rows'} in {out}{few}", file=sys.stderr)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -55,6 +55,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
+def _ended(label: str, done: int, unit: str, seconds: float) -> str:
+    """`Decoding train: 245 images in 2 s`."""
+    what = unit.removesuffix("s") if done == 1 else unit
+    return f"{label}: {done} {what} in {duration(seconds) if seconds >= 1 else f'{seconds:.2g} s'}"
+
+
 def figures(values: Mapping[str, float]) -> str:
     """`loss 0.312, accuracy 94.1 %`."""
     return ", ".join(f"{metrics.HEADLINES.get(k, k)} {_told(k, v)}" for k, v in values.items())
@@ -300,7 +306,7 @@ class PlainDisplay(Display):
 
         yield advance
         seconds = time.monotonic() - begun
-        self._print(f"{label}: {done} {unit} in {duration(seconds) if seconds >= 1 else f'{seconds:.2g} s'}")
+        self._print(_ended(label, done, unit, seconds))
 
     def stage(self, number: int, count: int, name: str, detail: str, last: int | None = None) -> None:
         super().stage(number, count, name, detail, last)
@@ -386,7 +392,7 @@ class ViewDisplay(PlainDisplay):
         finally:
             self.tasks.remove(task)
         seconds = time.monotonic() - task.begun
-        self._print(f"{label}: {task.done} {unit} in {duration(seconds) if seconds >= 1 else f'{seconds:.2g} s'}")
+        self._print(_ended(label, task.done, unit, seconds))
 
     def stage(self, number: int, count: int, name: str, detail: str, last: int | None = None) -> None:
         super().stage(number, count, name, detail, last)

@@ -701,7 +701,7 @@ def test_one_batch_is_learned_or_the_user_is_told(folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks at processes as Linux shows them")
 @pytest.mark.parametrize(
-    "script", ["kill.py --kills 4", "kill.py --kills 4 --signal TERM", "flip.py --model tiny_vit --flips 60 --cuts 20"]
+    "script", ["kill.py --kills 2", "kill.py --kills 2 --signal TERM", "flip.py --model tiny_vit --flips 60 --cuts 20"]
 )
 def test_what_the_scripts_hold_runs_to(folder, tmp_path, script):
     name, *words = script.split()

@@ -211,7 +211,8 @@ def _settings(groups: Sequence[Group]) -> Any:
     flat = [_flat(runs[0].config.get("config") or {}) for _, runs in groups]
     ours = {*PLACE, *(["seed"] if any(len(runs) > 1 for _, runs in groups) else [])}
     keys = [k for k in dict.fromkeys(k for f in flat for k in f) if k.split(".")[0] not in ours]
-    keys = [k for k in keys if len({f.get(k, "") for f in flat}) > 1]
+    # A stage that others do not have says nothing by its defaults.
+    keys = [k for k in keys if len(told := {f.get(k, "") for f in flat}) > 1 and told - {"", "default"}]
     if not keys:
         return tag("p", "Nothing: the configurations are the same.")
     rows = [(k, *(f.get(k, "") for f in flat)) for k in keys]

@@ -497,7 +497,7 @@ def check_missing(
     config: Config, model: Model, stages: Sequence[Stage], splits: sources.Splits, missing: Collection[str]
 ) -> None:
     """`check` again, once the names that the weights lack are known, where something takes the pretrained values."""
-    if missing and (config.penalty is not None or config.objective is not None):
+    if missing and needs_source(config):
         check(config, model, stages, splits, missing)
 
 
@@ -627,11 +627,13 @@ def make_leg_step(
     mesh = shard.make_mesh(model=config.tensor)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        frozen = tree.split(state.params, leg.trainable)[1]
+        penalty, frozen = config.penalty, tree.split(state.params, leg.trainable)[1]
+        pull: Callable[[Any], Any] | None = None
+        if penalty and config.penalty_decoupled:
 
-        def pull(train: Mapping[str, Any]) -> Any:
-            now = model.effective(tree.merge(dict(train), frozen), leg.trainable)
-            return config.penalty_weight * config.penalty(now, state.source)  # type: ignore[misc]
+            def pull(train: Mapping[str, Any]) -> Any:
+                now = model.effective(tree.merge(dict(train), frozen), leg.trainable)
+                return config.penalty_weight * penalty(now, state.source)
 
         # Put together where it is traced: the source's values are arguments of the compiled program. As constants they
         # would be written out in it, twice their size, and 2 GB are more than a compiler takes.
@@ -732,7 +734,7 @@ def make_leg_optimizer(
         weight_decay=config.weight_decay,
         clip=config.clip,
         surgical={n: plan.part_of(n, leg.train_parts) for n in leg.trainable} if leg.stage.surgical else None,
-        pull=pull if config.penalty_decoupled else None,
+        pull=pull,
     )
     return optimizer, schedule
 

@@ -702,9 +702,9 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _lr(options: argparse.Namespace) -> None:
-    from jft.compare import place
     from jft.files import writing
     from jft.finder import find_lr, svg, text
+    from jft.report.several import place
 
     told = []
     for name, config in configs_of(options).items():

@@ -12,7 +12,7 @@ from jft import metrics, shard
 from jft.config import Config, write_json
 from jft.errors import UserError
 from jft.report.live import make_display
-from jft.report.several import make_comparison, mean_interval
+from jft.report.several import make_comparison, mean_interval, place
 from jft.run import Shared, default_workdir
 from jft.train import train
 
@@ -85,11 +85,6 @@ def compare(configs: Mapping[str, Config]) -> Comparison:
         except Exception as error:  # the runs are finished: a page that fails is told and costs nothing else
             display.warn(f"The comparison's page could not be made: {type(error).__name__}: {error}")
     return Comparison(workdir, rows)
-
-
-def place(name: str) -> str:
-    """A config's folder within the comparison's."""
-    return (name or "runs").replace(" ", "-").replace("/", "-")
 
 
 def summarise(name: str, results: list[dict[str, Any]]) -> dict[str, Any]:

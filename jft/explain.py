@@ -26,7 +26,7 @@ from jft.run import read_json
 from jft.step import make_eval_step
 from jft.use import Predicted, open_model, own_splits, probabilities, run_chunks
 
-NEIGHBOURS, FOLDS, SUSPECTS = 3, 5, 12
+NEIGHBOURS, SUSPECTS = 3, 12
 
 
 def explain(
@@ -251,7 +251,7 @@ def _probe(seen: Predicted, train: Dataset, asked: Predicted, val: Dataset) -> d
     """A logistic probe's accuracy on the validation images, and the training labels that held-out probes doubt."""
     assert seen.features is not None and asked.features is not None
     labels, k, several = train.labels[seen.kept], len(train.classes), train.labels.ndim == 2
-    folds = probes.make_folds(labels, min(FOLDS, len(labels)))
+    folds = probes.make_folds(labels, min(probes.FOLDS, len(labels)))
     probe = probes.logistic(seen.features, labels, k, folds=folds)
     likely = probabilities(probe.scores(asked.features), several)
     accuracy = metrics.summary(likely, val.labels[asked.kept], list(val.classes))["accuracy"]

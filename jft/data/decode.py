@@ -12,17 +12,12 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from jft.errors import UserError, near, printable
+from jft.preprocess import INTERPOLATIONS as NAMES
 from jft.preprocess import Preprocess
 
 VERSION = 2  # part of every cache key: raise it whenever the same file may come out as other bytes
 
-INTERPOLATIONS = {
-    "nearest": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in NAMES}
 
 # EPS is a program that Pillow hands to Ghostscript; the others are stubs that recognise a file and cannot read it.
 REFUSED_FORMATS = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}

@@ -57,12 +57,17 @@ def is_comparison(folder: str | Path) -> bool:
     return not (Path(folder) / "config.json").is_file() and any(Path(folder).glob("*/seed*/config.json"))
 
 
+def place(name: str) -> str:
+    """A config's folder within the comparison's."""
+    return (name or "runs").replace(" ", "-").replace("/", "-")
+
+
 def _runs(folder: Path) -> list[Path]:
     """A run's folder itself, or the runs of a comparison's folder, in its order."""
     if (folder / "config.json").is_file():
         return [folder]
     rows = html.read_json(folder / "result.json").get("rows") or []
-    order = {str(r["name"]).replace(" ", "-").replace("/", "-") or "runs": i for i, r in enumerate(rows)}
+    order = {place(str(r["name"])): i for i, r in enumerate(rows)}
     runs = [p.parent for p in folder.glob("*/seed*/config.json")]
     found = sorted(runs, key=lambda p: (order.get(p.parent.name, len(order)), p))
     if not found:

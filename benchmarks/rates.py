@@ -9,7 +9,8 @@ finder is asked once a seed, with that seed. `preset` is the rate of the plan it
 
 `--plan hyper` is a rule's: `bit` for the ResNet, `vit` for the ViT, everything trained by its optimizer and schedule
 in its 500 steps, at multiples of its rate for 512 images. The steps are of 64 images of 32 pixels, an eighth of the
-images that it asks for and a sixteenth of the pixels: what a core does in minutes. The finder is not asked.
+images that it asks for and a sixteenth of the pixels: what a core does in minutes. `--plan hyper64` is the same with
+half the images and twice the side. The finder is not asked.
 """
 
 import itertools
@@ -30,32 +31,33 @@ GRIDS = {
     "full": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),  # of the head; the rest has a tenth
     "flat": (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
     "hyper": (0.1, 0.3, 1, 3, 10),  # of the rule's own
+    "hyper64": (0.1, 0.3, 1, 3, 10),
 }
 RULES = {"vit_tiny_patch16_224": "vit", "resnet18": "bit"}
-BATCH, PIXELS = 64, 32  # of a rule's steps
-SEEDS = range(5)
+STEPS = {"hyper": (64, 32), "hyper64": (32, 64)}  # images and pixels of a rule's steps
 
 
 def config(assets: Path, data: str, model: str, plan: str, seed: int, workdir: str) -> jft.Config:
     """The run of a line, at the plan's or the rule's own rate."""
-    made = transfer.config(assets, data, model, None, plan if plan != "hyper" else "full", seed, workdir)
-    if plan != "hyper":
+    made = transfer.config(assets, data, model, None, plan if plan not in STEPS else "full", seed, workdir)
+    if plan not in STEPS:
         return made
+    batch, pixels = STEPS[plan]
     count = len(transfer.images(assets / "data" / transfer.DATA[data])["train"])
     rule = RULES[model]
-    told = hyper.RULES[rule](count, (PIXELS, PIXELS))
+    told = hyper.RULES[rule](count, (pixels, pixels))
     kept = {name: getattr(made, name) for name in made.given - {"plan", "augment"}}  # which the rule tells
-    run = {"hyper": rule, "lr": told["lr"], "epochs": told["epochs"] * BATCH / hyper.BATCH}
-    return jft.Config(**kept | run | {"batch": BATCH, "image_size": PIXELS})
+    run = {"hyper": rule, "lr": told["lr"], "epochs": told["epochs"] * batch / hyper.BATCH}
+    return jft.Config(**kept | run | {"batch": batch, "image_size": pixels})
 
 
-def measure(assets: Path, file: Path, plans: list[str], models: list[str], sets: list[str]) -> None:
+def measure(assets: Path, file: Path, plans: list[str], models: list[str], sets: list[str], seeds: range) -> None:
     """Train at every rate of the grid, at the suggestion and at the plan's own, a line for each."""
     done = {tuple(row[f] for f in transfer.FIELDS[:5]) for row in transfer.read(file)}
     shared = Shared()
     for plan, model, data in itertools.product(plans, models, sets):
-        asked = () if plan == "hyper" else ("preset", "finder")
-        for seed, what in itertools.product(SEEDS, (*GRIDS[plan], *asked)):
+        asked = () if plan in STEPS else ("preset", "finder")
+        for seed, what in itertools.product(seeds, (*GRIDS[plan], *asked)):
             found: float | None = None
             key = (data, model, "all", f"{plan}, {what if isinstance(what, str) else f'{what:g}'}", str(seed))
             if key in done:
@@ -69,7 +71,7 @@ def measure(assets: Path, file: Path, plans: list[str], models: list[str], sets:
                         print(*key, "no suggestion", sep=", ", flush=True)
                         continue
                 rate = {"preset": None, "finder": found}.get(what) if isinstance(what, str) else what
-                rate = rate * made.lr if rate and plan == "hyper" else rate
+                rate = rate * made.lr if rate and plan in STEPS else rate
                 result = train(made if rate is None else made.replace(lr=rate), shared=shared).result
                 row = dict(zip(transfer.FIELDS[:5], key, strict=True)) | {
                     "accuracy": f"{result['last']['accuracy']:.4f}",
@@ -95,7 +97,7 @@ def table(rows: list[dict[str, str]]) -> str:
                 suggested += [float(r["trained"])] if what == "finder" else []
         means = {what: float(np.mean(v)) for what, v in cells.items()}
         best = max((w for w in means if w not in ("finder", "preset")), key=lambda w: means[w], default="")
-        own = "1" if plan == "hyper" else "preset"
+        own = "1" if plan in STEPS else "preset"
         shown = [f"{means[w]:.1f} ({len(cells[w])})" if w in means else "" for w in (best, "finder", own)]
         rates = f"{min(suggested):g} to {max(suggested):g}" if suggested else ""
         lines.append(f"| {plan} | {model} | {data} | {shown[0]} | {best} | {shown[1]} | {rates} | {shown[2]} |")
@@ -107,10 +109,13 @@ def main() -> None:
     parser.add_argument("--plan", choices=GRIDS)
     parser.add_argument("--model", choices=transfer.MODELS)
     parser.add_argument("--data", choices=transfer.DATA)
+    parser.add_argument("--seeds", default="0:5", help="from:to, the second not included (default: %(default)s)")
     o = parser.parse_args()
     if not o.table:
         chosen = ([one] if one else list(all_) for one, all_ in ((o.plan, GRIDS), (o.model, transfer.MODELS)))
-        measure(o.assets, o.file, *chosen, [o.data] if o.data else list(transfer.DATA))
+        measure(
+            o.assets, o.file, *chosen, [o.data] if o.data else list(transfer.DATA), range(*map(int, o.seeds.split(":")))
+        )
     print(table(transfer.read(o.file)))
 
 

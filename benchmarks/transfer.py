@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 import jft
-from jft import average, distil, losses, penalties, plan, shard, weights
+from jft import average, losses, plan, shard, weights
 from jft.build import plain_model
 from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare
@@ -51,15 +51,6 @@ SCORED = 20  # images a class of CIFAR's test set; of the ants and bees all 153
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-@cache
-def answers_held(file: Path, model: str) -> dict[str, Any]:
-    """Learning without Forgetting: what the pretrained head says of the features is held as well."""
-    own = plain_model(jft.Config(model=model, image_size=SIZE), 1000)
-    params = weights.load(own, str(file), keep_head=True).params
-    head = {n: params[f"head/{n}"] for n in ("kernel", "bias")}
-    return {"plan": "flat", "objective": partial(distil.features, weight=1.0, head=head)}
-
-
 def then(lr: float, batch_norm: Literal["auto", "frozen"] = "auto") -> dict[str, Any]:
     """LP-FT with its second stage at another rate, or with BatchNorms that keep their statistics."""
     probe, rest = plan.lp_ft(())
@@ -71,15 +62,14 @@ def share(value: float) -> dict[str, Any]:
     return {"plan": (plan.Stage("full", ("head", ("*", value)), lr=1e-3),)}
 
 
-# What each changes of a Config, or a function that tells from the weights and the model. `full` is what the other plans
-# are told against, `flat` what regularisers of it are.
-METHODS: dict[str, Any] = {
+# What each changes of a Config. `full` is what the other plans are told against, `flat` what regularisers of it are.
+METHODS: dict[str, dict[str, Any]] = {
     "full": {},
     "full, share 0.1": share(0.1),
     "flat": {"plan": "flat"},
     "head": {"plan": "head"},
     "lp-ft": {"plan": "lp-ft"},
-    "flat, L2-SP 0.1": {"plan": "flat", "penalty": penalties.l2_sp, "penalty_weight": 0.1},
+    "flat, L2-SP 0.1": {"plan": "flat", "penalty": "l2-sp", "penalty_weight": 0.1},
     "gradual": {"plan": "gradual"},
     "surgical": {"plan": "surgical"},
     "lora": {"plan": "lora"},
@@ -90,9 +80,9 @@ METHODS: dict[str, Any] = {
     "surgical-first": {"plan": "surgical-first"},
     "surgical-last": {"plan": "surgical-last"},
     "flat, layer decay 0.75": {"plan": "flat", "layer_decay": 0.75},
-    "flat, features held 1": {"plan": "flat", "objective": partial(distil.features, weight=1.0)},
-    "flat, answers held 1": answers_held,
-    "flat, L2 0.1": {"plan": "flat", "penalty": penalties.l2, "penalty_weight": 0.1},
+    "flat, features held 1": {"plan": "flat", "objective": "distil"},
+    "flat, answers held 1": {"plan": "flat", "objective": "lwf"},
+    "flat, L2 0.1": {"plan": "flat", "penalty": "l2", "penalty_weight": 0.1},
     "flat, rate 3e-5": {"plan": "flat", "lr": 3e-5},
     "flat, rate 3e-4": {"plan": "flat", "lr": 3e-4},
     "flat, rate 1e-3": {"plan": "flat", "lr": 1e-3},
@@ -143,7 +133,7 @@ def config(assets: Path, data: str, model: str, shots: int | None, method: str, 
     folder = assets / "data" / DATA[data]
     count = len(images(folder)["train"]) if shots is None else shots * len(images(folder)["train"].classes)
     file = assets / "weights" / FILES[model]
-    changed = METHODS[method](file, model) if callable(METHODS[method]) else METHODS[method]
+    changed = METHODS[method]
     return jft.Config(
         data=reader(folder),
         model=model,

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jft import features, losses, metrics, optim, penalties, plan, shard, tree, weights
-from jft.config import Config, describe
+from jft.config import Config, describe, method
 from jft.config import check as config_check
 from jft.data import order, pipeline, sources
 from jft.data.check import at_start, summary
@@ -31,7 +31,7 @@ from jft.models import MODELS, make_model
 from jft.models.base import Model
 from jft.plan import Stage
 from jft.preprocess import Preprocess
-from jft.step import Batch, Metrics, Objective, State, TrainStep, make_train_step, supervised
+from jft.step import SOURCE_HEAD, Batch, Metrics, Objective, State, TrainStep, make_train_step, supervised
 from jft.weights import locate, native
 
 PIECE = 1500  # tokens that a piece of a batch has at least on a CPU
@@ -107,6 +107,11 @@ def build(config: Config, classes: Sequence[str]) -> tuple[Model, dict[str, Any]
             f"--keep-head: the weights have no head of {len(classes)} outputs, which the data need. Leave it out for a "
             "new head."
         )
+    if takes_head(config):
+        head = {} if source == "none" else weights.read_head(plain, source)
+        if head.keys() != {"kernel", "bias"}:
+            raise UserError("--objective takes the head that came with the weights, and there is none in them.")
+        loaded = replace(loaded, head=head)
     params: dict[str, Any] = dict(loaded.params)
     stats: dict[str, Any] = dict(loaded.batch_stats)
     plain = plain_model(config, len(classes))
@@ -443,7 +448,7 @@ def check(
     if config.penalty is not None and not config.penalty_weight and "penalty_weight" not in config.given:
         raise UserError("--penalty counts for nothing without its factor: --penalty-weight 0.01, for one.")
     if config.penalty_weight and config.penalty is None and config.objective is None:
-        raise UserError("--penalty-weight is the factor of a --penalty, and there is none; jft.penalties:l2_sp is one.")
+        raise UserError("--penalty-weight is the factor of a --penalty, and there is none; l2-sp is one.")
     if config.lora and not isinstance(model, LoraModel):
         raise UserError(
             f"--lora.{next(iter(config.lora))} is about low-rank updates, and there are none: take --plan lora, or "
@@ -459,7 +464,7 @@ def check(
         raise UserError(f"{option} is about classes; these data have quantities.")
     if config.snapshots and isinstance(model, LoraModel):
         raise UserError("--snapshots holds whole weights, not low-rank updates; `jft average` takes several runs' too.")
-    _check_loss(config.loss, splits.train)
+    _check_loss(method(config, "loss"), splits.train)
     loss, label = choose_loss(config, splits.train), splits.train.labels
     logits = jax.ShapeDtypeStruct((config.batch, model.num_classes), np.float32)
     dtype = label.dtype if label.ndim == 1 else np.float32
@@ -471,8 +476,8 @@ def check(
         raise UserError(f"The loss gives {told} for a batch of {config.batch}; one value per example is expected.")
     legs = lay_out(config, stages, model, len(splits.train))
     _check_views(config, legs)
-    if config.penalty is not None:
-        _check_strengths(config.penalty, model)
+    if penalty := method(config, "penalty"):
+        _check_strengths(penalty, model)
     for leg in legs:
         check_augment(leg.augment)
         if config.views and leg.cut and (mixers := [a for a in leg.augment if a.split(":")[0] in MIXERS]):
@@ -480,8 +485,8 @@ def check(
         with asked("No schedule, which is a name or a function (peak, steps) -> optax schedule"):
             float(make_leg_schedule(config, leg)(0))
         _check_optimizer(config, model, leg)
-        if config.penalty is not None:
-            _check_penalty(config.penalty, model, leg, missing)
+        if penalty:
+            _check_penalty(penalty, model, leg, missing)
         if config.objective is not None:
             _check_objective(config, model, leg, loss, given, missing)
 
@@ -524,7 +529,7 @@ def _check_optimizer(config: Config, model: Model, leg: Leg) -> None:
         "No optimizer, which is a name or a function (weight_decay, mask) -> optax transformation without a rate"
     ):
         optimizer, _ = make_leg_optimizer(config, leg)
-        if isinstance(config.optimizer, str):
+        if isinstance(config.optimizer, str):  # which is ours
             return
         jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), trained)
         plain = config.optimizer(0.0, optim.decays)
@@ -578,7 +583,7 @@ def _check_objective(
         config = config.replace(sharding="replicate")
         model = model_of(config, model.num_classes)
     params, stats = model.shapes()
-    source = {n: shape for n, shape in (params | stats).items() if n not in missing}
+    source = source_shapes(config, params | stats, missing)
     preprocess = Preprocess(size=(model.input_shape[0], model.input_shape[1]))
     prepare = make_prepare(preprocess, leg.augment, train=True, num_classes=model.num_classes)
     batch = {
@@ -627,7 +632,7 @@ def make_leg_step(
     mesh = shard.make_mesh(model=config.tensor)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        penalty, frozen = config.penalty, tree.split(state.params, leg.trainable)[1]
+        penalty, frozen = method(config, "penalty"), tree.split(state.params, leg.trainable)[1]
         pull: Callable[[Any], Any] | None = None
         if penalty and config.penalty_decoupled:
 
@@ -659,6 +664,23 @@ def needs_source(config: Config) -> bool:
     return config.penalty is not None or config.objective is not None
 
 
+def takes_head(config: Config) -> bool:
+    """Whether the objective asks for the weights' own head, by the name of a parameter, `source_head`."""
+    objective = method(config, "objective")
+    try:
+        return objective is not None and "source_head" in inspect.signature(objective).parameters
+    except (TypeError, ValueError):  # of what has no signature; whether it can be called is told where it is
+        return False
+
+
+def source_shapes(config: Config, shapes: Mapping[str, Any], missing: Collection[str]) -> dict[str, Any]:
+    """What a run is to hold of the pretrained values, of a model's shapes and the names that the weights lack."""
+    source = {n: shape for n, shape in shapes.items() if n not in missing}
+    if takes_head(config):  # of other classes than the model's; nothing hangs on how many
+        source |= {SOURCE_HEAD + n: shapes[f"head/{n}"] for n in ("kernel", "bias")}
+    return source
+
+
 def make_leg_objective(
     config: Config,
     model: Model,
@@ -668,10 +690,13 @@ def make_leg_objective(
     start: str | None,
 ) -> Objective:
     """What a leg minimises: the config's objective, or a loss over labelled examples."""
-    penalty = config.penalty
+    penalty, objective = method(config, "penalty"), method(config, "objective") or supervised
     if penalty and config.penalty_decoupled:  # told here, and felt in the optimizer
-        penalty = lambda params, source: jax.lax.stop_gradient(config.penalty(params, source))  # type: ignore[misc] # noqa: E731
-    return (config.objective or supervised)(
+        told = penalty
+        penalty = lambda params, source: jax.lax.stop_gradient(told(params, source))  # noqa: E731
+    head = {n.removeprefix(SOURCE_HEAD): v for n, v in source.items() if n.startswith(SOURCE_HEAD)}
+    given = {"source_head": head} if takes_head(config) else {}
+    return objective(
         model,
         train_parts=leg.train_parts,
         update_stats=leg.update_stats,
@@ -679,8 +704,9 @@ def make_leg_objective(
         loss=loss,
         penalty=penalty,
         penalty_weight=config.penalty_weight,
-        source=source,
+        source={n: v for n, v in source.items() if not n.startswith(SOURCE_HEAD)},
         start=start,
+        **given,
     )
 
 
@@ -750,8 +776,9 @@ def _check_loss(loss: Any, data: sources.Dataset) -> None:
     if loss in fit or loss not in (*of_classes, *of_several, *of_quantities):
         return
     labels = "quantities" if data.quantities else "several labels an image" if data.several else "one label an image"
-    names = ", ".join(f"jft.losses:{f.__name__}" for f in fit)
-    raise UserError(f"--loss {loss.__name__} is not for these data, which have {labels}; for them are {names}.")
+    names = {f: name for name, f in losses.LOSSES.items()}
+    known = ", ".join(names[f] for f in fit)
+    raise UserError(f"--loss {names[loss]} is not for these data, which have {labels}; for them are {known}.")
 
 
 def choose_loss(config: Config, data: sources.Dataset) -> Callable[..., Any]:
@@ -760,7 +787,7 @@ def choose_loss(config: Config, data: sources.Dataset) -> Callable[..., Any]:
     Cross-entropy of classes, binary where an image can have several, the squared error of quantities.
     """
     usual = losses.binary_cross_entropy if data.several else losses.cross_entropy
-    loss = config.loss or (losses.squared_error if data.quantities else usual)
+    loss = method(config, "loss") or (losses.squared_error if data.quantities else usual)
     options: dict[str, Any] = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
     if config.class_weights:
         options["class_weights"] = losses.class_weights(data.labels, len(data.classes), config.class_weights)

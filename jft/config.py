@@ -25,6 +25,7 @@ from jft.errors import UserError, brief, near
 from jft.files import writing
 from jft.plan import Lora, Plan, Stage, preset
 from jft.preprocess import Preprocess
+from jft.words import Words, name_of
 
 HERE = Path(__file__).parent
 
@@ -100,8 +101,10 @@ class Config:
     workdir: str | None = _opt(None, "the run's folder, W; default: runs/DATA-MODEL-PLAN")
     optimizer: Any | Callable = _opt(
         "adamw",
-        "what takes the steps: adamw, adam, sgd (momentum 0.9), lion, lamb, muon, schedule-free, schedule-free-sgd; or "
-        "module:name or file.py:name, a function (weight_decay, mask) -> optax transformation, without a rate",
+        "what takes the steps: adamw, adam, sgd, lion, lamb, muon, schedule-free, schedule-free-sgd, with options as "
+        "adamw:b2=0.95 or sgd:momentum=0.95:nesterov=yes; or module:name or file.py:name, a function (weight_decay, "
+        "mask) -> optax transformation, without a rate",
+        words="jft.optim:OPTIMIZERS",
     )
     weight_decay: float = _opt(
         1e-4,
@@ -110,8 +113,9 @@ class Config:
     )
     schedule: str | Callable | None = _opt(
         None,
-        "course of the learning rate in a stage: cosine, linear, constant, step, one-cycle; or module:name, a function "
-        "(peak, steps); default: cosine, and constant for schedule-free",
+        "course of the learning rate in a stage: cosine, linear, constant, step, one-cycle, with options as "
+        "cosine:end=0.01; or module:name, a function (peak, steps); default: cosine, and constant for schedule-free",
+        words="jft.optim:SCHEDULES",
     )
     warmup: float = _opt(0.1, "share of a stage's steps in which the rate rises to its peak", least=0, below=1)
     clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping", above=0)
@@ -127,13 +131,18 @@ class Config:
         "weights of the classes in the loss: inverse, to the number of their images, or effective, to the effective "
         "number (Cui et al. 2019)",
     )
-    loss: Callable | None = _opt(
+    loss: str | Callable | None = _opt(
         None,
-        "jft.losses:NAME, or a function (logits, batch) -> [b]; default: cross-entropy, binary where images have "
-        "several labels, the squared error of numbers",
+        "L(f, D): cross-entropy, focal, binary-cross-entropy, binary-focal, asymmetric, squared-error, huber, with "
+        "options as focal:gamma=3; or module:name, a function (logits, batch) -> [b]; default: cross-entropy, binary "
+        "where images have several labels, the squared error of numbers",
+        words="jft.losses:LOSSES",
     )
-    penalty: Callable | None = _opt(
-        None, "R(f, f_s) in L + λR, a function (params, source) -> scalar: jft.penalties:l2_sp"
+    penalty: str | Callable | None = _opt(
+        None,
+        "R(f, f_s) in L + λR: l2-sp, l2, with options as l2-sp:new=0.01; or module:name, a function (params, source) "
+        "-> scalar",
+        words="jft.penalties:PENALTIES",
     )
     penalty_weight: float = _opt(0.0, "λ in L + λR, the factor of --penalty", least=0)
     penalty_decoupled: bool = _opt(
@@ -262,8 +271,11 @@ class Config:
         "bit-equal repetition on a GPU too, some tenths slower (on a CPU it always is); in a process where jax has "
         "computed nothing yet",
     )
-    objective: Callable | None = _opt(
-        None, "module:name of what is minimised; default: jft.step:supervised, L(f, D) + λ R(f, f_s)"
+    objective: str | Callable | None = _opt(
+        None,
+        "what is minimised: distil, which holds the source's features, lwf, which holds its head's answers, with "
+        "options as distil:at=pool:weight=0.1; or module:name; default: L(f, D) + λ R(f, f_s)",
+        words="jft.distil:OBJECTIVES",
     )
 
     def replace(self, **changes: Any) -> "Config":
@@ -349,8 +361,6 @@ def _check_type(what: str, value: Any, hint: Any) -> None:
     told = ""
     if isinstance(value, str) and any(typing.get_args(h)[:1] in ((str,), (Any,)) for h in _options(hint)):
         told = f" It is written {tuple(value.split())!r}."  # else it would be taken letter by letter
-    elif isinstance(value, str) and Callable in map(_kind, _options(hint)):
-        told = _meant(value.rpartition(":")[2], ".")
     finite = "a finite " if isinstance(value, float) and not math.isfinite(value) else ""
     raise UserError(f"{what} is {brief(repr(value), 200)}; {finite}{_expected(hint)} is expected.{told}")
 
@@ -449,7 +459,7 @@ def load_object(path: str) -> Any:
     """
     where, _, name = path.partition(":")
     if not name:
-        raise UserError(f"{path!r} names no function; module:name or file.py:name is expected.{_meant(path, ':')}")
+        raise UserError(f"{path!r} names no function; module:name or file.py:name is expected.")
     if where.endswith(".py"):
         value: Any = load_file(where)
     else:
@@ -462,14 +472,6 @@ def load_object(path: str) -> Any:
     return value
 
 
-def _meant(name: str, between: str) -> str:
-    """A sentence with the function of ours that a name without its module may have meant, or an empty string."""
-    name = name.replace("-", "_")
-    modules = ("jft.losses", "jft.penalties", "jft.distil")  # imported here alone: a config needs no jax
-    own = [m for m in modules if getattr(getattr(importlib.import_module(m), name, None), "__module__", "") == m]
-    return f" Did you mean {own[0]}{between}{name}?" if own else ""
-
-
 def names_object(word: str) -> bool:
     """Whether a word has the form `module:name` or `file.py:name`, and is no file and no data set's name.
 
@@ -478,6 +480,33 @@ def names_object(word: str) -> bool:
     """
     form = re.fullmatch(r"(.+\.py|[^\W\d][\w.]*):[^\W\d][\w.]*", word)
     return form is not None and form[1] not in ("tfds", "hf", "gs") and not os.path.exists(word)
+
+
+def words_of(field: str) -> Words | None:
+    """The words that a field takes beside functions, `jft.losses.LOSSES` of `loss`; None where it has none."""
+    where = next((f.metadata.get("words") for f in dataclasses.fields(Config) if f.name == field), None)
+    return load_object(where) if where else None  # imported here alone: a config needs no jax
+
+
+def _is_word(field: str, word: str) -> bool:
+    """Whether a word is one that the field knows, with options: `distil:pool` is no `module:name`."""
+    words = words_of(field)
+    return words is not None and name_of(word) in words
+
+
+def method(config: Config, field: str) -> Callable[..., Any] | None:
+    """The function that a field names or holds, its options given; None where it has none.
+
+    >>> method(Config(loss="focal:gamma=3"), "loss")
+    functools.partial(<function focal at …>, gamma=3.0)
+
+    Raises UserError for a word that is none.
+    """
+    given, words = getattr(config, field), words_of(field)
+    assert words is not None
+    if isinstance(given, str) and names_object(given) and not _is_word(field, given):
+        return load_object(given)
+    return None if given is None else words.find(given)
 
 
 def is_loaded(path: str) -> bool:
@@ -570,7 +599,7 @@ def parse(name: str, text: str | list[str], hint: Any) -> Any:
     if types.NoneType in options and [w.lower() for w in words] == ["none"]:
         several = any(typing.get_args(option)[-1:] == (Ellipsis,) for option in options)
         return () if several else None  # of a list none is nothing, where None may stand for its default
-    if Callable in map(_kind, options) and len(words) == 1 and names_object(words[0]):
+    if Callable in map(_kind, options) and len(words) == 1 and names_object(words[0]) and not _is_word(name, words[0]):
         return load_object(words[0])
     for option in options:
         origin = _kind(option)

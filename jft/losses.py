@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jft.errors import UserError, near
+from jft.words import Words
 
 Weights = Sequence[float] | np.ndarray | Array | None  # [k], one a class
 
@@ -135,6 +136,23 @@ def huber(logits: Float[Array, "b k"], batch: Mapping[str, Any], *, delta: float
     Huber 1964, "Robust estimation of a location parameter".
     """
     return optax.huber_loss(_residual(logits, batch["label"]), delta=delta).mean(-1)
+
+
+LOSSES = Words(
+    "loss",
+    {
+        "cross-entropy": cross_entropy,
+        "focal": focal,
+        "binary-cross-entropy": binary_cross_entropy,
+        "binary-focal": binary_focal,
+        "asymmetric": asymmetric,
+        "squared-error": squared_error,
+        "huber": huber,
+    },
+    {"gamma": (0, 100), "gamma_neg": (0, 100), "gamma_pos": (0, 100), "alpha": (0, 1), "clip": (0, 0.99),
+     "delta": (1e-6, 1e6)},
+    own="a function (logits, batch) -> [b]",
+)  # fmt: skip
 
 
 def correct(logits: Float[Array, "b k"], label: Array) -> Float[Array, " b"]:

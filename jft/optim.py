@@ -9,34 +9,43 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jft.errors import UserError, near
+from jft.errors import UserError
+from jft.words import Words, name_of
 
 # Each takes the weight decay and a mask of what it applies to, and knows no learning rate: what it gives is subtracted,
 # times the rate (`optax.scale_by_adam`, not `optax.adam`).
 Optimizer = Callable[[float, Callable], optax.GradientTransformation]
 
 
-def sgd(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
-    """Momentum 0.9; decay is L2 in the gradient, as in torch."""
-    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.trace(0.9))
+def sgd(
+    weight_decay: float, mask: Callable, *, momentum: float = 0.9, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """Momentum as in torch, without dampening, and decay is L2 in the gradient, as there."""
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.trace(momentum, nesterov))
 
 
-def adam(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
-    """β 0.9, 0.999, ε 1e-8; decay is L2 in the gradient, as in torch (Kingma and Ba 2015)."""
-    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.scale_by_adam())
+def adam(
+    weight_decay: float, mask: Callable, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Kingma and Ba 2015; decay is L2 in the gradient, as in torch."""
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.scale_by_adam(b1, b2, eps))
 
 
-def adamw(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
+def adamw(
+    weight_decay: float, mask: Callable, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
-    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay, mask))
+    return optax.chain(optax.scale_by_adam(b1, b2, eps), optax.add_decayed_weights(weight_decay, mask))
 
 
-def lion(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
-    """Sign of an interpolated momentum, β 0.9, 0.99; rates 3 to 10 times below Adam's (Chen et al. 2023)."""
-    return optax.chain(optax.scale_by_lion(), optax.add_decayed_weights(weight_decay, mask))
+def lion(weight_decay: float, mask: Callable, *, b1: float = 0.9, b2: float = 0.99) -> optax.GradientTransformation:
+    """Sign of an interpolated momentum; rates 3 to 10 times below Adam's (Chen et al. 2023)."""
+    return optax.chain(optax.scale_by_lion(b1, b2), optax.add_decayed_weights(weight_decay, mask))
 
 
-def lamb(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
+def lamb(
+    weight_decay: float, mask: Callable, *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-6
+) -> optax.GradientTransformation:
     """AdamW whose step of each array is scaled to that array's norm, for large batches (You et al. 2020).
 
     Biases and norms take AdamW's own step, as in the reference implementations, and so does what begins at zero, a new
@@ -47,13 +56,15 @@ def lamb(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
         return {n: v and not n.startswith("head/") and "/lora_" not in n for n, v in decays(params).items()}
 
     return optax.chain(
-        optax.scale_by_adam(eps=1e-6),
+        optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(weight_decay, mask),
         optax.masked(optax.scale_by_trust_ratio(), scaled),
     )
 
 
-def muon(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
+def muon(
+    weight_decay: float, mask: Callable, *, momentum: float = 0.95, b1: float = 0.9, b2: float = 0.999
+) -> optax.GradientTransformation:
     """Momentum made orthogonal for matrices below the head, Adam for all else; decoupled decay (Jordan et al. 2024).
 
     A convolution's kernel is the matrix [height · width · channels, features]. Patch embeddings and tables of positions
@@ -64,8 +75,10 @@ def muon(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
     def numbers(p: Any) -> Any:
         return optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
 
-    turned = optax.contrib.scale_by_muon(weight_dimension_numbers=lambda tree: jax.tree.map(numbers, tree))
-    kinds = {"matrix": turned, "other": optax.scale_by_adam()}
+    turned = optax.contrib.scale_by_muon(
+        beta=momentum, weight_dimension_numbers=lambda tree: jax.tree.map(numbers, tree)
+    )
+    kinds = {"matrix": turned, "other": optax.scale_by_adam(b1, b2)}
 
     def matrix(name: str, p: Any) -> bool:
         kernel = getattr(p, "ndim", 0) in (2, 4) and not name.endswith(("rel_pos", "/patch/kernel"))
@@ -95,14 +108,16 @@ class Free(optax.GradientTransformation):
     """An optimizer whose steps `make_optimizer` averages, however a function of the user's wraps it."""
 
 
-def schedule_free(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
+def schedule_free(
+    weight_decay: float, mask: Callable, *, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
     """AdamW whose momentum is an average of the iterates, which is what is evaluated (Defazio et al. 2024).
 
     The averaging is `make_optimizer`'s, and `averaged` tells the weights to evaluate; decay is at the point of the
     gradient. A constant rate after the warm-up is its schedule. BatchNorms that train gather their statistics at the
     point of the gradient, which is near the average but is not it; `batch_norm="frozen"` in a stage keeps the source's.
     """
-    return Free(*optax.chain(optax.scale_by_adam(b1=0.0), optax.add_decayed_weights(weight_decay, mask)))
+    return Free(*optax.chain(optax.scale_by_adam(0.0, b2, eps), optax.add_decayed_weights(weight_decay, mask)))
 
 
 def schedule_free_sgd(weight_decay: float, mask: Callable) -> optax.GradientTransformation:
@@ -110,23 +125,28 @@ def schedule_free_sgd(weight_decay: float, mask: Callable) -> optax.GradientTran
     return Free(*optax.add_decayed_weights(weight_decay, mask))
 
 
-OPTIMIZERS: dict[str, Optimizer] = {
-    "sgd": sgd,
-    "adam": adam,
-    "adamw": adamw,
-    "lion": lion,
-    "lamb": lamb,
-    "muon": muon,
-    "schedule-free": schedule_free,
-    "schedule-free-sgd": schedule_free_sgd,
-}
+OPTIMIZERS = Words(
+    "optimizer",
+    {
+        "sgd": sgd,
+        "adam": adam,
+        "adamw": adamw,
+        "lion": lion,
+        "lamb": lamb,
+        "muon": muon,
+        "schedule-free": schedule_free,
+        "schedule-free-sgd": schedule_free_sgd,
+    },
+    {"momentum": (0, 0.9999), "b1": (0, 0.9999), "b2": (0, 0.999999), "eps": (1e-30, 1)},
+    {"momentum": "sgd", "nesterov": "sgd:nesterov=yes"},
+    own="a function (weight_decay, mask) -> transformation",
+)
 
 
 def is_free(optimizer: Any) -> bool:
     """Whether an optimizer is schedule-free: one of these by name, or a function that gives what one of them does."""
-    made = OPTIMIZERS.get(optimizer) if isinstance(optimizer, str) else optimizer
     with contextlib.suppress(Exception):  # what is wrong with it is told where it is used
-        return made is not None and isinstance(made(0.0, decays), Free)
+        return isinstance(OPTIMIZERS.find(optimizer)(0.0, decays), Free)
     return False
 
 
@@ -135,11 +155,51 @@ def usual_schedule(optimizer: Any) -> str:
     return "constant" if is_free(optimizer) else "cosine"
 
 
-SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
-    "constant": lambda peak, steps: optax.constant_schedule(peak),
-    "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
-    "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
-}
+def constant(peak: float, steps: int) -> optax.Schedule:
+    """The peak all along."""
+    return optax.constant_schedule(peak)
+
+
+def linear(peak: float, steps: int, *, end: float = 0.0) -> optax.Schedule:
+    """A straight line down to `end` of the peak."""
+    return optax.linear_schedule(peak, end * peak, steps)
+
+
+def cosine(peak: float, steps: int, *, end: float = 0.0) -> optax.Schedule:
+    """Half a cosine down to `end` of the peak (Loshchilov and Hutter 2017, without restarts)."""
+    return optax.cosine_decay_schedule(peak, steps, end)
+
+
+def step(peak: float, steps: int, *, factor: float = 0.1, rise: int = 0) -> optax.Schedule:
+    """`factor` of the rate before, after 30, 60 and 90 % of all the steps, those of the `rise` among them.
+
+    BiT's HyperRule (Kolesnikov et al. 2020).
+    """
+    drops: dict[int, float] = {}
+    for at in (0.3, 0.6, 0.9):
+        place = max(1, int((rise + steps) * at) - rise)
+        drops[place] = factor * drops.get(place, 1.0)  # of few steps several fall together
+    return optax.piecewise_constant_schedule(peak, drops)
+
+
+def one_cycle(
+    peak: float, steps: int, *, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4
+) -> optax.Schedule:
+    """A cosine up from 1 / div_factor of the peak, and one down to 1 / final_div_factor of where it began.
+
+    It has a rise of its own, over `pct_start` of the steps: Smith and Topin 2018, with torch's names and values.
+    """
+    # Of fewer than 4 steps it would be all edges.
+    return optax.cosine_onecycle_schedule(max(steps, 4), peak, pct_start, div_factor, final_div_factor)
+
+
+SCHEDULES = Words(
+    "schedule",
+    {"constant": constant, "linear": linear, "cosine": cosine, "step": step, "one-cycle": one_cycle},
+    {"end": (0, 1), "factor": (0, 1), "pct_start": (0.01, 0.99), "div_factor": (1, 1e6), "final_div_factor": (1, 1e9)},
+    {"onecycle": "one-cycle", "multistep": "step"},
+    own="a function (peak, steps) -> optax schedule",
+)
 
 
 def make_schedule(
@@ -147,27 +207,16 @@ def make_schedule(
 ) -> optax.Schedule:
     """Learning rate against the stage's step: a linear rise over `warmup` of the steps, then the schedule.
 
-    `step` falls tenfold after 30, 60 and 90 % of all the steps, those of the rise among them, as in BiT's HyperRule.
-    `one-cycle` has a rise of its own: a cosine from a 25th of the peak over 30 % of the steps, and down to a 10,000th
-    of where it began (Smith and Topin 2018).
+    `one-cycle` has a rise of its own.
     """
-    known = [*SCHEDULES, "step", "one-cycle"]
-    if isinstance(name, str) and name not in known:
-        raise UserError(f"There is no schedule {name!r}.{near(name, known)} Schedules: {', '.join(known)}.")
+    schedule = SCHEDULES.find(name)
     if not 0 <= warmup < 1:
         raise UserError(f"warmup is {warmup:g}; it is a share of a stage's steps, from 0 to below 1.")
-    if name == "one-cycle":
-        # Of fewer than 4 steps it would be all edges.
-        return optax.cosine_onecycle_schedule(max(steps, 4), peak)
+    if name_of(name) == "one-cycle":
+        return schedule(peak, steps)
     rise = round(warmup * steps)
-    if name == "step":
-        drops: dict[int, float] = {}
-        for at in (0.3, 0.6, 0.9):
-            place = max(1, int(steps * at) - rise)
-            drops[place] = 0.1 * drops.get(place, 1.0)  # of few steps several fall together
-        after = optax.piecewise_constant_schedule(peak, drops)
-    else:
-        after = (SCHEDULES[name] if isinstance(name, str) else name)(peak, max(1, steps - rise))
+    given = {"rise": rise} if name_of(name) == "step" else {}
+    after = schedule(peak, max(1, steps - rise), **given)
     if not rise:
         return after
     # The first step already moves: rates peak/rise, 2·peak/rise, …, peak.
@@ -201,15 +250,9 @@ def make_optimizer(
     optimizer, as decoupled weight decay does (Loshchilov and Hutter 2019).
     """
     free = is_free(optimizer)
-    if isinstance(optimizer, str):
-        if optimizer not in OPTIMIZERS:
-            raise UserError(
-                f"There is no optimizer {optimizer!r}.{near(optimizer, OPTIMIZERS)} "
-                f"Optimizers: {', '.join(OPTIMIZERS)}; or a function (weight_decay, mask) -> transformation."
-            )
-        optimizer = OPTIMIZERS[optimizer]
+    make = OPTIMIZERS.find(optimizer)
     group = {n: labels[n] if labels else "all" for n, v in multipliers.items() if v}
-    transforms = {label: optimizer(weight_decay, decays) for label in group.values()}
+    transforms = {label: make(weight_decay, decays) for label in group.values()}
     steps = optax.multi_transform(transforms, group)
     made = (
         optax.clip_by_global_norm(clip) if clip else optax.identity(),

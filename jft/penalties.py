@@ -3,8 +3,8 @@
 Of low-rank updates a run gives them the kernels as they are applied, W + α/r · A B, and not A and B.
 
 Each takes `strengths`, pairs of a pattern over names and a factor, the first match counting, 1 where none does: in a
-config `penalty=partial(l2_sp, strengths=(("*norm*", 0.0), ("stage4", 0.1)))`. A run refuses a pattern that names no
-parameter of its model.
+config `penalty=partial(jft.penalties.l2_sp, strengths=(("*norm*", 0.0), ("stage4", 0.1)))`. A run refuses a pattern
+that names no parameter of its model.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jft import tree
+from jft.words import Words
 
 Strengths = Sequence[tuple[str, float]]
 
@@ -52,6 +53,9 @@ def l2_sp(
     shared = (factors[n] * _half_square(w - source[n]) for n, w in params.items() if n in source and factors[n])
     fresh = (factors[n] * _half_square(w) for n, w in params.items() if n not in source and factors[n])
     return sum(shared, jnp.zeros(())) + new * sum(fresh, jnp.zeros(()))
+
+
+PENALTIES = Words("penalty", {"l2": l2, "l2-sp": l2_sp}, {"new": (0, 1e6)}, own="a function (params, source) -> scalar")
 
 
 def _half_square(w: Array) -> Array:

@@ -21,6 +21,7 @@ from jft.build import (
     needs_source,
     read_data,
     resolve,
+    source_shapes,
     summarise,
     usual_pieces,
 )
@@ -32,6 +33,7 @@ from jft.models.base import Model
 from jft.preprocess import Preprocess
 from jft.step import State, make_eval_step
 from jft.weights import default_preprocess
+from jft.words import name_of
 
 
 def preview(config: Config, compile: bool = True) -> dict[str, Any]:
@@ -149,7 +151,9 @@ def _step(
         batch_stats=stats,
         opt_state=jax.eval_shape(optimizer.init, tree.split(params, leg.trainable)[0]),
         key=jax.ShapeDtypeStruct((2,), jnp.uint32),
-        source={n: v for n, v in (params | stats).items() if not n.startswith("head/")} if needs_source(config) else {},
+        source=source_shapes(config, params | stats, [n for n in params if n.startswith("head/")])
+        if needs_source(config)
+        else {},
     )
     labels = splits.train.labels
     batch = {
@@ -204,7 +208,7 @@ def text(name: str, told: dict[str, Any], names: bool = False) -> str:
             if names:
                 lines += [f"    {n}" for n in group["names"]]
         # one-cycle has a rise of its own
-        rise = f", warm-up {stage['warmup']:.3g} of the steps" if stage["schedule"] != "one-cycle" else ""
+        rise = f", warm-up {stage['warmup']:.3g} of the steps" if name_of(stage["schedule"]) != "one-cycle" else ""
         how = f"{stage['optimizer']}, weight decay {stage['weight_decay']:.3g}, {stage['schedule']}{rise}"
         lines.append(f"  optimizer     {how}; {_bytes(stage['optimizer_bytes'])} of state")
         modes = [f"{mode} in {', '.join(parts)}" for mode, parts in stage["batch_norm"].items() if parts]

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from jft import distil, optim, plan
-from jft.config import Config
+from jft.config import Config, method
 from jft.data.sources import Dataset, Splits
 from jft.errors import UserError
 from jft.models.base import Model
 from jft.weights import Loaded
+from jft.words import name_of
 
 FEW_STEPS = 50  # with fewer, of a plan whose epochs nobody chose, a run is told to be short
 FAR = 1.5  # times the loss of guessing, above which a new head's first loss is told as odd
@@ -112,11 +113,11 @@ def settings(config: Config, held_out: bool = True) -> list[str]:
     """
     dead = sorted(n for n in config.given & plan.overridden(config.plan) if getattr(config, n) is not None)
     told = [f"{n} {getattr(config, n)} counts for nothing: every stage of the plan has its own." for n in dead]
-    if config.schedule == "one-cycle" and config.warmup and "warmup" in config.given - set(dead):
+    if name_of(config.schedule) == "one-cycle" and config.warmup and "warmup" in config.given - set(dead):
         told.append(f"warmup {config.warmup:g} counts for nothing: one-cycle has a rise of its own.")
     if "val_fraction" in config.given and not held_out:
         told.append(f"val_fraction {config.val_fraction:g} counts for nothing: the data have a validation split.")
-    usual = config.optimizer in ("adam", "adamw") or not isinstance(config.optimizer, str)
+    usual = name_of(config.optimizer) in ("adam", "adamw") or not isinstance(config.optimizer, str)
     if not usual and config.lr is None and isinstance(config.plan, str):
         told.append(
             f"The rate is the plan's own, which is for AdamW, and {config.optimizer} may want quite another: `jft lr` "
@@ -137,11 +138,12 @@ def over_legs(config: Config, model: Model, legs: Sequence[Any]) -> list[str]:
     trained = {part for leg in legs for part in leg.train_parts}
     if config.drop_path and not any(getattr(model.parts[part], "drop_path", 0) for part in trained):
         told.append(f"drop_path {config.drop_path:g} counts for nothing: no part trains that has it.")
-    given: Any = config.objective
+    given: Any = method(config, "objective")
     options: dict[str, Any] = {}
     while isinstance(given, partial):
         given, options = given.func, given.keywords | options
-    if given is distil.features and not trained & set(model.span(None, at := options.get("at", "head"))):
+    at = str(options.get("at", "head"))
+    if given in (distil.features, distil.answers) and not trained & set(model.span(None, at)):
         told.append(f"The objective holds the features before {at}, and no stage trains what gives them.")
     if optim.is_free(config.optimizer) and any(leg.update_stats for leg in legs):
         told.append(

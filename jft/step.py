@@ -14,6 +14,7 @@ from jft import losses, tree
 from jft.models.base import Model
 
 FEATURES = "features"  # in a batch: what the parts before `start` gave
+SOURCE_HEAD = "source_head/"  # before the names of the weights' own head among the pretrained values
 
 Batch = Mapping[str, Any]
 Metrics = dict[str, Array]

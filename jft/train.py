@@ -72,7 +72,7 @@ from jft.run import (
     running,
     versions,
 )
-from jft.step import FEATURES, State, make_eval_step, repeat
+from jft.step import FEATURES, SOURCE_HEAD, State, make_eval_step, repeat
 from jft.use import NoneReadable, evaluate_dataset, fit_temperature, probabilities, row, value_row
 from jft.weights.writers import write_safetensors
 
@@ -317,6 +317,7 @@ class Run:
         self.mesh = shard.make_mesh(model=config.tensor)
         self.preprocess = loaded.preprocess
         self.source = {n: v for n, v in (params | batch_stats).items() if n not in loaded.missing}
+        self.source |= {SOURCE_HEAD + n: v for n, v in loaded.head.items()}
         if jax.process_count() > 1:
             params, batch_stats = shard.fetch((params, batch_stats))
         self.initial, self.initial_stats = params, batch_stats

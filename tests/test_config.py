@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jft import Stage, build, cli
-from jft.config import Config, check, describe, load_config, load_object, override
+from jft import Stage, build, cli, distil, losses, optim, penalties
+from jft.config import Config, check, describe, load_config, load_object, method, override
 from jft.errors import UserError
 
 
@@ -32,9 +32,7 @@ WRONG = {
     "a bool for a number": (dict(lr=True), "--lr is True; float is expected."),
     "a number for a bool": (dict(balance=3), "--balance is 3; bool is expected."),
     "a number for a name": (dict(model=50), "--model is 50; str is expected."),
-    "a name for a function": (dict(penalty="l2_sp"), "--penalty is 'l2_sp'; function is expected."),
-    "one of ours": (dict(loss="focal"), "--loss is 'focal'; function is expected. Did you mean jft.losses.focal?"),
-    "one by its path": (dict(loss="jft.losses:focal"), "Did you mean jft.losses.focal?"),
+    "a number for a function": (dict(penalty=0.1), "--penalty is 0.1; str or function is expected."),
     "a seed below 0": (dict(seed=-1), "--seed is -1; it is at least 0"),
     "a seed jax would cut": (dict(seed=2**32), "--seed is 4294967296; it is at least 0 and at most 4294967295"),
     "without end": (dict(epochs=math.inf), "--epochs is inf; a finite float is expected."),
@@ -153,20 +151,51 @@ def test_a_function_of_the_users_that_fails_within_a_run_is_told_as_theirs(
     assert ("for logits (8, 3)" in told) == (option == "--loss")
 
 
+def test_a_method_is_a_word_with_its_options_or_a_function():
+    """In Python and on the command line alike; values without a name are the options' in their order."""
+    for field, given, function, options in (
+        ("loss", "focal:gamma=3", losses.focal, {"gamma": 3.0}),
+        ("loss", "focal:3", losses.focal, {"gamma": 3.0}),
+        ("loss", "binary-focal:alpha=none", losses.binary_focal, {"alpha": None}),
+        ("penalty", "l2-sp:new=0.01", penalties.l2_sp, {"new": 0.01}),
+        ("objective", "distil:pool:weight=0.1", distil.features, {"at": "pool", "weight": 0.1}),
+        ("objective", "distil:pool", distil.features, {"at": "pool"}),
+        ("optimizer", "sgd:momentum=0.95:nesterov=yes", optim.sgd, {"momentum": 0.95, "nesterov": True}),
+        ("schedule", "cosine:end=0.01", optim.cosine, {"end": 0.01}),
+    ):
+        for config in (Config(**{field: given}), override(Config(), field, [given])):
+            check(config)
+            found = method(config, field)
+            assert (found.func, found.keywords) == (function, options), given
+            assert describe(config)[field] == given
+    for given in ("jft.losses:focal", losses.focal, "focal"):
+        assert method(Config(loss=given), "loss") is losses.focal
+    assert method(override(Config(), "loss", ["jft.losses:focal"]), "loss") is losses.focal
+    assert method(Config(), "loss") is None
+
+
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("field", "given", "message"),
     [
-        ("focal", "jft.losses:focal"),
-        ("l2_sp", "jft.penalties:l2_sp"),
-        ("l2-sp", "jft.penalties:l2_sp"),
-        ("features", "jft.distil:features"),
-        ("x", ""),
+        ("loss", "focl", "There is no loss 'focl'. Did you mean focal"),
+        ("penalty", "l2_sp", "There is no penalty 'l2_sp'. Did you mean l2-sp"),
+        ("objective", "features", "Known: distil, lwf; or module:name, a function (model"),
+        ("loss", "focal:gama=3", "The loss 'focal:gama=3' has no option for 'gama=3'. Did you mean gamma?"),
+        ("loss", "focal:gamma=-1", "gamma is '-1'; it is a number from 0 to 100"),
+        ("loss", "focal:label_smoothing=0.1", "has no option for 'label_smoothing=0.1'. Its options: gamma=2."),
+        ("optimizer", "sgd:nesterov=perhaps", "nesterov is 'perhaps'; it is one of yes, no."),
+        ("optimizer", "adamw:b2=1", "b2 is '1'; it is a number from 0 to 0.999999."),
+        ("schedule", "onecycle", "Did you mean one-cycle?"),
     ],
 )
-def test_a_function_without_its_module_is_told_with_it(name, meant):
-    told = f"Did you mean {meant}\\?$" if meant else "is expected.$"
-    with pytest.raises(UserError, match=f"'{name}' names no function; .*{told}"):
-        load_object(name)
+def test_a_word_that_names_no_method_is_told_with_those_there_are(field, given, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        method(Config(**{field: given}), field)
+
+
+def test_words_that_name_no_function_are_told():
+    with pytest.raises(UserError, match=r"'x' names no function; module:name or file\.py:name is expected\."):
+        load_object("x")
 
 
 def test_a_field_that_takes_a_function_takes_it_by_where_it_is(tmp_path, monkeypatch):

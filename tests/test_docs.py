@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import jft
-from jft import cli, config, hyper, optim
+from jft import cli, config, distil, hyper, losses, optim, penalties
+from jft.words import written
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -192,7 +193,7 @@ def test_every_recipe_is_in_the_table_with_its_command_and_figures():
 
 def test_every_method_of_the_table_is_there():
     table = text(DOCS / "plans.md").partition("## Methods by name")[2].partition("\n## ")[0]
-    asked = [shlex.split(words) for words in re.findall(r"`(--[^`]+)`", table) if "own.py" not in words]
+    asked = [shlex.split(words) for words in re.findall(r"`(--[^`]+)`", table)]
     parser = cli.make_parser([w for words in asked for w in words if w.startswith(cli.FREE)])
     for words in asked:
         made = config.Config()
@@ -200,10 +201,23 @@ def test_every_method_of_the_table_is_there():
             if key.startswith("field:") and value is not None:
                 made = config.override(made, key.removeprefix("field:"), [value] if isinstance(value, str) else value)
         config.check(made)
-    for name in (*optim.OPTIMIZERS, "one-cycle", "step", *hyper.RULES):
+    kinds = (optim.OPTIMIZERS, optim.SCHEDULES, losses.LOSSES, penalties.PENALTIES, distil.OBJECTIVES, hyper.RULES)
+    for name in (name for kind in kinds for name in kind if name not in ("cross-entropy", "l2")):
         assert f"{name}`" in table, name
     for module, name in re.findall(r"jft\.(\w+)[.:](\w+)", table):
         assert hasattr(importlib.import_module(f"jft.{module}"), name), name
+
+
+def test_the_table_of_options_has_every_word_with_its_own():
+    rows = re.findall(r"^\| `(\w+)` \| `([\w-]+)` \|(.*)\|$", text(DOCS / "plans.md"), re.M)
+    told = {(field, word): re.findall(r"`([^`=]+=[^`]+)`", options) for field, word, options in rows}
+    expected = {
+        (field, word): [f"{o}={written(default)}" for o, (_, default) in known.options(word).items()]
+        for field in ("loss", "penalty", "objective", "optimizer", "schedule")
+        for known in [config.words_of(field)]
+        for word in known
+    }
+    assert told == expected and list(told) == list(expected)
 
 
 def test_every_test_and_script_that_a_page_names_exists():

@@ -79,6 +79,22 @@ def test_low_rank_updates_are_told_and_pulled_as_kernels(config, tmp_path):
     assert sum(ends[2].values()) < 0.8 * sum(ends[1].values())
 
 
+def test_the_answers_of_the_weights_own_head_are_held(config, tmp_path):
+    """Learning without Forgetting by a word: the head is read from the weights, the model's own is of other classes."""
+    values = {n: np.asarray(v) for n, v in build.plain_model(config, 5).init(jax.random.key(0))[0].items()}
+    bias = np.random.default_rng(0).normal(size=5).astype(np.float32)
+    head = {"head/kernel": np.zeros_like(values["head/kernel"]), "head/bias": bias}
+    write_safetensors(tmp_path / "a.safetensors", values | head)
+    made = config.replace(
+        plan=(Stage("norm", ("head", "norm")),), objective="lwf:weight=0.5:temperature=3", epochs=1,
+        weights=str(tmp_path / "a.safetensors"), workdir=str(tmp_path / "run"),
+    )  # fmt: skip
+    p = np.asarray(jax.nn.softmax(bias / 3))  # of every image, whatever its features
+    for line in lines_of(train(made)):
+        if "penalty" in line:
+            assert line["penalty"] == pytest.approx(0.5 * 9 * -float((p * np.log(p)).sum()), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -161,8 +177,10 @@ def test_wrong_combinations_are_refused(config, tmp_path):
         (dict(penalty_weight=0.1), "and there is none"),
         (dict(lora={"alpha": 16.0}, plan="full"), "--lora.alpha is about low-rank updates, and there are none"),
         (dict(lora={"alpha": 0.0}, plan="lora"), "it is above 0"),
-        (dict(loss=losses.squared_error), "which have one label an image; for them are jft.losses:cross_entropy"),
+        (dict(loss=losses.squared_error), "which have one label an image; for them are cross-entropy"),
         (dict(loss=partial(losses.huber, delta=2.0)), "huber is not for these data"),
+        (dict(loss="focl"), "There is no loss 'focl'. Did you mean focal"),
+        (dict(objective="lwf", plan="full"), "takes the head that came with the weights, and there is none"),
         (dict(optimizer=lambda decay, mask: optax.adamw(1e-3, weight_decay=decay)), "it applies a learning rate"),
         (dict(optimizer=optax.adamw(1e-3)), r"a function \(weight_decay, mask\)"),
         (dict(optimizer=optax.adamw), "No optimizer, which is"),

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jft.data import decode, prepare
+from jft import words
+from jft.data import decode
 from jft.data.augment import flip
 from jft.data.order import tickets
 from jft.data.prepare import ALL, crop, key_of, make_prepare, options, pad, parse, rrc, views, work_size
@@ -283,7 +284,7 @@ def test_the_table_of_the_docs_has_every_augmentation_with_its_options():
     expected = {}
     for name in ALL:
         defaults = [(o, default) for o, (_, default) in options(name).items()]
-        expected[name] = " ".join(f"`{o}`" if d is None else f"`{o}={prepare._written(d)}`" for o, d in defaults)
+        expected[name] = " ".join(f"`{o}`" if d is None else f"`{o}={words.written(d)}`" for o, d in defaults)
     assert {name: " ".join(t.split()) for name, t in told.items()} == expected and list(told) == list(ALL)
 
 

@@ -360,7 +360,8 @@ def test_a_split_of_equal_classes_is_told_by_one_number(tmp_path):
 
 
 def of_a_function():
-    """What a config may hold."""
+    """What a config may hold, and no command can name."""
+    return lambda: None
 
 
 def test_the_command_to_repeat_a_run_is_one_that_jft_takes(tmp_path, monkeypatch):
@@ -371,6 +372,8 @@ def test_the_command_to_repeat_a_run_is_one_that_jft_takes(tmp_path, monkeypatch
         "data": "tfds:mnist", "weights": "hf:timm/resnet50.a1_in1k", "weight_decay": 0.01, "keep_head": True,
         "image_size": (64, 32), "augment": (), "clip": None, "preprocess": {"crop_pct": 1.0, "mean": (0.5, 0.4, 0.3)},
         "model_options": {"pool": "avg"}, "loss": own, "track": ("mlflow", "own:tracker"), "label_smoothing": 0.1,
+        "penalty": "l2-sp:new=0.01", "objective": "distil:pool", "optimizer": own, "schedule": own, "hyper": own,
+        "plan": own,
     }  # fmt: skip
     command, left = _command(json.loads(json.dumps(describe(Config(**can)))))
     assert not left and "--weight-decay 0.01" in command and "--preprocess.crop_pct 1" in command
@@ -381,12 +384,16 @@ def test_the_command_to_repeat_a_run_is_one_that_jft_takes(tmp_path, monkeypatch
 
     for fields in (
         {
-            "data": load_object("own.py:read"),
-            "weights": of_a_function,
+            "data": lambda: None,
+            "weights": of_a_function(),
             "loss": partial(own, 2),
             "plan": (Stage("a", ("head",)),),
         },
-        {"data": {"train": (np.zeros(2), np.zeros(2))}, "optimizer": own, "schedule": own, "hyper": own, "plan": own},
+        {
+            "data": {"train": (np.zeros(2), np.zeros(2))},
+            "optimizer": partial(own, 2),
+            "schedule": lambda peak, steps: 1,
+        },
         {"data": (np.zeros((2, 8, 8, 3)), np.zeros(2)), "loss": lambda logits, batch: logits},
     ):
         settings = json.loads(json.dumps(describe(Config(**fields, epochs=3.0))))

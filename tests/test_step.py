@@ -349,7 +349,7 @@ def test_distillation_holds_the_features_where_they_were(problem):
         "kernel": jnp.asarray(np.random.default_rng(1).normal(size=(h.shape[1], 5)), jnp.float32),
         "bias": jnp.zeros(5),
     }
-    lwf = distil.features(model, weight=1.0, head=head, temperature=2.0, **options)
+    lwf = distil.answers(model, source_head=head, temperature=2.0, **options)
     p, log_q = jax.nn.softmax(h_s @ head["kernel"] / 2), jax.nn.log_softmax(h @ head["kernel"] / 2)
     expected = -4 * np.mean(np.sum(p * log_q, -1))
     np.testing.assert_allclose(lwf(moved, stats, batch, key)[1][0]["penalty"], expected, rtol=1e-4)

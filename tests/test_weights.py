@@ -298,9 +298,12 @@ def test_a_new_head_for_other_classes(tmp_path, resnet):
     )
     assert loaded.receipt.dropped["fc.weight"] == "the head is new"
     assert weights.head_size(other, tmp_path / "w.safetensors") == 7
+    own = weights.read_head(other, tmp_path / "w.safetensors")
 
     kept = weights.load(resnet, tmp_path / "w.safetensors")
     assert not kept.missing and "head/kernel" in kept.params
+    for name in ("kernel", "bias"):
+        np.testing.assert_array_equal(own[name], kept.params[f"head/{name}"])
     fresh = weights.load(resnet, tmp_path / "w.safetensors", keep_head=False)
     assert fresh.missing == ("head/bias", "head/kernel")
 
@@ -317,6 +320,7 @@ def test_no_head_or_half_a_head(tmp_path, vit):
     assert loaded.missing == ("head/bias", "head/kernel") and not loaded.receipt.dropped
     assert "not in the file, freshly initialised: head" in str(loaded.receipt)
     assert weights.head_size(vit, tmp_path / "none.safetensors") is None
+    assert weights.read_head(vit, tmp_path / "none.safetensors") == {}
 
 
 def test_scratch(vit):

@@ -1,6 +1,6 @@
 """Changes to one picture on the device, by a key: geometry, colour, erasing, and what mixes it with another.
 
-Pictures are float32 [h, w, c]. Strengths are keyword options; a config names them in text (`jft.data.prepare.parse`).
+Pictures are float32 [h, w, c]. Strengths are keyword options; a config names them in text (`jft.words`).
 """
 
 from typing import Literal

@@ -1,8 +1,6 @@
 """On the device: from uint8 working images to what the model takes, augmented and normalised as its weights want."""
 
-import inspect
 import math
-import typing
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -29,6 +27,7 @@ from jft.data.augment import (
 from jft.data.decode import window_offset
 from jft.errors import UserError, near
 from jft.preprocess import Preprocess
+from jft.words import Words
 
 Batch = dict[str, Any]
 Prepare = Callable[..., Batch]
@@ -145,70 +144,8 @@ BOUNDS = {
 }
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """An augmentation's name, and the options given with it: `name`, or `name:value:option=value`.
-
-    A value without its option's name is the next one's. A range is two numbers, `0.3..1`, or its lower end. Raises
-    UserError for names and values that are none.
-
-    >>> parse("erase:0.5:scale=0.02..0.2")
-    ('erase', {'p': 0.5, 'scale': (0.02, 0.2)})
-    """
-    name, *words = text.split(":")
-    if name not in ALL:
-        meant = f" Did you mean {ELSEWHERE[name]}?" if name in ELSEWHERE else near(name, ALL)
-        raise UserError(f"There is no augmentation {name!r}.{meant} Known: {', '.join(ALL)}.")
-    known = options(name)
-    given: dict[str, Any] = {}
-    for place, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if not equals:
-            option, value = (list(known)[place] if place < len(known) else ""), word
-        if option not in known or option in given:
-            wrong = f"was given {option} twice" if option in given else f"has no option for {word!r}"
-            shown = ", ".join(f"{o}={_written(default)}" for o, (_, default) in known.items()) or "none"
-            raise UserError(f"The augmentation {text!r} {wrong}.{near(option, known)} Its options: {shown}.")
-        given[option] = _value(text, option, value, *known[option])
-    return name, given
-
-
-def options(name: str) -> dict[str, tuple[Any, Any]]:
-    """The options of an augmentation, in the order in which values without a name are taken: type and default."""
-    signature, hints = inspect.signature(ALL[name]), typing.get_type_hints(ALL[name])
-    return {o: (hints[o], p.default) for o, p in signature.parameters.items() if p.default is not p.empty}
-
-
-def _value(text: str, option: str, word: str, kind: Any, default: Any) -> Any:
-    if choices := (typing.get_args(kind) if typing.get_origin(kind) is Literal else ()):
-        if word not in choices:
-            raise UserError(
-                f"The augmentation {text!r}: {option} is {word!r}; it is one of {', '.join(choices)}."
-                f"{near(word, choices)}"
-            )
-        return word
-    least, greatest = BOUNDS[option]
-    ranged, whole = isinstance(default, tuple), kind is int
-    try:
-        numbers = [int(w) if whole else float(w) for w in (word.split("..") if ranged else [word])]
-        good = len(numbers) <= 2 and all(least <= n <= greatest for n in numbers) and numbers == sorted(numbers)
-        if good and ranged:
-            low, high = numbers[0], numbers[1] if len(numbers) == 2 else default[1]
-            if low <= high:
-                return (low, high)
-        elif good:
-            return numbers[0]
-    except ValueError:
-        pass
-    expected = "a whole number" if whole else "a range LOW..HIGH, or LOW," if ranged else "a number"
-    raise UserError(
-        f"The augmentation {text!r}: {option} is {word!r}; it is {expected} from {least:g} to {greatest:g}."
-    )
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "..".join(f"{v:.4g}" for v in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+AUGMENTS = Words("augmentation", ALL, BOUNDS, ELSEWHERE)
+parse, options = AUGMENTS.parse, AUGMENTS.options
 
 
 def make_prepare(

@@ -26,8 +26,9 @@ TABLE_CLASSES = 12  # a confusion matrix of more classes is drawn, not written
 MISTAKES, UNSURE, SUSPECTS, PAIRS, EXCLUDED, FIGURES = 16, 8, 12, 15, 100, 12  # at most so many are shown
 NAMED_CLASSES = 40  # a drawn confusion matrix of more classes numbers them
 CONFIG = "CONFIG.py"
-CALLED = ("loss", "penalty", "objective", "track")  # fields that are functions by name in a command too
-NEVER_CALLED = ("data", "weights", "plan", "optimizer", "schedule", "hyper")  # that may be functions, in a config alone
+CALLED = (  # fields that may be functions
+    "data", "weights", "plan", "optimizer", "schedule", "hyper", "loss", "penalty", "objective", "track",
+)  # fmt: skip
 _FUNCTION = re.compile(r"(?!tfds:|hf:|gs:)([\w.]+|.*\.py):[A-Za-z_<][\w.<>]*")  # `module:name`, `file.py:name`
 EXPLAINED = "explained.npz"  # what `jft report --explain` found with the model at hand
 THUMBNAIL = 240  # pixels of its longer side: sharp on a phone's screen
@@ -1215,9 +1216,9 @@ def _in_words(name: str, value: Any) -> bool:
         return all(not isinstance(v, list) and _in_words(name, v) for v in value)
     if not isinstance(value, str):
         return not isinstance(value, dict)
-    if name in CALLED:
+    if name in CALLED and _FUNCTION.fullmatch(value):
         return "<" not in value and not value.startswith("__main__:")
-    return name not in NEVER_CALLED or not (_FUNCTION.fullmatch(value) or " sha256:" in value)
+    return name not in CALLED or " sha256:" not in value
 
 
 def word(value: Any) -> str:

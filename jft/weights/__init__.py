@@ -9,6 +9,7 @@ from jft.weights.formats import (
     default_source,
     head_size,
     load,
+    read_head,
     scratch,
 )
 from jft.weights.hub import locate
@@ -26,5 +27,6 @@ __all__ = [
     "load",
     "locate",
     "open_weights",
+    "read_head",
     "scratch",
 ]

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -161,6 +161,7 @@ class Loaded:
     path: Path | None
     multi_label: bool = False  # whether that head is known to tell of several labels an image
     quantities: bool = False  # or of quantities, whose names are `classes`
+    head: Mapping[str, np.ndarray] = field(default_factory=dict)  # the weights' own, where an objective takes it
 
 
 def default_source(name: str) -> Source:
@@ -260,18 +261,43 @@ def head_size(
     >>> n = head_size(make_model("resnet50"), "food101.pth")
     >>> model = make_model("resnet50", num_classes=n)
     """
+    with _head_rules(model, source, format, skip) as (file, rules):
+        for rule in rules:
+            # The operation on a byte broadcast to their shape has our shape; our last axis is the classes.
+            return rule.op.to_ours(*(np.broadcast_to(np.uint8(0), file.shape(name)) for name in rule.names)).shape[-1]
+    return None
+
+
+def read_head(
+    model: Model, source: str | Path | None = None, *, format: str | None = None, skip: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """`kernel` [d, k] and `bias` [k] of the head in these weights, whatever the model's; nothing where there is none.
+
+    >>> read_head(make_model("resnet50", num_classes=2), "resnet50.safetensors")["kernel"].shape
+    (2048, 1000)
+    """
+    with _head_rules(model, source, format, skip) as (file, rules):
+        return {(rule.ours or "").removeprefix(f"{HEAD}/"): _converted(rule, file)[0] for rule in rules}
+
+
+@contextlib.contextmanager
+def _head_rules(
+    model: Model, source: str | Path | None, format: str | None, skip: Collection[str]
+) -> Iterator[tuple[WeightFile, list[Rule]]]:
+    """A weight file, open, and the rules of the head that it has."""
     located = locate(default_source(model.name).uri if source is None else source)
     ours, _ = _shapes(model)
     with open_weights(located.path) as file:
         chosen, found = _choose(model, ours, file, located, format, True, skip)
-        for rule in FORMATS[chosen].rules(ours):
-            if any(found.drop.get(name) == _PROJECTION for name in rule.names):
-                continue
-            if rule.ours and rule.ours.startswith(HEAD + "/") and set(rule.names) <= set(file.names):
-                # The operation on a byte broadcast to their shape has our shape; our last axis is the classes.
-                theirs = (np.broadcast_to(np.uint8(0), file.shape(name)) for name in rule.names)
-                return rule.op.to_ours(*theirs).shape[-1]
-    return None
+        projections = {name for name, why in found.drop.items() if why == _PROJECTION}
+        yield (
+            file,
+            [
+                rule
+                for rule in FORMATS[chosen].rules(ours)
+                if (rule.ours or "").startswith(f"{HEAD}/") and set(rule.names) <= set(file.names) - projections
+            ],
+        )
 
 
 def scratch(model: Model) -> Loaded:

@@ -121,8 +121,8 @@ class Config:
     clip: float | None = _opt(1.0, "largest global norm of the gradients that train; none = no clipping", above=0)
     augment: tuple[str, ...] | None = _opt(
         None,
-        "random changes of the training images: crop, rrc, pad, flip, rotate, randaugment, trivial, jitter, grey, "
-        "blur, erase, mixup, cutmix; strengths as mixup:0.2, randaugment:m=9:n=2; none = nothing; default: crop "
+        "random changes of the training images: crop, rrc, pad, flip, vflip, rotate, randaugment, trivial, jitter, "
+        "grey, blur, erase, mixup, cutmix; strengths as mixup:0.2, randaugment:m=9:n=2; none = nothing; default: crop "
         "flip, and nothing for a linear probe",
     )
     label_smoothing: float = _opt(0.0, "share of the label spread over all classes", least=0, below=1)

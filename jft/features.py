@@ -1,6 +1,5 @@
 """The frozen-prefix cache: parts that do not train are run once per image, and the rest trains on what they gave."""
 
-import contextlib
 import hashlib
 import importlib.metadata
 import logging
@@ -16,9 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jft import shard
-from jft.data.cache import cache_dir
+from jft.data.cache import cache_dir, make_room, used
 from jft.errors import MachineError, disk
-from jft.files import PART, sweep, writing
+from jft.files import writing
 from jft.models.base import Model
 
 
@@ -121,8 +120,7 @@ def load(name: str, shape: tuple[int, ...], dtype: str = "float32") -> np.ndarra
             raw[size : size + 4].view("<u4")[0]
         ):
             raise ValueError("its checksum is wrong")
-        with contextlib.suppress(OSError):  # removed since, or another user's: it is mapped all the same
-            os.utime(path)
+        used(path)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -147,7 +145,7 @@ def save(name: str, pieces: Iterable[np.ndarray], needed: bool = False) -> None:
                     total = zlib.crc32(raw, total)
                     file.write(raw)
                 file.write(total.to_bytes(4, "little") + MAGIC)
-            _make_room(path, part.stat().st_size)  # before it stands there, for another process to remove
+            make_room(path, part.stat().st_size, MOST_ON_DISK)  # before it stands there, for another process to remove
     except OSError as error:
         if not needed:
             raise
@@ -155,20 +153,3 @@ def save(name: str, pieces: Iterable[np.ndarray], needed: bool = False) -> None:
             f"{disk(error, path)}. Features that memory does not hold need a place there: make room, or name another "
             "with JFT_CACHE=FOLDER. Without --features disk the frozen parts run every epoch. The same command goes on."
         ) from error
-
-
-def _make_room(path: Path, size: int) -> None:
-    """Remove the features used longest ago until `size` more bytes fit. Other processes write and remove here too."""
-    sweep(path.parent)
-    others = []
-    for other in path.parent.iterdir():
-        with contextlib.suppress(OSError):
-            if other != path and other.suffix != PART:
-                status = other.stat()
-                others.append((status.st_mtime, status.st_size, other))
-    size += sum(length for _, length, _ in others)
-    for _, length, other in sorted(others):
-        if size > MOST_ON_DISK:
-            size -= length
-            with contextlib.suppress(OSError):
-                other.unlink()

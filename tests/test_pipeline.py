@@ -373,6 +373,18 @@ def test_a_picture_that_changes_while_it_is_read_is_not_kept(caplog):
     assert (images == pipeline.decode_all(dataset.select([1, 2, 0]), SMALL)[0]).all()
 
 
+def test_what_was_used_longest_ago_makes_room(monkeypatch):
+    pipeline.decode_all(noise(2, 0), SMALL)
+    (first,) = files()
+    monkeypatch.setattr(pipeline, "MOST_ON_DISK", 2.5 * first.stat().st_size)
+    pipeline.decode_all(noise(2, 1), SMALL)
+    for file in files():
+        os.utime(file, (1000 if file == first else 2000,) * 2)
+    pipeline.decode_all(noise(2, 0), SMALL)  # used now, though it was written before the second
+    pipeline.decode_all(noise(2, 2), SMALL)
+    assert len(files()) == 2 and first in files() and min(f.stat().st_mtime for f in files()) > 2000
+
+
 def test_leftovers_of_killed_writers_are_removed():
     folder = cache_dir() / "decoded"
     folder.mkdir(parents=True)

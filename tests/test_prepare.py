@@ -235,8 +235,8 @@ def test_augmentations_have_one_order():
     black = -np.array(SMALL.mean) / np.array(SMALL.std)
     assert (np.abs(pixels - black) < 1e-5).all(1).any() and (pixels == 0).all(1).any()
     assert list(ALL) == [
-        "crop", "rrc", "pad", "flip", "rotate", "randaugment", "trivial", "jitter", "grey", "blur", "erase", "mixup",
-        "cutmix",
+        "crop", "rrc", "pad", "flip", "vflip", "rotate", "randaugment", "trivial", "jitter", "grey", "blur", "erase",
+        "mixup", "cutmix",
     ]  # fmt: skip
 
 
@@ -270,7 +270,9 @@ def test_options_in_text():
     assert parse("jitter:0.2:hue=0.1:brightness=0.8")[1] == {"strength": 0.2, "hue": 0.1, "brightness": 0.8}
     given, key = batch(), jax.random.key(0)
     strong = jax.jit(make_prepare(SMALL, ("flip:1",), train=True))(given, key)["image"]
-    assert (strong == jax.jit(make_prepare(SMALL))(given)["image"][:, :, ::-1]).all()
+    upright = jax.jit(make_prepare(SMALL))(given)["image"]
+    assert (strong == upright[:, :, ::-1]).all()
+    assert (jax.jit(make_prepare(SMALL, ("vflip:1",), train=True))(given, key)["image"] == upright[:, ::-1]).all()
     for name in ALL:  # every option's default is a value that may be given
         for option, (_, default) in options(name).items():
             if isinstance(default, float | int):

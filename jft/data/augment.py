@@ -33,6 +33,11 @@ def flip(image: Float[Array, "h w c"], key: Key[Array, ""], *, p: float = 0.5) -
     return jnp.where(jax.random.bernoulli(key, p), image[:, ::-1], image)
 
 
+def vflip(image: Float[Array, "h w c"], key: Key[Array, ""], *, p: float = 0.5) -> Float[Array, "h w c"]:
+    """Top and bottom exchanged, with probability p: for what has no up, as seen from above or through a microscope."""
+    return jnp.where(jax.random.bernoulli(key, p), image[::-1], image)
+
+
 def rotate(image: Float[Array, "h w c"], key: Key[Array, ""], *, degrees: float = 15.0) -> Float[Array, "h w c"]:
     """Turned about its middle by an angle drawn evenly from ±degrees; what comes in from outside is black."""
     angle = jax.random.uniform(key, minval=-degrees, maxval=degrees)

@@ -1,7 +1,10 @@
 """Where jft keeps what it can compute again; it may be deleted at any time."""
 
+import contextlib
 import os
 from pathlib import Path
+
+from jft.files import PART, sweep
 
 
 def cache_dir() -> Path:
@@ -11,3 +14,29 @@ def cache_dir() -> Path:
     if folder := os.environ.get("XDG_CACHE_HOME"):
         return Path(folder).expanduser() / "jft"
     return Path.home() / ".cache" / "jft"
+
+
+def used(path: Path) -> None:
+    """Note that a file was used now, for `make_room`."""
+    with contextlib.suppress(OSError):  # removed since, or another user's: it is read all the same
+        os.utime(path)
+
+
+def make_room(path: Path, size: int, most: float) -> None:
+    """Remove the files beside `path` that were used longest ago, until `size` more bytes fit into `most`.
+
+    Other processes write and remove here too; on POSIX one that has a file mapped keeps it.
+    """
+    sweep(path.parent)
+    others = []
+    for other in path.parent.iterdir():
+        with contextlib.suppress(OSError):
+            if other != path and other.suffix != PART:
+                status = other.stat()
+                others.append((status.st_mtime, status.st_size, other))
+    size += sum(length for _, length, _ in others)
+    for _, length, other in sorted(others):
+        if size > most:
+            size -= length
+            with contextlib.suppress(OSError):
+                other.unlink()

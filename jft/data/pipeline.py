@@ -19,11 +19,11 @@ from jaxtyping import Int64, UInt8
 from PIL import features
 
 from jft.data import decode
-from jft.data.cache import cache_dir
+from jft.data.cache import cache_dir, make_room, used
 from jft.data.order import Order, Tickets, evaluation_batches
 from jft.data.sources import Dataset, Excluded
 from jft.errors import UserError, printable
-from jft.files import sweep, writing
+from jft.files import writing
 from jft.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 MAGIC = b"jftdec01"  # ends every file of decoded pictures; the number is the layout's
+MOST_ON_DISK = 32 * 2**30  # bytes of all such files; one that is larger stands alone
 
 
 def decode_all(
@@ -319,7 +320,6 @@ def _write(
 ) -> None:
     """Raises OSError where the file cannot be written, or where a picture changed since its digest was taken."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
     kept: list[int] = []
     failed: list[tuple[int, str]] = []
     sums: list[int] = []
@@ -335,6 +335,8 @@ def _write(
                     kept.append(i)
         text = json.dumps({"kept": kept, "failed": failed, "crc32": sums}).encode()
         file.write(text + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + MAGIC)
+        file.flush()
+        make_room(path, part.stat().st_size, MOST_ON_DISK)
 
 
 def _read(path: Path, size: tuple[int, int], n: int, threads: int) -> Decoded | None:
@@ -361,6 +363,7 @@ def _read(path: Path, size: tuple[int, int], n: int, threads: int) -> Decoded | 
         for i, same in enumerate(in_order(lambda i: zlib.crc32(images[i].data) == sums[i], len(kept), threads)):
             if not same:
                 raise ValueError(f"image {i} does not fit its checksum")
+        used(path)
         return images.view(np.ndarray), kept, failed
     except FileNotFoundError:
         return None

@@ -23,6 +23,7 @@ from jft.data.augment import (
     randaugment,
     rotate,
     trivial,
+    vflip,
 )
 from jft.data.decode import window_offset
 from jft.errors import UserError, near
@@ -109,6 +110,7 @@ WINDOWS: dict[str, Callable[..., Array]] = {"crop": crop, "rrc": rrc, "pad": pad
 # What changes it: float32 in 0..1 of the evaluation crop's size.
 AUGMENTATIONS: dict[str, Callable[..., Array]] = {
     "flip": flip,
+    "vflip": vflip,
     "rotate": rotate,
     "randaugment": randaugment,
     "trivial": trivial,

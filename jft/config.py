@@ -124,6 +124,7 @@ class Config:
         "random changes of the training images: crop, rrc, pad, flip, vflip, rotate, randaugment, trivial, jitter, "
         "grey, blur, erase, mixup, cutmix; strengths as mixup:0.2, randaugment:m=9:n=2; none = nothing; default: crop "
         "flip, and nothing for a linear probe",
+        words="jft.data.prepare:AUGMENTS",
     )
     label_smoothing: float = _opt(0.0, "share of the label spread over all classes", least=0, below=1)
     class_weights: str | None = _opt(
@@ -305,6 +306,13 @@ def check(config: Config) -> None:
             if name not in kinds:
                 raise _no_option(f"{f.name}.{name}", str(name), kinds)
             _check_type(f"--{f.name}.{name}", value, kinds[name])
+    for f in dataclasses.fields(config):
+        given = getattr(config, f.name)
+        if "words" in f.metadata and given != f.default:  # jax is imported for no default
+            several = given if isinstance(given, tuple | list) else (given,)
+            for word in (w for w in several if isinstance(w, str)):
+                if _is_word(f.name, word) or not names_object(word):
+                    load_object(f.metadata["words"]).parse(word)
     if isinstance(config.plan, str):
         preset(config.plan)
     for stage in config.plan if isinstance(config.plan, Sequence) and not isinstance(config.plan, str) else ():

@@ -485,6 +485,9 @@ def test_a_field_that_every_stage_overrides_is_refused(tmp_path):
 
 
 def test_a_value_that_no_config_takes_is_told_before_any_trial(monkeypatch, tmp_path):
+    for name, words in (("loss", ["focal", "focl"]), ("optimizer", ["sgd:momentun=0.8"]), ("augment", [("flp",)])):
+        with pytest.raises(UserError, match=r"Did you mean (focal|momentum|flip)"):
+            sweep.dimension(Config(), name, words)
     with pytest.raises(UserError, match="no plan 'nonsense'"):
         run(monkeypatch, tmp_path / "s", space={"plan": ["head", "nonsense"]})
     assert not (tmp_path / "s").exists()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jft import features, metrics, probes, shard, weights
-from jft.build import Split, draw_shots, memory_budget
+from jft.build import Scale, Split, draw_shots, memory_budget
 from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare
 from jft.errors import UserError, near
@@ -42,7 +42,7 @@ class Ranking:
 
     rows: list[dict[str, Any]]
     metric: str
-    figure: str  # of probes: accuracy, or average_precision where an image may have several labels
+    figure: str  # of probes: accuracy, average_precision where an image may have several labels, r2 of quantities
     fitted: int  # images
     scored: int
     scored_on: str
@@ -121,10 +121,9 @@ def rank(
     if shots is not None:
         train, not_drawn = _draw(splits.train, shots, seed)
         others = not_drawn if others is None else others
-    if train.quantities:
-        raise UserError("`jft rank` scores models by classes; the labels of these data are quantities.")
     if metric == "leep" and train.labels.ndim == 2:
-        raise UserError("LEEP is for one label an image, and these data have several. Take another --metric.")
+        have = "quantities" if train.quantities else "several"
+        raise UserError(f"LEEP is for one label an image, and these data have {have}. Take another --metric.")
     mixture = any(candidate.head is None for candidate in candidates)
     if metric == "leep" and mixture and not probes.gaussians(len(train), len(splits.classes)):
         raise _no_leep()
@@ -151,7 +150,7 @@ def rank(
     return Ranking(
         rows=ordered,
         metric=metric,
-        figure=_figure(labels),
+        figure=_figure(images),
         fitted=len(labels),
         scored=len(hits[0]),
         scored_on=where,
@@ -322,14 +321,39 @@ def _head(model: Model, params: Any, stats: Any, x: np.ndarray) -> np.ndarray:
     return np.asarray(features.compute(step, params, stats, ({FEATURES: x[i], "mask": mask} for i, mask in rows)))
 
 
-def _figure(labels: np.ndarray) -> str:
-    return "accuracy" if labels.ndim == 1 else "average_precision"
+def _figure(images: Images) -> str:
+    return metrics.figure(images.sets[0].quantities, images.labels[0].ndim == 2)
+
+
+def _score_quantities(seen: Seen, images: Images, names: Sequence[str]) -> tuple[dict[str, Any], np.ndarray]:
+    """The scores of a model for quantities, and the squared error of its linear probe on each of the images scored.
+
+    The linear probe is ridge regression. Each quantity is held in its standard deviations, so that all count alike.
+    """
+    begun = time.perf_counter()
+    scale = Scale.of(images.labels[0])
+    y = scale.units(images.labels[0])
+    x, axes = seen.sets[0], probes.Axes(seen.sets[0])
+    linear = probes.ridge(x, y, y.shape[1], axes=axes)
+    if len(seen.sets) > 1:
+        truth = scale.units(images.labels[1])
+        found = {"linear": linear.scores(seen.sets[1]), "knn": probes.knn(x, y, seen.sets[1], y.shape[1])}
+    else:
+        truth = y
+        assert linear.held_out is not None
+        found = {"linear": linear.held_out, "knn": probes.knn(x, y, None, y.shape[1])}
+    told: dict[str, Any] = {name: {"r2": metrics.quantities(p, truth, names)["r2"]} for name, p in found.items()}
+    told["linear"]["penalty"] = linear.penalty
+    scores = told | {"logme": probes.logme(x, y, y.shape[1]), "leep": None, "nleep": None}
+    return scores | {"probe_seconds": time.perf_counter() - begun}, np.square(found["linear"] - truth).mean(axis=1)
 
 
 def _score(
     seen: Seen, images: Images, classes: Sequence[str], mixture: bool, seed: int
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """All scores of a model, and for which of the images scored its linear probe is right."""
+    """All scores of a model, and for which of the images scored its linear probe is right; of quantities its errors."""
+    if images.sets[0].quantities:
+        return _score_quantities(seen, images, classes)
     begun = time.perf_counter()
     labels, count, several = images.labels[0], len(classes), images.labels[0].ndim == 2
     x, axes = seen.sets[0], probes.Axes(seen.sets[0])
@@ -348,7 +372,7 @@ def _score(
         votes = probes.knn(x, labels, None, count)[rows]
     likely = {"linear": probabilities(found["linear"], several), "knn": votes}
     summaries = {name: metrics.summary(p, truth, classes) for name, p in likely.items()}
-    figure = _figure(labels)
+    figure = _figure(images)
     if figure not in summaries["linear"]:
         raise UserError("The images to be scored show none of the labels, so that no model can be ranked by them.")
     told = {name: {k: v for k, v in s.items() if k in (figure, "log_loss")} for name, s in summaries.items()}
@@ -370,8 +394,8 @@ def _order(rows: Sequence[dict[str, Any]], hits: Sequence[np.ndarray], metric: s
     """The rows, best first by the metric, each with its mean place and how it stands to the first."""
 
     def probe(name: str) -> list[Any]:
-        figure = "accuracy" if "accuracy" in rows[0][name] else "average_precision"
-        return [(row[name][figure], -row[name]["log_loss"]) for row in rows]
+        figure = next(f for f in metrics.HEADLINES if f in rows[0][name])
+        return [(row[name][figure], -row[name].get("log_loss", 0.0)) for row in rows]
 
     keys: dict[str, list[Any]] = {"linear": probe("linear"), "knn": probe("knn"), "logme": [r["logme"] for r in rows]}
     # LEEP over a source's classes and over clusters are not to be compared: one of them for all models.
@@ -393,11 +417,12 @@ def _order(rows: Sequence[dict[str, Any]], hits: Sequence[np.ndarray], metric: s
 
 
 def sign_test(one: np.ndarray, other: np.ndarray) -> float:
-    """How probable so unequal a split of the images that only one of two models gets right would be by chance.
+    """How probable so unequal a split of the images that one of two models does better on would be by chance.
 
-    McNemar's test in its exact form (McNemar 1947): two-sided, over images of which just one is right.
+    Two-sided, over the images on which they differ; where each is right or wrong it is McNemar's test in its exact form
+    (McNemar 1947).
     """
-    a, b = int((one & ~other).sum()), int((other & ~one).sum())
+    a, b = int((one > other).sum()), int((other > one).sum())
     return min(1.0, 2 * sum(comb(a + b, i) for i in range(min(a, b) + 1)) / 2 ** (a + b))
 
 
@@ -444,20 +469,25 @@ def residual_bytes(model: Model, batch: int) -> int:
     return sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(jax.eval_shape(kept, params, stats, x)))
 
 
+def _shown(value: float, figure: str) -> str:
+    return f"{value:.3f}" if figure == "r2" else f"{value:.1%}"
+
+
 def text(done: Ranking) -> str:
     """A ranking for people."""
     leep = "leep" if all(row["leep"] is not None for row in done.rows) else "nleep"
-    columns = ["", "model", "linear", "kNN", "LogME", {"leep": "LEEP", "nleep": "N-LEEP"}[leep]]
+    none = done.figure == "r2"  # LEEP is of classes
+    columns = ["", "model", "linear", "kNN", "LogME", *([] if none else [{"leep": "LEEP", "nleep": "N-LEEP"}[leep]])]
     table = [[*columns, "params", "FLOPs", "images/s", "head", "full", "memory"]]
     for row in done.rows:
         cost = row["cost"]
         cells = [
             str(row["place"]),
             row["model"],
-            f"{row['linear'][done.figure]:.1%}",
-            f"{row['knn'][done.figure]:.1%}",
+            _shown(row["linear"][done.figure], done.figure),
+            _shown(row["knn"][done.figure], done.figure),
             f"{row['logme']:.3f}",
-            "–" if row[leep] is None else f"{row[leep]:.3f}",
+            *([] if none else ["–" if row[leep] is None else f"{row[leep]:.3f}"]),
             f"{cost['params'] / 1e6:.1f} M",
             f"{row['flops'] / 1e9:.2f} G" if row["flops"] else "–",
             f"{row['images_per_second']:.3g}",
@@ -473,8 +503,9 @@ def text(done: Ranking) -> str:
     ]
     names = [row["model"] for row in done.rows]
     lines += [f"{row['place']}: {row['weights']}" for row in done.rows if names.count(row["model"]) > 1]
-    figure = done.figure.replace("_", " ")
-    lines += ["", f"Ordered by {METRICS[done.metric]}.", f"linear, kNN: {figure} on {done.scored_on}."]
+    figure = "R²" if done.figure == "r2" else done.figure.replace("_", " ")
+    by = METRICS[done.metric].partition(", ties")[0] if done.figure == "r2" else METRICS[done.metric]
+    lines += ["", f"Ordered by {by}.", f"linear, kNN: {figure} on {done.scored_on}."]
     close = [f"{row['place']} (p = {row['p_first']:.2g})" for row in done.rows[1:] if row["p_first"] > 0.05]
     if close:
         lines.append(f"Too few images to tell the linear probe of the first from: {', '.join(close)}.")

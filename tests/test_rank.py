@@ -163,6 +163,36 @@ def test_several_labels_are_scored_by_average_precision(file, folder):
     assert "average precision on 36 images" in text(done)
 
 
+def test_quantities_are_scored_by_the_variance_explained(model, file, folder):
+    """R² of ridge regression and of neighbours, whatever the quantities' units; there is no LEEP of them."""
+    dataset = sources.load(folder, val_fraction=0).train
+    images, _, _ = pipeline.decode_all(dataset, Preprocess((32, 32)))
+    shade = images.mean((1, 2))[:, :2].astype(np.float64)
+    labels = shade * np.array([1e6, 1e-3]) + np.array([5.0, -7.0])
+    val = np.arange(len(images)) % 3 == 0
+    splits = {"train": (images[~val], labels[~val]), "val": (images[val], labels[val])}
+    done = rank(splits, [("tiny_vit", file), ("tiny_vit", "none")])
+    first, second = done.rows
+    assert (done.figure, done.fitted, done.scored, first["leep"]) == ("r2", 24, 12, None)
+    step = jax.jit(make_eval_step(model.model, stop="head"))
+    pixels = ((images / 255 - np.array(model.preprocess.mean)) / np.array(model.preprocess.std)).astype(np.float32)
+    x = np.asarray(step(dict(model.params), {}, {"image": pixels}))
+    row = first if first["weights"] == file else second
+    linear = probes.ridge(x[~val], shade[~val] / shade[~val].std(0), 2)
+    for name, told in (("linear", linear.scores(x[val])), ("knn", probes.knn(x[~val], shade[~val], x[val], 2))):
+        scale = shade[~val].std(0) if name == "linear" else 1.0
+        expected = 1 - np.square(told * scale - shade[val]).sum(0) / np.square(shade[val] - shade[val].mean(0)).sum(0)
+        assert row[name]["r2"] == pytest.approx(expected.mean(), abs=2e-3)
+    assert first["linear"]["r2"] >= second["linear"]["r2"] and second["p_first"] <= 1 == first["p_first"]
+    table = text(done)
+    assert "linear, kNN: R² on 12 validation images" in table and "LEEP" not in table and "%" not in table
+    alone = rank(sources.arrays(images, labels), [("tiny_vit", file)], metric="logme")
+    assert (alone.scored, alone.fitted) == (36, 36) and "each by a probe fitted without it" in text(alone)
+    for options, message in ((dict(metric="leep"), "these data have quantities"), (dict(shots=3), "quantities")):
+        with pytest.raises(UserError, match=message):
+            rank(splits, [("tiny_vit", file)], **options)
+
+
 def test_images_without_any_label_rank_nothing(file, folder):
     dataset = sources.load(folder, val_fraction=0).train
     images, _, _ = pipeline.decode_all(dataset, Preprocess((32, 32)))

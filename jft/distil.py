@@ -35,7 +35,6 @@ def features(
     distance: Callable[[Array, Array], Array] = half_mean_square,
     penalty: Callable[..., Array] | None = None,
     penalty_weight: float = 0.0,
-    **_: Any,
 ) -> Objective:
     """Mean L(f, batch) + weight · distance(h, h_s), h and h_s [b, …] what the model and the source give before `at`.
 

@@ -188,6 +188,7 @@ def test_wrong_combinations_are_refused(config, tmp_path):
         (dict(schedule=optax.constant_schedule(1e-3)), r"a function \(peak, steps\)"),
         (dict(plan=(Stage("all", ("*",), schedule=lambda peak, steps: None),)), "No schedule, which is"),
         (dict(objective=partial(distil.features, at="nowhere")), "nowhere"),
+        (dict(objective=partial(distil.features, wieght=0.1)), "unexpected keyword argument 'wieght'"),
         (dict(objective=distil.features, plan="full"), "so they give no features before head"),
         (dict(penalty=partial(l2_sp, strengths=(("haed", 0.1),)), penalty_weight=0.1), "'haed' matches no parameter"),
         (dict(penalty=lambda *_: l2_sp(*_, strengths=(("haed", 0.1),)), penalty_weight=0.1), "'haed' matches no"),

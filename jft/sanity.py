@@ -107,7 +107,7 @@ def first_loss(loss: float, guessed: tuple[str, float], fresh: bool) -> tuple[st
 
 
 def settings(config: Config, held_out: bool = True) -> list[str]:
-    """What the config sets and counts for nothing, and a rate that was chosen for another optimizer.
+    """What the config sets and counts for nothing, or twice, and a rate that was chosen for another optimizer.
 
     `held_out`: whether the validation images were drawn from the training images.
     """
@@ -115,6 +115,8 @@ def settings(config: Config, held_out: bool = True) -> list[str]:
     told = [f"{n} {getattr(config, n)} counts for nothing: every stage of the plan has its own." for n in dead]
     if name_of(config.schedule) == "one-cycle" and config.warmup and "warmup" in config.given - set(dead):
         told.append(f"warmup {config.warmup:g} counts for nothing: one-cycle has a rise of its own.")
+    if config.balance and config.class_weights:
+        told.append("balance and class_weights each make up for classes of few images; with both those count twice.")
     if "val_fraction" in config.given and not held_out:
         told.append(f"val_fraction {config.val_fraction:g} counts for nothing: the data have a validation split.")
     usual = name_of(config.optimizer) in ("adam", "adamw") or not isinstance(config.optimizer, str)

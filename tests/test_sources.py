@@ -503,6 +503,15 @@ def test_labels_of_a_mapping_mean_the_same_in_every_split():
     assert splits.classes == ("5", "6", "9") and splits.val is not None and splits.val.labels.tolist() == [2, 0]
 
 
+def test_of_a_mapping_to_score_no_training_images_are_asked():
+    images = np.zeros((3, 4, 4), np.uint8)
+    name, dataset = to_score({"test": (images, [9, 5, 9]), "val": (images[:1], [7])})
+    assert (name, dataset.classes, dataset.labels.tolist()) == ("test", ("5", "7", "9"), [2, 0, 2])
+    assert to_score({"val": arrays(images, [0, 1, 0], "abc")})[1].classes == ("a", "b", "c")
+    with pytest.raises(UserError, match="no train"):
+        to_score({})
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

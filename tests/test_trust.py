@@ -613,6 +613,7 @@ def test_a_head_that_does_not_fit_is_not_kept_without_a_word(tmp_path):
 def test_settings_that_count_for_nothing_and_rates_for_another_optimizer_are_told():
     assert sanity.settings(Config(schedule="one-cycle")) == sanity.settings(Config(optimizer="sgd", lr=0.1)) == []
     assert "one-cycle has a rise of its own" in sanity.settings(Config(schedule="one-cycle", warmup=0.3))[0]
+    assert "those count twice" in sanity.settings(Config(balance=True, class_weights="inverse"))[0]
     assert "sgd may want quite another" in sanity.settings(Config(optimizer="sgd"))[0]
     assert sanity.settings(Config(val_fraction=0.1)) == sanity.settings(Config(), held_out=False) == []
     assert "the data have a validation split" in sanity.settings(Config(val_fraction=0.1), held_out=False)[0]

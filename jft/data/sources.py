@@ -165,7 +165,7 @@ def _found(data: Any, train: bool = True) -> tuple[dict[str, Dataset], Excluded,
     if isinstance(data, Dataset):
         return {"train": data}, [], None
     if isinstance(data, Mapping):
-        return _mapping(data), [], None
+        return _mapping(data, train), [], None
     raise UserError(
         f"data is a {type(data).__name__}; expected a folder, a CSV file, tfds:NAME, jft's arrays(images, labels), "
         'or {"train": (images, labels), "val": (images, labels)}.'
@@ -743,7 +743,7 @@ def csv_rows(path: Path, columns: str, lacks: Callable[[Sequence[str]], str]) ->
 # Arrays
 
 
-def _mapping(data: Mapping) -> dict[str, Dataset]:
+def _mapping(data: Mapping, train: bool) -> dict[str, Dataset]:
     found: dict[str, Dataset] = {}
     pairs = {}
     for key, value in data.items():
@@ -756,7 +756,7 @@ def _mapping(data: Mapping) -> dict[str, Dataset]:
             pairs[split] = value
         else:
             raise UserError(f"data[{key!r}] is a {type(value).__name__}; expected a pair (images, labels).")
-    if "train" not in pairs and "train" not in found:
+    if not pairs.keys() | found.keys() or (train and "train" not in pairs and "train" not in found):
         raise UserError(f"data has the keys {', '.join(map(str, data)) or '(none)'}, and no train.")
     if pairs:
         sets = [np.asarray(labels) for _, labels in pairs.values()]
@@ -767,17 +767,18 @@ def _mapping(data: Mapping) -> dict[str, Dataset]:
         elif numbers or any(labels.ndim == 2 for labels in sets):
             known = None
         else:
-            train = np.unique(np.asarray(pairs["train"][1]))
-            classes, known = tuple(str(v) for v in train.tolist()), {str(v): i for i, v in enumerate(train.tolist())}
+            sets = [np.asarray(pairs["train"][1])] if "train" in pairs else sets
+            values = np.unique(np.concatenate(sets)).tolist()
+            classes, known = tuple(map(str, values)), {str(v): i for i, v in enumerate(values)}
         for split, (images, labels) in pairs.items():
             if known is None or not len(images):
                 found[split] = arrays(images, labels)
                 continue
-            values = [str(v) for v in np.asarray(labels).tolist()]
-            if unknown := sorted(set(values) - known.keys()):
+            names = [str(v) for v in np.asarray(labels).tolist()]
+            if unknown := sorted(set(names) - known.keys()):
                 raise UserError(f"The labels {_few(unknown)} of {split} do not occur in train.")
             _label_indices(np.asarray(labels), None)  # refuses labels of the wrong kind
-            found[split] = arrays(images, np.array([known[v] for v in values]), classes)
+            found[split] = arrays(images, np.array([known[v] for v in names]), classes)
     if len({dataset.quantities for dataset in found.values()}) > 1:
         raise UserError("The labels of one of the given sets are quantities, those of another are not.")
     if len({dataset.classes for dataset in found.values()}) > 1:

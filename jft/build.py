@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jft import features, losses, metrics, optim, penalties, plan, shard, tree, weights
-from jft.config import Config, describe, method
+from jft.config import Config, check_stages, describe, method
 from jft.config import check as config_check
 from jft.data import order, pipeline, sources
 from jft.data.check import at_start, summary
@@ -154,8 +154,19 @@ def _has_prompts(source: Any) -> bool:
 
 def resolve(config: Config, model: Model, names: Iterable[str]) -> tuple[plan.Stage, ...]:
     """The stages of a config's plan over these parameters of its model. Raises UserError as `plan.resolve` does."""
+    given = config.plan
+    if callable(given):
+        function = given
+
+        @wraps(function)  # whose parameters are looked at
+        def given(*args: Any, **options: Any) -> Any:
+            stages = function(*args, **options)
+            if isinstance(stages, Sequence) and all(isinstance(s, Stage) for s in stages):
+                check_stages(stages)
+            return stages
+
     return plan.resolve(
-        config.plan,
+        given,
         list(names),
         list(model.parts),
         epochs=config.epochs,

@@ -16,7 +16,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -315,9 +315,8 @@ def check(config: Config) -> None:
                     load_object(f.metadata["words"]).parse(word)
     if isinstance(config.plan, str):
         preset(config.plan)
-    for stage in config.plan if isinstance(config.plan, Sequence) and not isinstance(config.plan, str) else ():
-        for name, hint in _hints(Stage).items():
-            _check_type(f"Stage {stage.name!r}: {name}", getattr(stage, name), hint)
+    elif isinstance(config.plan, tuple | list):
+        check_stages(config.plan)
     for f in dataclasses.fields(config):
         bounds = {b: limit for b, limit in f.metadata.items() if b in BOUNDS}
         given = getattr(config, f.name)
@@ -329,6 +328,13 @@ def check(config: Config) -> None:
             )
             hint = near(str(value), bounds.get("choices", ()))
             raise UserError(f"{flag(f.name)} is {value}; it is {asked}.{hint}")
+
+
+def check_stages(stages: Iterable[Stage]) -> None:
+    """Raises UserError for a stage's field whose value is of another type."""
+    for stage in stages:
+        for name, hint in _hints(Stage).items():
+            _check_type(f"Stage {stage.name!r}: {name}", getattr(stage, name), hint)
 
 
 def flag(name: str) -> str:

@@ -107,6 +107,17 @@ FILES = {
 }  # fmt: skip
 
 
+def test_stages_of_a_function_are_checked_as_those_of_a_tuple_are():
+    def wrong(parts, lr, batch_norm=False):
+        assert not batch_norm
+        return (made(Stage, "a", ("head",), epochs="3"),)
+
+    config = Config(plan=wrong, model="tiny_vit", weights="none")
+    model = build.model_of(config, 3)
+    with pytest.raises(UserError, match="Stage 'a': epochs is '3'; float is expected"):
+        build.resolve(config, model, model.shapes()[0])
+
+
 @pytest.mark.parametrize(("text", "line", "message"), FILES.values(), ids=FILES)
 def test_a_fault_in_a_config_file_is_told_with_its_line(text, line, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -4,30 +4,35 @@ import contextlib
 import copy
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float
 
 from jft import plan
 from jft.build import Leg, build, check_first, check_missing, load_images, read_data, resolve
-from jft.config import Config
+from jft.config import Config, method
 from jft.errors import UserError, near
 from jft.hyper import settle
 from jft.models.base import Model
 from jft.report import plots
 from jft.report.live import make_display
 from jft.run import Clock, compile_cache
+from jft.step import FEATURES, Batch, Objective, supervised
 from jft.train import Run
 
 LOWEST, HIGHEST = 1e-6, 10.0
 SIGMA = 2.0  # steps over which losses are averaged
 EFFECTIVE = 2 * SIGMA * math.sqrt(math.pi)  # independent losses in such an average
 STEPS, PASSES = 60, 10  # of a sweep, and how often it may go through a small training set
+IN_TRAINING, AS_VALIDATED = 0.5, 1.0  # the share of the mean that is suggested, by what the losses are
 SWEEPS = 4  # whose losses are averaged: with one, seeds moved the suggestion two or three times, and noise hid falls
 
 
@@ -36,7 +41,8 @@ class Found:
     """The losses of a stage's first steps at rising rates, and the rate they suggest; None where no rate helped."""
 
     rates: Float[np.ndarray, " n"]
-    losses: Float[np.ndarray, " n"]  # of the step's batch, before the step at this rate, means over the sweeps
+    losses: Float[np.ndarray, " n"]  # of the step's batch, before the step at this rate, means over the sweeps; where
+    # BatchNorms train, by their running statistics
     suggestion: float | None
     stage: str = ""
     usual: float | None = None  # the stage's rate if nothing is found
@@ -86,7 +92,8 @@ def find_lr(config: Config, stage: str | None = None) -> Found:
                 run.advance(number, lambda: False)
                 steps = min(STEPS, max(STEPS // 3, round(PASSES * len(data["train"].labels) / config.batch)))
                 rates, losses = range_test(run, run.legs[number], np.geomspace(LOWEST, HIGHEST, steps))
-    found = Found(rates, losses, suggest(rates, losses), stages[number].name, stages[number].lr)
+    share = AS_VALIDATED if run.legs[number].update_stats else IN_TRAINING
+    found = Found(rates, losses, suggest(rates, losses, share), stages[number].name, stages[number].lr)
     return replace(found, option=_option(config, model, names, number, found.suggestion))
 
 
@@ -103,6 +110,8 @@ def range_test(
     )
     leg = replace(leg, stage=rising, last=leg.first + SWEEPS * len(rates))
     trial = copy.copy(run)  # its state is its own from `begin` on, and steps write nothing down
+    if leg.update_stats:
+        trial.config = run.config.replace(objective=as_validated(method(run.config, "objective") or supervised))
     trial.begin(leg)
     dispatch, _ = trial.compile(leg, ("train",))
     curves: list[list[float]] = []
@@ -127,6 +136,28 @@ def range_test(
             "with the same options names the images of such a step and the part of the model it begins in."
         )
     return rates[:end], np.mean([losses[:end] for losses in curves], axis=0)
+
+
+def as_validated(objective: Callable[..., Objective]) -> Callable[..., Objective]:
+    """The same objective, telling the loss of a step's batch by the running statistics of BatchNorms.
+
+    In training each batch is normalised by its own, and the loss goes on falling at rates at which the running ones,
+    which validation uses, come too late for the weights.
+    """
+
+    @wraps(objective)  # whose parameters are looked at
+    def make(model: Model, *, loss: Callable[..., Any], start: str | None = None, **given: Any) -> Objective:
+        within = objective(model, loss=loss, start=start, **given)
+
+        def told(params: Any, batch_stats: Any, batch: Batch, key: Any) -> Any:
+            value, (metrics, after) = within(params, batch_stats, batch, key)
+            logits, _ = model.apply(params, batch_stats, batch[FEATURES if start else model.input], start=start)
+            fit = jax.lax.stop_gradient(loss(logits.astype(jnp.float32), batch).mean())
+            return value, (metrics | {"loss": fit}, after)
+
+        return told
+
+    return make
 
 
 def diverged(losses: Sequence[float], factor: float = 4.0) -> int | None:
@@ -156,12 +187,15 @@ def smooth(losses: Float[np.ndarray, " n"], sigma: float = SIGMA) -> Float[np.nd
     return weights @ losses / weights.sum(1)
 
 
-def suggest(rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> float | None:
-    """Half the geometric mean of the rate at which the smoothed loss falls fastest and of that of its minimum.
+def suggest(
+    rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"], share: float = IN_TRAINING
+) -> float | None:
+    """A share of the geometric mean of the rate at which the smoothed loss falls fastest and of that of its minimum.
 
     Both are what fastai's finder looks at in such a curve ("steep" and "minimum"). At the first alone a ViT that trains
     whole at one rate lost five points on real images; at a third of the mean `full` lost as many where there were ten
-    classes to learn (benchmarks/README.md). None where the fall to the minimum is less than six standard errors of the
+    classes to learn. Losses `as_validated` turn sooner, and half the mean would be too little (benchmarks/README.md).
+    None where the fall to the minimum is less than six standard errors of the
     smoothed loss, as it is in 97 of 100 curves of noise, or less than 0.5 % of the first loss.
     """
     smoothed = smooth(losses)
@@ -171,7 +205,7 @@ def suggest(rates: Float[np.ndarray, " n"], losses: Float[np.ndarray, " n"]) -> 
         return None
     slope = np.gradient(smoothed, np.log(rates))
     steepest = rates[int(np.argmin(slope[: low + 1]))]
-    return float(f"{math.sqrt(steepest * rates[low]) / 2:.2g}")
+    return float(f"{share * math.sqrt(steepest * rates[low]):.2g}")
 
 
 def text(found: Found, rows: int = 30, width: int = 40) -> str:

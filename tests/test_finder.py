@@ -15,7 +15,9 @@ import pytest
 from jft import Stage, cli, find_lr, finder
 from jft.config import Config
 from jft.errors import UserError
+from jft.losses import cross_entropy
 from jft.models import make_model
+from jft.step import supervised
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 RATES = np.geomspace(1e-6, 10, 60)
@@ -114,6 +116,23 @@ def test_nothing_is_left_behind_and_the_state_is_as_it_was(folder, monkeypatch, 
     assert {p.name for p in tmp_path.iterdir()} <= {"decoded", "features", "xla"}
     assert told.losses[0] < math.log(3)
     assert told.option == f"lr={told.suggestion:g} in the stage itself"
+
+
+def test_where_batch_norms_train_the_loss_is_that_of_a_validation():
+    """What is minimised and what becomes of the statistics stay; the loss told is by the running ones."""
+    model = make_model("tiny_resnet", num_classes=3)
+    params, stats = model.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 3)
+    params = params | {"head/kernel": jax.random.normal(keys[0], params["head/kernel"].shape)}
+    batch = {"image": 3 + jax.random.normal(keys[1], (4, *model.input_shape)), "label": jax.numpy.arange(4) % 3}
+    given = dict(train_parts=[*model.parts], update_stats=[*model.parts], trainable=set(params), loss=cross_entropy)
+    plain, told = (make(model, **given) for make in (supervised, finder.as_validated(supervised)))
+    (value, (metrics, after)), (also, (shown, now)) = (f(params, stats, batch, keys[2]) for f in (plain, told))
+    assert value == also == metrics["loss"] and shown["accuracy"] == metrics["accuracy"]
+    jax.tree.map(np.testing.assert_array_equal, after, now)
+    logits, _ = model.apply(params, stats, batch["image"])
+    assert shown["loss"] == pytest.approx(float(cross_entropy(logits, batch).mean()), rel=1e-5)
+    assert abs(shown["loss"] - value) > 0.01
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from jft.plan import Stage
 from jft.preprocess import Preprocess
 from jft.step import SOURCE_HEAD, Batch, Metrics, Objective, State, TrainStep, make_train_step, supervised
 from jft.weights import locate, native
+from jft.words import name_of
 
 PIECE = 1500  # tokens that a piece of a batch has at least on a CPU
 PRODUCT = "/patch/kernel"  # kept as a convolution's kernel and used as a matrix product's
@@ -485,6 +486,12 @@ def check(
         told = jax.eval_shape(loss, logits, given).shape
     if told != (config.batch,):
         raise UserError(f"The loss gives {told} for a batch of {config.batch}; one value per example is expected.")
+    heads = {n.removeprefix("head/") for n in model.shapes()[0] if n.startswith("head/") and "/lora_" not in n}
+    if takes_head(config) and heads != {"kernel", "bias"}:
+        raise UserError(
+            f"The objective takes a head of one kernel and bias; that of {model.name} has {', '.join(sorted(heads))}. "
+            "--objective distil holds the features themselves."
+        )
     legs = lay_out(config, stages, model, len(splits.train))
     _check_views(config, legs)
     if penalty := method(config, "penalty"):
@@ -540,10 +547,10 @@ def _check_optimizer(config: Config, model: Model, leg: Leg) -> None:
         "No optimizer, which is a name or a function (weight_decay, mask) -> optax transformation without a rate"
     ):
         optimizer, _ = make_leg_optimizer(config, leg)
-        if isinstance(config.optimizer, str):  # which is ours
+        if name_of(config.optimizer) in list(optim.OPTIMIZERS):
             return
         jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), trained)
-        plain = config.optimizer(0.0, optim.decays)
+        plain = optim.OPTIMIZERS.find(config.optimizer)(0.0, optim.decays)
 
     def along() -> Any:
         ones = {n: jnp.ones(s.shape, s.dtype) for n, s in trained.items()}
@@ -676,12 +683,13 @@ def needs_source(config: Config) -> bool:
 
 
 def takes_head(config: Config) -> bool:
-    """Whether the objective asks for the weights' own head, by the name of a parameter, `source_head`."""
+    """Whether the objective asks for the weights' own head, by a parameter `source_head` that nobody has set."""
     objective = method(config, "objective")
     try:
-        return objective is not None and "source_head" in inspect.signature(objective).parameters
+        asked = inspect.signature(objective).parameters.get("source_head") if objective else None
     except (TypeError, ValueError):  # of what has no signature; whether it can be called is told where it is
         return False
+    return asked is not None and asked.default is asked.empty
 
 
 def source_shapes(config: Config, shapes: Mapping[str, Any], missing: Collection[str]) -> dict[str, Any]:

@@ -462,7 +462,10 @@ def import_path(function: Any) -> str:
     """`module:name`, or `file.py:name` where the function comes from a config file."""
     module = inspect.getmodule(function)
     file = getattr(module, "__config_file__", None)
-    name = getattr(function, "__qualname__", type(function).__name__)
+    name = getattr(function, "__qualname__", f"<{type(function).__name__}>")  # of an object, which no path leads to
+    of = getattr(function, "__self__", None)
+    if of is not None and not isinstance(of, type | types.ModuleType):
+        name = f"<{type(of).__name__}>.{function.__name__}"
     return f"{file or getattr(function, '__module__', '?')}:{name}"
 
 
@@ -518,8 +521,6 @@ def method(config: Config, field: str) -> Callable[..., Any] | None:
     """
     given, words = getattr(config, field), words_of(field)
     assert words is not None
-    if isinstance(given, str) and names_object(given) and not _is_word(field, given):
-        return load_object(given)
     return None if given is None else words.find(given)
 
 
@@ -614,7 +615,7 @@ def parse(name: str, text: str | list[str], hint: Any) -> Any:
         several = any(typing.get_args(option)[-1:] == (Ellipsis,) for option in options)
         return () if several else None  # of a list none is nothing, where None may stand for its default
     if Callable in map(_kind, options) and len(words) == 1 and names_object(words[0]) and not _is_word(name, words[0]):
-        return load_object(words[0])
+        return (known.find if (known := words_of(name)) else load_object)(words[0])
     for option in options:
         origin = _kind(option)
         try:

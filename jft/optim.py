@@ -10,7 +10,7 @@ import optax
 import optax.contrib
 
 from jft.errors import UserError
-from jft.words import Words, name_of
+from jft.words import Words
 
 # Each takes the weight decay and a mask of what it applies to, and knows no learning rate: what it gives is subtracted,
 # times the rate (`optax.scale_by_adam`, not `optax.adam`).
@@ -212,10 +212,11 @@ def make_schedule(
     schedule = SCHEDULES.find(name)
     if not 0 <= warmup < 1:
         raise UserError(f"warmup is {warmup:g}; it is a share of a stage's steps, from 0 to below 1.")
-    if name_of(name) == "one-cycle":
+    of = getattr(schedule, "func", schedule)
+    if of is one_cycle:
         return schedule(peak, steps)
     rise = round(warmup * steps)
-    given = {"rise": rise} if name_of(name) == "step" else {}
+    given = {"rise": rise} if of is step else {}
     after = schedule(peak, max(1, steps - rise), **given)
     if not rise:
         return after

@@ -331,6 +331,9 @@ def _score_quantities(seen: Seen, images: Images, names: Sequence[str]) -> tuple
     The linear probe is ridge regression. Each quantity is held in its standard deviations, so that all count alike.
     """
     begun = time.perf_counter()
+    for labels, what in zip(images.labels, ("fitted to", "scored on"), strict=False):
+        if not metrics.differ(labels).any():
+            raise UserError(f"No quantity differs between the images {what}, so that no model can be ranked by them.")
     scale = Scale.of(images.labels[0])
     y = scale.units(images.labels[0])
     x, axes = seen.sets[0], probes.Axes(seen.sets[0])

@@ -119,7 +119,8 @@ def settings(config: Config, held_out: bool = True) -> list[str]:
         told.append("balance and class_weights each make up for classes of few images; with both those count twice.")
     if "val_fraction" in config.given and not held_out:
         told.append(f"val_fraction {config.val_fraction:g} counts for nothing: the data have a validation split.")
-    usual = name_of(config.optimizer) in ("adam", "adamw") or not isinstance(config.optimizer, str)
+    known = isinstance(config.optimizer, str) and name_of(config.optimizer) in optim.OPTIMIZERS
+    usual = not known or name_of(config.optimizer) in ("adam", "adamw")
     if not usual and config.lr is None and isinstance(config.plan, str):
         told.append(
             f"The rate is the plan's own, which is for AdamW, and {config.optimizer} may want quite another: `jft lr` "

@@ -34,9 +34,17 @@ class Words(Mapping[str, Callable[..., Any]]):
         return len(self.functions)
 
     def find(self, given: str | Callable[..., Any]) -> Callable[..., Any]:
-        """The function of a word, with its options; a function stays. Raises UserError for a word that is none."""
+        """The function of a word, with its options, or at `module:name`; a function stays. UserError for all else."""
+        from jft.config import load_object, names_object  # which takes words itself
+
         if not isinstance(given, str):
             return given
+        if name_of(given) not in self and names_object(given):
+            try:
+                return load_object(given)
+            except UserError as error:
+                hint = near(name_of(given), self)
+                raise UserError(f"{str(error).rstrip('.')}.{hint}" if hint else str(error)) from None
         name, options = self.parse(given)
         return partial(self[name], **options) if options else self[name]
 
@@ -59,8 +67,9 @@ class Words(Mapping[str, Callable[..., Any]]):
                 option, value = (list(known)[place] if place < len(known) else ""), word
             if option not in known or option in given:
                 wrong = f"was given {option} twice" if option in given else f"has no option for {word!r}"
+                hint = "" if option in given else near(option, known)
                 shown = ", ".join(f"{o}={written(default)}" for o, (_, default) in known.items()) or "none"
-                raise UserError(f"The {self.kind} {text!r} {wrong}.{near(option, known)} Its options: {shown}.")
+                raise UserError(f"The {self.kind} {text!r} {wrong}.{hint} Its options: {shown}.")
             given[option] = self._value(text, option, value, *known[option])
         return name, given
 

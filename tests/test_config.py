@@ -179,6 +179,11 @@ def test_a_method_is_a_word_with_its_options_or_a_function():
             found = method(config, field)
             assert (found.func, found.keywords) == (function, options), given
             assert describe(config)[field] == given
+    for field, given in (
+        ("optimizer", "jft.optim:lion"),
+        ("schedule", "jft.optim:linear"),
+    ):  # of functions by a path too
+        assert method(Config(**{field: given}), field) is load_object(given)
     for given in ("jft.losses:focal", losses.focal, "focal"):
         assert method(Config(loss=given), "loss") is losses.focal
     assert method(override(Config(), "loss", ["jft.losses:focal"]), "loss") is losses.focal
@@ -196,6 +201,8 @@ def test_a_method_is_a_word_with_its_options_or_a_function():
         ("loss", "focal:label_smoothing=0.1", "has no option for 'label_smoothing=0.1'. Its options: gamma=2."),
         ("optimizer", "sgd:nesterov=perhaps", "nesterov is 'perhaps'; it is one of yes, no."),
         ("optimizer", "adamw:b2=1", "b2 is '1'; it is a number from 0 to 0.999999."),
+        ("optimizer", "sgd:momentum=0.5:momentum=0.9", "was given momentum twice. Its options: momentum=0.9"),
+        ("objective", "distl:pool", "No module named 'distl'. Did you mean distil?"),
         ("schedule", "onecycle", "Did you mean one-cycle?"),
     ],
 )

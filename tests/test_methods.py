@@ -89,6 +89,8 @@ def test_the_answers_of_the_weights_own_head_are_held(config, tmp_path):
         plan=(Stage("norm", ("head", "norm")),), objective="lwf:weight=0.5:temperature=3", epochs=1,
         weights=str(tmp_path / "a.safetensors"), workdir=str(tmp_path / "run"),
     )  # fmt: skip
+    own = config.replace(objective=partial(distil.answers, source_head={"kernel": 0, "bias": 0}))
+    assert build.takes_head(made) and not build.takes_head(own) and not build.takes_head(config)
     p = np.asarray(jax.nn.softmax(bias / 3))  # of every image, whatever its features
     for line in lines_of(train(made)):
         if "penalty" in line:
@@ -180,6 +182,8 @@ def test_wrong_combinations_are_refused(config, tmp_path):
         (dict(loss=losses.squared_error), "which have one label an image; for them are cross-entropy"),
         (dict(loss=partial(losses.huber, delta=2.0)), "huber is not for these data"),
         (dict(loss="focl"), "There is no loss 'focl'. Did you mean focal"),
+        (dict(objective="lwf", model="deit_tiny_distilled_patch16_224"), "has bias, dist_bias, dist_kernel, kernel"),
+        (dict(optimizer="jft.optim:adamx"), "Did you mean adam"),
         (dict(objective="lwf", plan="full"), "takes the head that came with the weights, and there is none"),
         (dict(optimizer=lambda decay, mask: optax.adamw(1e-3, weight_decay=decay)), "it applies a learning rate"),
         (dict(optimizer=optax.adamw(1e-3)), r"a function \(weight_decay, mask\)"),

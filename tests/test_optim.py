@@ -252,6 +252,13 @@ def test_step_falls_when_bits_does():
         assert float(schedule(step)) == pytest.approx(rate), step
 
 
+def test_a_schedule_is_the_same_by_name_and_as_a_function():
+    for name, function in (("step", optim.step), ("one-cycle", optim.one_cycle), ("cosine", optim.cosine)):
+        for given in (function, partial(function)):
+            one, other = (optim.make_schedule(s, 1.0, 20, 0.5) for s in (name, given))
+            assert [float(one(i)) for i in range(20)] == [float(other(i)) for i in range(20)], name
+
+
 def test_falls_of_a_few_steps_that_come_together_count_each():
     schedule = optim.make_schedule("step", 1.0, 3, 0.0)
     assert [float(schedule(i)) for i in range(3)] == pytest.approx([1.0, 0.01, 0.001])

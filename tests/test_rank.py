@@ -188,6 +188,9 @@ def test_quantities_are_scored_by_the_variance_explained(model, file, folder):
     assert "linear, kNN: R² on 12 validation images" in table and "LEEP" not in table and "%" not in table
     alone = rank(sources.arrays(images, labels), [("tiny_vit", file)], metric="logme")
     assert (alone.scored, alone.fitted) == (36, 36) and "each by a probe fitted without it" in text(alone)
+    same = {"train": (images[~val], labels[~val]), "val": (images[val], 0 * labels[val] + 0.5)}
+    with pytest.raises(UserError, match="No quantity differs between the images scored on"):
+        rank(same, [("tiny_vit", file)])
     for options, message in ((dict(metric="leep"), "these data have quantities"), (dict(shots=3), "quantities")):
         with pytest.raises(UserError, match=message):
             rank(splits, [("tiny_vit", file)], **options)

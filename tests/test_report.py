@@ -359,6 +359,13 @@ def test_a_split_of_equal_classes_is_told_by_one_number(tmp_path):
         assert told in Page(make_report(folder)).text
 
 
+class Named:
+    """An object that can be called: its class has a path, it has none."""
+
+    def __call__(self, *_):
+        return None
+
+
 def of_a_function():
     """What a config may hold, and no command can name."""
     return lambda: None
@@ -394,6 +401,7 @@ def test_the_command_to_repeat_a_run_is_one_that_jft_takes(tmp_path, monkeypatch
             "optimizer": partial(own, 2),
             "schedule": lambda peak, steps: 1,
         },
+        {"data": Path("x").read_bytes, "optimizer": Named()},
         {"data": (np.zeros((2, 8, 8, 3)), np.zeros(2)), "loss": lambda logits, batch: logits},
     ):
         settings = json.loads(json.dumps(describe(Config(**fields, epochs=3.0))))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from jft.files import PART, sweep
@@ -22,19 +23,20 @@ def used(path: Path) -> None:
         os.utime(path)
 
 
-def make_room(path: Path, size: int, most: float) -> None:
+def make_room(path: Path, size: int, most: float, age: float = 0.0) -> None:
     """Remove the files beside `path` that were used longest ago, until `size` more bytes fit into `most`.
 
-    Other processes write and remove here too; on POSIX one that has a file mapped keeps it.
+    Those used less than `age` seconds ago stay, whatever fits. Other processes write and remove here too; on POSIX one
+    that has a file mapped keeps it.
     """
     sweep(path.parent)
     others = []
     for other in path.parent.iterdir():
         with contextlib.suppress(OSError):
-            if other != path and other.suffix != PART:
-                status = other.stat()
+            status = other.stat()
+            if other != path and other.suffix != PART and status.st_mtime <= time.time() - age:
                 others.append((status.st_mtime, status.st_size, other))
-    size += sum(length for _, length, _ in others)
+    size += sum(length for _, length, _ in others)  # of those that may go
     for _, length, other in sorted(others):
         if size > most:
             size -= length

@@ -31,7 +31,7 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 MAGIC = b"jftdec01"  # ends every file of decoded pictures; the number is the layout's
-MOST_ON_DISK = 32 * 2**30  # bytes of all such files; one that is larger stands alone
+MOST_ON_DISK = 32 * 2**30  # bytes of all such files but those used in the last day
 
 
 def decode_all(
@@ -336,7 +336,7 @@ def _write(
         text = json.dumps({"kept": kept, "failed": failed, "crc32": sums}).encode()
         file.write(text + len(text).to_bytes(8, "little") + zlib.crc32(text).to_bytes(4, "little") + MAGIC)
         file.flush()
-        make_room(path, part.stat().st_size, MOST_ON_DISK)
+        make_room(path, part.stat().st_size, MOST_ON_DISK, age=86400)  # a run's splits do not drive each other out
 
 
 def _read(path: Path, size: tuple[int, int], n: int, threads: int) -> Decoded | None:

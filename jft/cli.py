@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from jft import __version__
-from jft.config import Config, flag, load_config, load_file, override
+from jft.code import load_file
+from jft.config import Config, flag, load_config, override
 from jft.errors import FULL, UserError, disk, near, printable, theirs
 from jft.plan import overridden
 

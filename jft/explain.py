@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from jft import metrics, probes, shard, weights
 from jft.build import few_shots
 from jft.bundle import Bundle
-from jft.config import load_object
+from jft.code import load_object
 from jft.data import pipeline
 from jft.data.prepare import make_prepare
 from jft.data.sources import Dataset, Splits, load

@@ -44,7 +44,8 @@ from jft.build import (
     usual_pieces,
 )
 from jft.checkpoint import Checkpoints
-from jft.config import PLACE, Config, describe, load_object, write_json
+from jft.code import load_object
+from jft.config import PLACE, Config, describe, write_json
 from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare
 from jft.errors import MachineError, UserError

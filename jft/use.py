@@ -18,7 +18,7 @@ from PIL import Image
 
 from jft import bundle, losses, metrics, shard, weights
 from jft.bundle import Bundle
-from jft.config import is_loaded, load_object
+from jft.code import is_loaded, load_object
 from jft.data import order, pipeline, sources
 from jft.data.prepare import make_prepare, views, work_size
 from jft.errors import UserError

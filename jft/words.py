@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from jft.code import load_object, names_object
 from jft.errors import UserError, near
 
 
@@ -35,8 +36,6 @@ class Words(Mapping[str, Callable[..., Any]]):
 
     def find(self, given: str | Callable[..., Any]) -> Callable[..., Any]:
         """The function of a word, with its options, or at `module:name`; a function stays. UserError for all else."""
-        from jft.config import load_object, names_object  # which takes words itself
-
         if not isinstance(given, str):
             return given
         if name_of(given) not in self and names_object(given):

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from jft import Stage, build, cli, distil, losses, optim, penalties
-from jft.config import Config, check, describe, load_config, load_object, method, override
+from jft.code import load_object
+from jft.config import Config, check, describe, load_config, method, override
 from jft.errors import UserError
 
 

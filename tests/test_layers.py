@@ -9,6 +9,8 @@ import jft
 
 LAYERS = (
     {"errors", "files", "memory", "preprocess", "__version__"},
+    {"code"},
+    {"words"},
     {"table", "tree", "losses", "metrics", "probes", "checkpoint", "lock", "data.cache"},
     {"plan", "shard", "models", "data", "weights", "penalties"},
     {"optim", "step", "features", "lora"},

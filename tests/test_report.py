@@ -20,7 +20,8 @@ from PIL import Image
 from synthetic_run import make_run
 
 from jft import Stage, cli, metrics
-from jft.config import Config, describe, load_object
+from jft.code import load_object
+from jft.config import Config, describe
 from jft.data.sources import arrays
 from jft.errors import UserError
 from jft.report import log, plots, sweep

@@ -16,7 +16,7 @@ import pytest
 from test_readers import F32, ONE, checkpoint, group, name, program, refusal, text, torch_file
 
 from jft import bundle, cli, use, weights
-from jft.config import load_file
+from jft.code import load_file
 from jft.data.sources import load
 from jft.errors import UserError, brief, printable
 from jft.models import make_model

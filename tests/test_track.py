@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jft.config import load_object
+from jft.code import load_object
 from jft.errors import UserError
 from jft.report import track
 from jft.report.log import read

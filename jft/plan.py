@@ -327,7 +327,8 @@ def resolve(
     if isinstance(plan, str):
         plan = preset(plan)
     if epochs is None:
-        epochs = 15.0 if plan is gradual else 10.0  # the head's ten, then the rest
+        # The head's ten, then the rest.
+        epochs = 15.0 if callable(plan) and inspect.unwrap(plan) is gradual else 10.0
     if callable(plan):
         wanted = inspect.signature(plan).parameters
         about = {"new_head": new_head, "batch_norm": batch_norm}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jft import Stage, build, cli, distil, losses, optim, penalties
+from jft import Stage, build, cli, distil, losses, optim, penalties, plan
 from jft.code import load_object
 from jft.config import Config, check, describe, load_config, method, override
 from jft.errors import UserError
@@ -115,6 +115,9 @@ def test_stages_of_a_function_are_checked_as_those_of_a_tuple_are():
 
     config = Config(plan=wrong, model="tiny_vit", weights="none")
     model = build.model_of(config, 3)
+    for given in ("gradual", plan.gradual):  # whose epochs are its own, by name and as a function
+        stages = build.resolve(config.replace(plan=given), model, model.shapes()[0])
+        assert sum(s.epochs for s in stages) == pytest.approx(15)
     with pytest.raises(UserError, match="Stage 'a': epochs is '3'; float is expected"):
         build.resolve(config, model, model.shapes()[0])
 

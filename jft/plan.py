@@ -327,8 +327,8 @@ def resolve(
     if isinstance(plan, str):
         plan = preset(plan)
     if epochs is None:
-        # The head's ten, then the rest.
-        epochs = 15.0 if callable(plan) and inspect.unwrap(plan) is gradual else 10.0
+        # The head's ten, then the rest; a caller may have wrapped it.
+        epochs = 15.0 if callable(plan) and inspect.unwrap(plan) is inspect.unwrap(gradual) else 10.0
     if callable(plan):
         wanted = inspect.signature(plan).parameters
         about = {"new_head": new_head, "batch_norm": batch_norm}

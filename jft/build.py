@@ -547,7 +547,7 @@ def _check_optimizer(config: Config, model: Model, leg: Leg) -> None:
         "No optimizer, which is a name or a function (weight_decay, mask) -> optax transformation without a rate"
     ):
         optimizer, _ = make_leg_optimizer(config, leg)
-        if name_of(config.optimizer) in list(optim.OPTIMIZERS):
+        if isinstance(config.optimizer, str) and name_of(config.optimizer) in optim.OPTIMIZERS:
             return
         jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), trained)
         plain = optim.OPTIMIZERS.find(config.optimizer)(0.0, optim.decays)

@@ -301,11 +301,11 @@ def check(config: Config) -> None:
             _check_type(f"--{f.name}.{name}", value, kinds[name])
     for f in dataclasses.fields(config):
         given = getattr(config, f.name)
-        if "words" in f.metadata and given != f.default:  # jax is imported for no default
+        if "words" in f.metadata and given != f.default and (known := words_of(f.name)):  # no default imports jax
             several = given if isinstance(given, tuple | list) else (given,)
             for word in (w for w in several if isinstance(w, str)):
-                if _is_word(f.name, word) or not names_object(word):
-                    load_object(f.metadata["words"]).parse(word)
+                if name_of(word) in known or not names_object(word):
+                    known.parse(word)
     if isinstance(config.plan, str):
         preset(config.plan)
     elif isinstance(config.plan, tuple | list):

@@ -472,10 +472,6 @@ def residual_bytes(model: Model, batch: int) -> int:
     return sum(v.size * v.dtype.itemsize for v in jax.tree.leaves(jax.eval_shape(kept, params, stats, x)))
 
 
-def _shown(value: float, figure: str) -> str:
-    return f"{value:.3f}" if figure == "r2" else f"{value:.1%}"
-
-
 def text(done: Ranking) -> str:
     """A ranking for people."""
     leep = "leep" if all(row["leep"] is not None for row in done.rows) else "nleep"
@@ -487,8 +483,8 @@ def text(done: Ranking) -> str:
         cells = [
             str(row["place"]),
             row["model"],
-            _shown(row["linear"][done.figure], done.figure),
-            _shown(row["knn"][done.figure], done.figure),
+            metrics.told(done.figure, row["linear"][done.figure]),
+            metrics.told(done.figure, row["knn"][done.figure]),
             f"{row['logme']:.3f}",
             *([] if none else ["–" if row[leep] is None else f"{row[leep]:.3f}"]),
             f"{cost['params'] / 1e6:.1f} M",
@@ -506,8 +502,8 @@ def text(done: Ranking) -> str:
     ]
     names = [row["model"] for row in done.rows]
     lines += [f"{row['place']}: {row['weights']}" for row in done.rows if names.count(row["model"]) > 1]
-    figure = "R²" if done.figure == "r2" else done.figure.replace("_", " ")
-    by = METRICS[done.metric].partition(", ties")[0] if done.figure == "r2" else METRICS[done.metric]
+    figure = metrics.HEADLINES["r2"] if none else done.figure.replace("_", " ")
+    by = METRICS[done.metric].partition(", ties")[0] if none else METRICS[done.metric]
     lines += ["", f"Ordered by {by}.", f"linear, kNN: {figure} on {done.scored_on}."]
     close = [f"{row['place']} (p = {row['p_first']:.2g})" for row in done.rows[1:] if row["p_first"] > 0.05]
     if close:

@@ -3,6 +3,7 @@
     python benchmarks/transfer.py $JFT_ASSETS transfer.csv                    all of it: hours on two cores
     python benchmarks/transfer.py $JFT_ASSETS transfer.csv --only shots=5 --only model=vit
     python benchmarks/transfer.py $JFT_ASSETS transfer.csv --table            what has been measured, as Markdown
+    python benchmarks/transfer.py $JFT_ASSETS whole.csv --only shots=5 --size 224       in a file of its own
 
 A run is one line of the CSV, appended when it is done; lines that are there are not run again, so that the command can
 be stopped and given again at any time. The most telling comparisons come first.
@@ -128,8 +129,18 @@ def reader(folder: Path) -> Callable[[], dict[str, sources.Dataset]]:
     return partial(images, folder)
 
 
-def config(assets: Path, data: str, model: str, shots: int | None, method: str, seed: int, workdir: str) -> jft.Config:
-    """The run of a line."""
+def config(
+    assets: Path,
+    data: str,
+    model: str,
+    shots: int | None,
+    method: str,
+    seed: int,
+    workdir: str,
+    steps: int | None = None,
+    size: int = SIZE,
+) -> jft.Config:
+    """The run of a line; of the steps that are usual for its images, and of 96 pixels, unless told."""
     folder = assets / "data" / DATA[data]
     count = len(images(folder)["train"]) if shots is None else shots * len(images(folder)["train"].classes)
     file = assets / "weights" / FILES[model]
@@ -142,10 +153,10 @@ def config(assets: Path, data: str, model: str, shots: int | None, method: str, 
         shots=shots,
         seed=seed,
         batch=BATCH,
-        epochs=STEPS[shots] * BATCH / count,
+        epochs=(steps or STEPS[shots]) * BATCH / count,
         eval_every=1e6,
         checkpoint_every=1e6,
-        image_size=SIZE,
+        image_size=size,
         workdir=workdir,
         display="quiet",
     ).replace(**changed)
@@ -189,7 +200,7 @@ class Scorer:
         return {name: float(value) for name, value in zip(WEIGHED, found, strict=True)}
 
 
-def measure(assets: Path, file: Path, wanted: Callable[[dict[str, str]], bool]) -> None:
+def measure(assets: Path, file: Path, wanted: Callable[[dict[str, str]], bool], steps: int | None, size: int) -> None:
     """Run what is wanted and not there yet, a line after the other."""
     done = {tuple(row[f] for f in FIELDS[:5]) for row in read(file)}
     shared = Shared()
@@ -199,7 +210,7 @@ def measure(assets: Path, file: Path, wanted: Callable[[dict[str, str]], bool]) 
         if tuple(key.values()) in done or not wanted(key):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            made = config(assets, data, model, shots, method, seed, folder + "/run")
+            made = config(assets, data, model, shots, method, seed, folder + "/run", steps, size)
             begun = time.process_time()
             run = train(made, shared=shared)
             seconds = time.process_time() - begun
@@ -277,21 +288,29 @@ def make_parser(doc: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--only", action="append", default=[], metavar="FIELD=TEXT", help="of fields that hold this")
+    parser.add_argument("--steps", type=int, help="of every run, instead of 40 to 100 by images a class")
+    parser.add_argument(
+        "--size", type=int, default=SIZE, help="of the pictures' sides, in pixels (default: %(default)s)"
+    )
     options = parser.parse_args()
     asked = [text.partition("=")[::2] for text in options.only]
     if unknown := [field for field, _ in asked if field not in FIELDS[:5]]:
         parser.error(f"--only {unknown[0]}=…: the fields are {', '.join(FIELDS[:5])}")
 
     def wanted(key: dict[str, str]) -> bool:
-        """Words for one field are alternatives; numbers are themselves, not parts of others."""
+        """Words for one field are alternatives; numbers and methods are themselves, other words parts of a value."""
         fields = {field for field, _ in asked}
         return all(
-            any(key[f] == word or (not key[f].isdigit() and word in key[f]) for f, word in asked if f == field)
+            any(
+                key[f] == word or (not key[f].isdigit() and word not in METHODS and word in key[f])
+                for f, word in asked
+                if f == field
+            )
             for field in fields
         )
 
     if not options.table:
-        measure(options.assets, options.file, wanted)
+        measure(options.assets, options.file, wanted, options.steps, options.size)
     print(table([row for row in read(options.file) if wanted(row)]))
 
 

@@ -111,8 +111,15 @@ def _write_hf(model: Bundle, path: Path, dtype: str, card: str, processor: str) 
         processor=processor,
     )
     lines = hf_code(path, receipt.format == "timm", processor == "timm")
-    said = "logits[0].tolist()" if model.quantities else "model.config.id2label[int(logits.argmax())]"
-    return receipt, [*lines, f"print({said})"]
+    return receipt, [*lines, f"print({_SAID[_problem(model)]})"]
+
+
+# What a model answers for one picture, in the words of transformers: its class, each class's probability, its numbers.
+_SAID = {
+    transformers.ONE: "model.config.id2label[int(logits.argmax())]",
+    transformers.SEVERAL: "dict(zip(model.config.id2label.values(), logits.sigmoid()[0].tolist()))",
+    transformers.NUMBERS: "logits[0].tolist()",
+}
 
 
 def _problem(model: Bundle) -> str:

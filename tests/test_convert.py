@@ -225,6 +225,21 @@ def test_code_for_transformers_runs(tmp_path, monkeypatch, capsys, processor):
     exec(compile(card[1], "card", "exec"), {})
 
 
+@pytest.mark.parametrize("kind, said", [("multi_label", "{'ant': 0.5, 'bee': 0.75}"), ("quantities", "[0.0, 1.0986]")])
+def test_code_for_transformers_answers_as_the_model_does(tmp_path, capsys, kind, said):
+    """Several labels are told by the probability of each, quantities by their values; there is no one class."""
+    last = export_model(save(tmp_path, "tiny_vit", depth=1, **{kind: True}), "hf", processor="timm").code[-1]
+    found = np.array([[0.0, 1.0986]])
+
+    class Logits(np.ndarray):
+        def sigmoid(self):
+            return (1 / (1 + np.exp(-np.asarray(self)))).round(4)
+
+    model = SimpleNamespace(config=SimpleNamespace(id2label={0: "ant", 1: "bee"}))
+    exec(compile(last, "printed", "exec"), {"model": model, "logits": found.view(Logits)})
+    assert capsys.readouterr().out == said + "\n"
+
+
 def test_code_imports_what_it_uses():
     """Every name in the lines for another tool is imported or assigned before."""
     transform = [transform_code(Preprocess(squash=squash)) for squash in (False, True)]

@@ -120,6 +120,11 @@ def test_mistakes_are_named():
         make_model("tiny_vit", pool="max")
     with pytest.raises(UserError, match="num_classes is 0"):
         make_model("tiny_vit", num_classes=0)
+    for side in (-32, 0, 32.5, (32,), "large"):
+        with pytest.raises(UserError, match="one side in pixels, 1 or more, or a pair"):
+            make_model("tiny_resnet", image_size=side)
+    with pytest.raises(UserError, match="num_classes is 'two'"):
+        make_model("tiny_vit", num_classes="two")
     with pytest.raises(UserError, match="no residual branches"):
         make_model("tiny_vgg", drop_path=0.1)
     with pytest.raises(UserError, match="image_size 32×16 is too small"):

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from jft.errors import UserError, brief, near
@@ -166,8 +167,7 @@ def make_model(name: str, **options: Any) -> Model:
     for option in options:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}.{near(option, known)} Its options: {', '.join(known)}.")
-    if not options.get("num_classes", 1) >= 1:
-        raise UserError(f"{name}: num_classes is {options['num_classes']}; a classifier has at least one class.")
+    _check_numbers(name, options.get("num_classes"), options.get("image_size"))
     own = {option: value for option, value in options.items() if option not in _EVERY}
     try:
         model = make(**options)
@@ -183,3 +183,18 @@ def make_model(name: str, **options: Any) -> Model:
     if odd := [f"{n} would be of shape {s.shape}" for n, s in shapes if any(side < 1 for side in s.shape)]:
         raise UserError(f"{name} cannot be made with {own}: {odd[0]}.")
     return model
+
+
+def _check_numbers(name: str, num_classes: Any, image_size: Any) -> None:
+    """Raises UserError for what is no number of classes, or no side or height and width; None is the model's own."""
+
+    def counts(value: Any) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+    if num_classes is not None and not counts(num_classes):
+        raise UserError(f"{name}: num_classes is {num_classes!r}; a classifier has at least one class.")
+    sides = image_size if isinstance(image_size, list | tuple) else [image_size] * 2
+    if image_size is not None and (len(sides) != 2 or not all(map(counts, sides))):
+        raise UserError(
+            f"{name}: image_size is {image_size!r}; it is one side in pixels, 1 or more, or a pair: height, width."
+        )

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jft import features, losses, metrics, optim, penalties, plan, shard, tree, weights
-from jft.config import Config, check_stages, describe, method
+from jft.config import Config, check_stages, describe, import_path, method
 from jft.config import check as config_check
 from jft.data import order, pipeline, sources
 from jft.data.check import at_start, summary
@@ -35,6 +35,7 @@ from jft.step import SOURCE_HEAD, Batch, Metrics, Objective, State, TrainStep, m
 from jft.weights import locate, native
 from jft.words import name_of
 
+FAR = 10  # of a mean or standard deviation of pixels from 0 to 1: what is more is meant for 0 to 255
 PIECE = 1500  # tokens that a piece of a batch has at least on a CPU
 PRODUCT = "/patch/kernel"  # kept as a convolution's kernel and used as a matrix product's
 
@@ -141,8 +142,15 @@ def _check_preprocess(preprocess: Preprocess, model: Model) -> None:
         if len(values := getattr(preprocess, name)) != model.input_shape[-1]:
             count = f"{len(values)} number{'s' if len(values) != 1 else ''}"
             raise UserError(f"--preprocess.{name} has {count}; {model.input_shape[-1]} are expected, one a channel.")
-    if preprocess.crop_pct <= 0 or min(preprocess.std) <= 0:
-        raise UserError(f"--preprocess: crop_pct {preprocess.crop_pct} and std {preprocess.std} are above 0.")
+    if not 0 < preprocess.crop_pct <= 1:
+        raise UserError(f"--preprocess.crop_pct is {preprocess.crop_pct}; a share above 0 and at most 1 is expected.")
+    if min(preprocess.std) <= 0:
+        raise UserError(f"--preprocess.std is {preprocess.std}; every one is above 0.")
+    if max(map(abs, (*preprocess.mean, *preprocess.std))) > FAR:
+        raise UserError(
+            f"--preprocess: the mean is {preprocess.mean} and std {preprocess.std}. Pixels are from 0 to 1 here; "
+            "figures for 0 to 255 are divided by 255."
+        )
 
 
 def _has_prompts(source: Any) -> bool:
@@ -809,8 +817,27 @@ def choose_loss(config: Config, data: sources.Dataset) -> Callable[..., Any]:
     loss = method(config, "loss") or (losses.squared_error if data.quantities else usual)
     options: dict[str, Any] = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
     if config.class_weights:
-        options["class_weights"] = losses.class_weights(data.labels, len(data.classes), config.class_weights)
+        given = config.class_weights
+        if isinstance(given, str) and "=" not in given:
+            options["class_weights"] = losses.class_weights(data.labels, len(data.classes), given)
+        else:
+            options["class_weights"] = losses.named_weights(given, data.classes)
+    for name in options:
+        if not _takes(loss, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is given to the loss as {name}=…, and {import_path(loss)} has no such "
+                "parameter."
+            )
     return partial(loss, **options) if options else loss
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function can be given a parameter by this name; of what has no signature it is supposed."""
+    try:
+        known = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return True
+    return name in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
 
 
 def summarise(parts: Sequence[str]) -> list[str]:

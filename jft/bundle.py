@@ -127,6 +127,8 @@ def load(where: str | Path) -> Bundle:
         runs = [file.parent for of in ("*/seed*", "trials/*") for file in sorted(folder.glob(f"{of}/config.json"))]
         if runs:
             raise UserError(f"{folder} holds {len(runs)} runs. Name one of them, such as {runs[0]}.") from None
+        if not folder.exists():
+            raise UserError(f"There is no folder {folder}.") from None
         raise UserError(f"{folder} holds no model: there is no config.json. A run's model is in RUN/model.") from None
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{file} is no bundle's, or damaged ({error!r}).") from None

@@ -446,7 +446,8 @@ def make_parser(free: Sequence[str] = ()) -> argparse.ArgumentParser:
         "--format",
         required=True,
         metavar="FORMAT",
-        help="whose: timm, torchvision, hf (transformers), safetensors or npz (our names), stablehlo (a program)",
+        help="whose: timm, torchvision, hf (transformers), safetensors or npz (our names), stablehlo (a program); or "
+        "the original authors' names: augreg, big-vision, bit, deit3",
     )
     out.add_argument("--out", metavar="PATH", help="file or, for hf and stablehlo, folder (default: in W)")
     out.add_argument("--dtype", default="float32", metavar="T", help="type of the numbers: float32, float16, bfloat16")
@@ -707,6 +708,8 @@ def _lr(options: argparse.Namespace) -> None:
     from jft.finder import find_lr, svg, text
     from jft.report.several import place
 
+    if options.plot and Path(options.plot).suffix != ".svg":
+        raise UserError(f"--plot {options.plot}: an SVG is drawn, and its name ends in .svg.")
     told = []
     for name, config in configs_of(options).items():
         found = find_lr(config.replace(display="quiet") if options.json else config, options.stage)
@@ -799,9 +802,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(scores, indent=1, ensure_ascii=False))
         return
-    for name, value in scores.items():
-        if name != "excluded":
-            print(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
+    each = [(f"{name} {kind}", value) for name, told in scores.get("each", {}).items() for kind, value in told.items()]
+    for name, value in [*((n, v) for n, v in scores.items() if n not in ("excluded", "each")), *each]:
+        print(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
     for name, reason in scores["excluded"]:
         print(f"left out: {name}: {reason}")
 

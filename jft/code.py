@@ -27,6 +27,8 @@ def load_object(path: str) -> Any:
     if not name:
         raise UserError(f"{path!r} names no function; module:name or file.py:name is expected.")
     if where.endswith(".py"):
+        if not os.path.isfile(where):
+            raise UserError(f"{path!r}: there is no file {where}.")
         value: Any = load_file(where)
     else:
         with theirs(f"{path!r}: {where}"):

@@ -120,10 +120,10 @@ class Config:
         words="jft.data.prepare:AUGMENTS",
     )
     label_smoothing: float = _opt(0.0, "share of the label spread over all classes", least=0, below=1)
-    class_weights: str | None = _opt(
+    class_weights: str | Mapping[str, float] | None = _opt(
         None,
         "weights of the classes in the loss: inverse, to the number of their images, or effective, to the effective "
-        "number (Cui et al. 2019)",
+        "number (Cui et al. 2019); or of each, as ants=2,bees=0.5, in Python a dict",
     )
     loss: str | Callable | None = _opt(
         None,

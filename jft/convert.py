@@ -39,6 +39,11 @@ EXPORTS = {
 }
 
 
+def _is_names(format: str) -> bool:
+    """Whether a format is names of arrays and nothing else: the original authors', and one that a fork adds."""
+    return format in weights.FORMATS and format not in EXPORTS and format != "jft" and not format.startswith("hf")
+
+
 @dataclass(frozen=True)
 class Exported:
     """What an export wrote, and the lines of Python that open it elsewhere."""
@@ -59,13 +64,14 @@ def export_model(
 ) -> Exported:
     """Write the model of a run's folder, or of a bundle, as another tool reads it; by default into `where`.
 
-    `format` is one of `EXPORTS`. `dtype` is that of the weights; `preprocess_inside` makes a StableHLO program take
-    uint8 pictures. `processor` says whose image processor an `hf` folder names: `transformers`, as where nothing is
-    said, or `timm`. Raises UserError where there is something already, or nothing of the tool's could load it.
+    `format` is one of `EXPORTS`, or of `weights.FORMATS` for a file of arrays under its names. `dtype` is that of the
+    weights; `preprocess_inside` makes a StableHLO program take uint8 pictures. `processor` says whose image processor
+    an `hf` folder names: `transformers`, as where nothing is said, or `timm`. Raises UserError where there is something
+    already, or nothing of the tool's could load it.
 
     >>> print("\\n".join(export_model("runs/bees", "timm").code))
     """
-    if format not in EXPORTS:
+    if format not in EXPORTS and not _is_names(format):
         raise UserError(f"There is no format {format!r}.{near(format, EXPORTS)} Known: {', '.join(EXPORTS)}.")
     if preprocess_inside and format != "stablehlo":
         raise UserError(f"--preprocess-inside is for stablehlo, which is a program; {format} holds weights alone.")
@@ -75,8 +81,9 @@ def export_model(
         raise UserError(f"--out is needed: {where} is no folder to write into.")
     model = open_model(where)
     path = Path(out) if out is not None else default_out(where, format)
-    ending = Path(EXPORTS[format]).suffix
-    if path.suffix != ending and (ending or path.suffix in (".safetensors", ".npz", ".pth")):
+    ending = Path(default_out(where, format)).suffix
+    either = _is_names(format) and path.suffix == ".npz"  # as the authors' own files are
+    if path.suffix != ending and not either and (ending or path.suffix in (".safetensors", ".npz", ".pth")):
         raise UserError(
             f"--format {format} writes {'a file ending in ' + ending if ending else 'a folder'}; {path} is none."
         )
@@ -93,7 +100,7 @@ def export_model(
 
 def default_out(where: str | Path, format: str) -> Path:
     """The file or folder that an export makes where none is named."""
-    return Path(where).expanduser() / EXPORTS.get(format, "")
+    return Path(where).expanduser() / EXPORTS.get(format, f"{format}.safetensors" if _is_names(format) else "")
 
 
 def _write_hf(model: Bundle, path: Path, dtype: str, card: str, processor: str) -> tuple[Receipt, list[str]]:
@@ -133,11 +140,11 @@ def _write_file(model: Bundle, path: Path, dtype: str, format: str) -> tuple[Rec
     model = as_timm(model) if format == "timm" else model
     made = model.model
     names = "jft" if format in ("safetensors", "npz") else format
-    load = [] if names == "jft" else _opening(format, model, path)
+    load = _opening(format, model, path) if format in ("timm", "torchvision") else []
     kinds = {"multi_label": model.multi_label, "quantities": model.quantities}
     told = about(made, model.classes, model.preprocess, **kinds)
     receipt = weights.export(path, made, model.params, model.batch_stats, format=names, dtype=dtype, about=told)
-    if names == "jft":
+    if not load:
         return receipt, []
     few = len(model.classes) <= 20
     what = "quantities" if model.quantities else "classes"
@@ -246,6 +253,8 @@ def import_weights(
     """
     path = Path(out) if out is not None else None
     if path is not None:
+        if path.suffix in _OTHERS:
+            raise UserError(f"{path}: .safetensors and .npz files are written, or a folder; {path.suffix} is none.")
         _vacant(path)
     options = dict(model_options or {}) | ({} if image_size is None else {"image_size": image_size})
     classes = weights.head_size(make_model(name, **options), source, format=format, skip=skip)
@@ -283,6 +292,9 @@ def import_weights(
         used = {n: n for n in file.names}
         written = Receipt(name, str(path), "jft", file.sha256, used=used, direction="to")
     return loaded.receipt, written
+
+
+_OTHERS = (".pth", ".pt", ".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pkl")
 
 
 def check_receipt(path: str | Path, out: str | Path | None) -> None:

@@ -211,6 +211,31 @@ def class_weights(labels: Any, k: int, kind: str = "inverse", beta: float = 0.99
     return (weigh(count) / weigh(np.maximum(len(labels) - count, 1))).astype(np.float32)
 
 
+def named_weights(given: Mapping[str, Any] | str, classes: Sequence[str]) -> Float[np.ndarray, " k"]:
+    """Weights of these classes as they are, by name, or as the command line has them. Raises UserError.
+
+    >>> named_weights("ants=2,bees=0.5", ["ants", "bees"])
+    array([2. , 0.5], dtype=float32)
+    """
+    if isinstance(given, str):
+        pairs = (pair.rpartition("=") for pair in given.split(","))
+        given = {name: value for name, _, value in pairs}
+    for name in given:
+        if name not in classes:
+            raise UserError(f"Class weights name {name!r}, which is no class.{near(name, classes)}")
+    if missing := [name for name in classes if name not in given]:
+        raise UserError(
+            f"Class weights name every class; {', '.join(missing[:5])} {'is' if len(missing) == 1 else 'are'} not."
+        )
+    try:
+        found = np.array([float(given[name]) for name in classes], np.float32)
+    except (TypeError, ValueError):
+        found = np.array([np.nan], np.float32)
+    if not (np.isfinite(found).all() and (found >= 0).all() and found.any()):
+        raise UserError(f"Class weights are {given}; numbers of 0 and more are expected, one at least above 0.")
+    return found
+
+
 def _distribution(logits: Array, label: Array, smoothing: float) -> Array:
     k = logits.shape[-1]
     target = jax.nn.one_hot(label, k, dtype=logits.dtype) if label.ndim == 1 else label.astype(logits.dtype)

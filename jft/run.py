@@ -107,12 +107,17 @@ class Result:
 
         return evaluate(self.workdir, data)
 
-    def predict(self, *images: Any) -> list[dict[str, Any]]:
-        """Label and probability of each image: paths, folders, PIL images or arrays, or one list of them."""
+    def predict(self, *images: Any, **options: Any) -> list[dict[str, Any]]:
+        """Label and probability of each image: paths, folders, PIL images or arrays, or one list or batch of them.
+
+        The options are those of `jft.use.predict_rows`.
+
+        >>> run.predict("photos/", top_k=3)
+        """
         from jft.use import predict
 
-        alone = len(images) == 1 and isinstance(images[0], list | tuple)
-        return predict(self.workdir, images[0] if alone else images)
+        batch = len(images) == 1 and (isinstance(images[0], list | tuple) or getattr(images[0], "ndim", 0) == 4)
+        return predict(self.workdir, images[0] if batch else images, **options)
 
 
 @dataclass
@@ -366,7 +371,8 @@ def _look(workdir: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
         ):
             raise UserError(f"{workdir} is not empty and holds no run. Name a new folder with --workdir.")
         return None
-    old, keys = read_json(file), ("config", "weights_sha256", "data_sha256", "data_contents")
+    old = read_json(file)
+    keys: tuple[str, ...] = ("config", "weights_sha256", "data_sha256", "data_contents")
     finished = (workdir / "result.json").exists()
     check_format(workdir, old, finished)
     # A field that the run was begun without has its default.
@@ -377,6 +383,9 @@ def _look(workdir: Path, what: Mapping[str, Any]) -> dict[str, Any] | None:
     old.setdefault("data_contents", asked.get("data_contents"))  # runs of early versions do not say
     # Of one version's preset another may make other stages.
     before, now = ({"stages": {s["name"]: s for s in about.get("stages", ())}} for about in (old, asked))
+    # Another seed, or share, draws other images of the same data: to tell of it once is enough.
+    drawn = any(old["config"].get(k) != asked["config"].get(k) for k in ("data", "seed", "shots", "val_fraction"))
+    keys = keys[:2] if drawn else keys
     old, asked = ({k: about.get(k) for k in keys} for about in (old, asked))
     if lines := differences(old, asked) or differences(before, now):
         others = {k for k in keys if old[k] != asked[k]} == {"data_contents"}

@@ -48,6 +48,16 @@ def labels(splits: Splits) -> list[str]:
     return told
 
 
+def too_few(splits: Splits, shots: int | None) -> list[str]:
+    """What to warn of where classes have fewer images than `--shots` asks for."""
+    if shots is None:
+        return []
+    count = np.bincount(splits.train.labels, minlength=len(splits.classes))
+    fewer = [f"{c} has {n}" for c, n in zip(splits.classes, count.tolist(), strict=True) if n < shots]
+    more = f" and {len(fewer) - 5} more classes" if len(fewer) > 5 else ""
+    return [f"--shots {shots} takes all of classes that have fewer: {', '.join(fewer[:5])}{more}."] if fewer else []
+
+
 def _constant(dataset: Dataset) -> list[str]:
     """Classes that all images have, or of several labels an image, all or none; quantities that do not differ."""
     if dataset.labels.ndim == 1:

@@ -124,7 +124,8 @@ def train(
         check_missing(config, model, stages, splits, loaded.missing)
         kept = sanity.kept_head(loaded, splits.classes) if config.keep_head else []
         left = sanity.never_trained(list(params), list(model.parts), loaded.missing, stages)
-        for odd in sanity.labels(splits) + kept + left + sanity.settings(config, splits.held_out):
+        few = sanity.too_few(splits, config.shots)
+        for odd in sanity.labels(splits) + few + kept + left + sanity.settings(config, splits.held_out):
             display.warn(odd)
         workdir = Path(config.workdir or default_workdir(config))
         what = {
@@ -636,7 +637,7 @@ class Run:
             (self.display.warn if odd else self.display.note)(told)
 
     def _watch(self, leg: Leg, step: int, skipped: float) -> bool:
-        """Tell of a step that was left out, its loss or gradient not finite; whether there were too many in a row."""
+        """Tell of a step that was left out, its loss or gradient not finite; whether too many were in a row."""
         self.skipped = self.skipped + 1 if skipped else 0
         if not skipped:
             return False
@@ -647,7 +648,7 @@ class Run:
         few = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
         told = f"Step {step}: the loss or gradient is not finite, and the step is not applied. Its images: {few}."
         self.display.warn(f"{told} {self._suspect(leg, step, names)}" if self.skipped == 1 else told)
-        return self.skipped >= MAX_SKIPPED
+        return self.skipped >= min(MAX_SKIPPED, leg.last - leg.first)
 
     def _suspect(self, leg: Leg, step: int, names: list[str]) -> str:
         """Where the numbers of a step's batch stop being finite, found by running it once more, from its images.
@@ -1003,7 +1004,7 @@ class Run:
         told = {self.figure: self.reached[self.figure], "loss": loss}
         if self.config.probe:
             told[f"{self.config.probe} {metrics.HEADLINES[self.figure]}"] = self.reached[self.config.probe]
-        self.display.validation(told, better, self.step, self.legs[-1].last, train_loss)
+        self.display.validation(told, better and bool(np.isfinite(loss)), self.step, self.legs[-1].last, train_loss)
         if self.watch:
             last = self.legs[-1]
             self.watch(row | {"done": self.step / last.last, "final": leg.number == last.number})

@@ -429,7 +429,7 @@ def _column(file: Path) -> list[Path]:
 
 def predict_rows(
     model: Bundle,
-    images: Sequence[Any] | Path | Image.Image,
+    images: Sequence[Any] | np.ndarray | Path | Image.Image,
     *,
     top_k: int = 1,
     probability_of_each: bool = False,
@@ -442,7 +442,7 @@ def predict_rows(
 ) -> Iterator[Row]:
     """A row for each image, as they are done: `path`, `class_index`, `label`, `probability`, `label_2` …, `error`.
 
-    Images are paths as `pictures` takes them, PIL images, or uint8 arrays; one path or PIL image may stand alone. A
+    Images are paths as `pictures` takes them, PIL images, or uint8 arrays; one may stand alone. A
     file that cannot be read keeps its row, its label empty and the reason in `error`.
     `probability_of_each` adds a column `p:CLASS` for every class.
     A model of several labels an image adds `labels`, all whose probability is 0.5 or more, joined by `|`.
@@ -457,8 +457,14 @@ def predict_rows(
             "The model predicts numbers; --top-k, --probabilities, --temperature and --unknown are about classes."
         )
     scale, tta = temperature_of(model, temperature), _views(model, tta)
-    if isinstance(images, str | Path | Image.Image):
+    if isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 0) in (2, 3):
         images = [images]
+    if not isinstance(images, Sequence | np.ndarray) and not hasattr(images, "__array__"):
+        raise UserError(f"Images are paths, PIL images or arrays, or a list of them, not {type(images).__name__}.")
+    if top_k < 1 or batch < 1:
+        raise UserError(f"top_k is {top_k} and batch {batch}; at least 1 is expected of each.")
+    if unknown is not None and not 0 < unknown <= 1:
+        raise UserError(f"unknown is {unknown}; a probability above 0 and at most 1 is expected.")
     paths = [i for i in images if isinstance(i, str | Path)]
     if paths and len(paths) < len(images):
         raise UserError("Images are paths, or arrays and PIL images: not both in one call.")
@@ -529,7 +535,7 @@ def write_predictions(
 
 
 def predict(
-    where: str | Path | Bundle, images: Sequence[Any] | Path | Image.Image, **options: Any
+    where: str | Path | Bundle, images: Sequence[Any] | np.ndarray | Path | Image.Image, **options: Any
 ) -> list[dict[str, Any]]:
     """All the rows of `predict_rows`, whose options it takes, of a model or of the folder of one."""
     model = where if isinstance(where, Bundle) else open_model(where)

@@ -113,6 +113,11 @@ def test_classes_that_are_few_or_uneven(tmp_path):
     assert any("imbalanced: 60 of many, 1 of single" in d for d in details)
     assert any("one image of 'single'" in d for d in details)
     assert any("fewer than 5 images of 'some'" in d for d in details)
+    assert not any("several ways" in d for d in details)
+    bad_pictures.picture(5, size=(20, 20)).save(tmp_path / "single" / "1.png")
+    (tmp_path / "single").rename(tmp_path / "Some_")
+    details = [f.detail for f in check.at_start(sources.load(tmp_path, val_fraction=0)) if f.kind == "class"]
+    assert any("'Some_', 'some' are 2 classes: is it one, written in several ways?" in d for d in details)
 
 
 def test_what_most_pictures_are_is_no_fault(tmp_path):

@@ -293,12 +293,14 @@ def test_an_unknown_option_names_near_ones(given, meant, capsys):
         ("--optimizer=adamm", "Did you mean adam"),
         ("--schedule=nope", "nope"),
         ("--class-weights=nope", "nope"),
-        ("--preprocess.crop_pct=0", "crop_pct 0"),
+        ("--preprocess.crop_pct=0", "crop_pct is 0"),
+        ("--preprocess.mean 120 120 120", "divided by 255"),
+        ("--loss=jft.losses:correct --class-weights=inverse", "given to the loss as class_weights=…"),
         ("--track=nope", "There is no tracker 'nope'"),
     ],
 )
 def test_a_mistake_in_an_option_is_told_before_weights_are_read(command, option, message, folder, capsys):
-    words = [*command, "--data", str(folder), "--model", "tiny_vit", "--weights", "no/such.pth", option]
+    words = [*command, "--data", str(folder), "--model", "tiny_vit", "--weights", "no/such.pth", *option.split()]
     ignored = {"--track": ["finetune --dry-run", "finetune --overfit", "lr"], "--augment": ["finetune --overfit"]}
     if " ".join(command) not in ignored.get(option.split("=")[0], []):
         assert cli.main(words) == 2

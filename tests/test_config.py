@@ -234,7 +234,7 @@ def test_a_field_that_takes_a_function_takes_it_by_where_it_is(tmp_path, monkeyp
         for word in values:
             assert getattr(override(Config(), name, [word]), name) in (word, (word,))
     for word, message in (("own.py:g", "there is no g in own.py"), ("jft.optim:lio", "Did you mean lion"),
-                          ("no_such:f", "No module named 'no_such'"), ("no.py:f", "no config 'no.py'")):  # fmt: skip
+                          ("no_such:f", "No module named 'no_such'"), ("no.py:f", "no file no.py")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             override(Config(), "optimizer", [word])
 

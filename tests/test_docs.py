@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import jft
-from jft import cli, config, distil, hyper, losses, optim, penalties
+from jft import cli, config, distil, hyper, losses, models, optim, penalties, weights
 from jft.words import written
 
 ROOT = Path(__file__).parent.parent
@@ -115,6 +115,8 @@ def test_every_command_does_what_it_says(place, monkeypatch, capsys):
 def test_python_runs_or_compiles(place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(jft, "finetune", lambda **options: config.Config(**options) and Done(), raising=False)
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    monkeypatch.setattr(weights, "FORMATS", dict(weights.FORMATS))
     found = list(blocks(("python",)))
     assert len(found) >= 6
     for page, block in found:
@@ -124,6 +126,26 @@ def test_python_runs_or_compiles(place, monkeypatch):
             made = space["config"]()
             assert isinstance(made, jft.Config)
             config.check(made)
+
+
+def test_a_backbone_and_its_format_are_entries_of_tables(place, tmp_path, monkeypatch):
+    """The page's own: it trains, its names are written and read again, and a plan knows its parts."""
+    monkeypatch.chdir(place)
+    for table in (models.MODELS, weights.FORMATS):
+        monkeypatch.setitem(table, "patches", None)  # taken out again afterwards
+    (block,) = (block for page, block in blocks(("python",)) if page == "fork" and "make_patches" in block)
+    (tmp_path / "own.py").write_text(block)
+    with jax.numpy_dtype_promotion("standard"):
+        assert (
+            cli.main(["finetune", str(tmp_path / "own.py"), "--epochs", "1", "--workdir", str(tmp_path / "run")]) == 0
+        )
+    assert cli.main(["export", str(tmp_path / "run"), "--format", "patches"]) == 0
+    made = jft.load(tmp_path / "run")
+    file = tmp_path / "run" / "patches.safetensors"
+    with weights.open_weights(file) as opened:
+        assert "features.1.weight" in opened.names
+    again = weights.load(made.model, file, format="patches")
+    assert all(np.array_equal(again.params[name], made.params[name]) for name in made.params)
 
 
 class Done:

@@ -128,6 +128,23 @@ def test_weights_of_one_label_an_image_stay_so_when_it_is_mixed(loss):
     assert (weighed(mixed) != weighed(mixed, hard_label=label)).all()  # several labels an image
 
 
+def test_class_weights_by_name():
+    classes = ["an ant", "a=b", "bee"]
+    given = {"bee": 2, "an ant": 0.5, "a=b": 1}
+    for form in (given, "bee=2,an ant=0.5,a=b=1"):
+        np.testing.assert_array_equal(losses.named_weights(form, classes), np.float32([0.5, 1, 2]))
+    for wrong, said in (
+        (given | {"bees": 1}, "'bees', which is no class. Did you mean bee"),
+        ({"bee": 2, "an ant": 1}, "name every class; a=b is not"),
+        (given | {"bee": -1}, "0 and more"),
+        (given | {"bee": "two"}, "0 and more"),
+        (dict.fromkeys(classes, 0), "above 0"),
+        ("bee", "no class"),
+    ):
+        with pytest.raises(UserError, match=said):
+            losses.named_weights(wrong, classes)
+
+
 def test_class_weights():
     labels = np.array([0] * 8 + [1] * 4 + [2] * 2)
     inverse = losses.class_weights(labels, 3)

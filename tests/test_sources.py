@@ -437,6 +437,7 @@ def test_a_line_given_twice_counts_once(pictures):
         ("path,label\np/0.png,\n", "p/0.png has no label"),
         ("path,label\n,a\n", "the path is empty"),
         ("path,label,split\np/0.png,a,dev\n", r"split is 'dev'; expected train, val or test \(dev is named val"),
+        ("path,label,split\np/0.png,a,train\np/1.png,b,\n", "line 3: the split is ''; expected train, val or test"),
         ("path,label,split\np/0.png,a,here\n", r"split is 'here'; expected train, val or test\.$"),
         ("path,label\np/0.png,a\np/0.png,b\n", "line 3: p/0.png was listed before with another label"),
         ("path,label,split\np/0.png,a,val\np/1.png,b,val\n", "no training images"),

@@ -357,6 +357,14 @@ def test_steps_that_are_not_finite_are_told_and_end_the_run_at_last(folder, tmp_
     assert "The first number that is not finite is in the loss, of 8 of 8 images" in shown.out + shown.err
 
 
+@pytest.mark.slow
+def test_a_run_too_short_for_ten_steps_ends_too_where_none_was_applied(folder, tmp_path, capsys):
+    made = config(folder, tmp_path / "run", plan=(jft.Stage("all", ("*",), epochs=0.5, lr=0.1),), loss=nan_loss)
+    with pytest.raises(UserError, match=r"of \d steps in a row"):
+        train.train(made.replace(display="plain"))
+    assert "best so far" not in capsys.readouterr().out
+
+
 def nan_loss(logits, batch):
     return logits.sum(-1) * np.float32(np.nan)
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import inspect
 import io
 import json
 import shutil
@@ -270,16 +271,29 @@ def test_predict_takes_arrays_pictures_and_paths(model, tmp_path):
     assert len({(r["label"], round(r["probability"], 6)) for r in rows}) == 1
     for alone in (Image.fromarray(array), tmp_path / "x.png", str(tmp_path / "x.png"), str(tmp_path)):
         assert [round(r["probability"], 6) for r in predict(model, alone)] == [round(rows[0]["probability"], 6)]
+    assert [round(r["probability"], 6) for r in predict(model, np.stack([array]))] == [
+        round(r["probability"], 6) for r in predict(model, array)
+    ]
     with pytest.raises(UserError, match="not both"):
         predict(model, [array, tmp_path / "x.png"])
+    with pytest.raises(UserError, match="not NoneType"):
+        inspect.unwrap(use.predict_rows)(model, None)
+    for wrong in ({"top_k": 0}, {"batch": 0}, {"unknown": 3}, {"unknown": float("nan")}):
+        with pytest.raises(UserError, match="expected"):
+            predict(model, [array], **wrong)
 
 
-def test_a_runs_result_takes_pictures_one_by_one_or_in_a_list(monkeypatch):
-    monkeypatch.setattr(use, "predict", lambda where, images: [{"path": image} for image in images])
+def test_a_runs_result_takes_pictures_one_by_one_in_a_list_or_as_a_batch(monkeypatch):
+    monkeypatch.setattr(
+        use, "predict", lambda where, images, **options: [{"path": image} | options for image in images]
+    )
     result = Result(Path("run"), {})
     both = [{"path": "a.png"}, {"path": "b.png"}]
     assert result.predict("a.png", "b.png") == result.predict(["a.png", "b.png"]) == both
     assert result.predict("a.png") == both[:1]
+    assert result.predict("a.png", top_k=2) == [{"path": "a.png", "top_k": 2}]
+    assert [row["path"].shape for row in result.predict(np.zeros((3, 4, 5, 3), np.uint8))] == [(4, 5, 3)] * 3
+    assert [row["path"].shape for row in result.predict(np.zeros((4, 5, 3), np.uint8))] == [(4, 5, 3)]
 
 
 def test_a_few_images_take_no_whole_batch(model, monkeypatch):

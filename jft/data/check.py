@@ -575,4 +575,10 @@ def _classes(counts: Mapping[str, Mapping[str, int]]) -> list[Finding]:
         if few and split == "train":
             shown = ", ".join(map(repr, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
             found.append(f"train has fewer than {FEW} images of {shown}.")
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in sorted({c for classes in counts.values() for c in classes}):
+        alike[" ".join(name.casefold().replace("_", " ").split())].append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            found.append(f"{', '.join(map(repr, names))} are {len(names)} classes: is it one, written in several ways?")
     return [Finding("class", (), detail) for detail in found]

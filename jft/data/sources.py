@@ -566,7 +566,7 @@ def _csv(path: Path, train: bool = True) -> tuple[dict[str, Dataset], Excluded]:
             )
         if not labels and not several:
             raise UserError(f"{where}: {name} has no label.")
-        split = SPLITS.get(row.get("split", "train").lower() or "train")
+        split = SPLITS.get(row.get("split", "train").lower())
         if split is None:
             named = row["split"]
             raise UserError(f"{where}: the split is {named!r}; expected train, val or test{_called(named)}.")

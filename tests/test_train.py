@@ -350,8 +350,9 @@ def test_averages_patience_and_carried_state_resume_bit_equal(folder, tmp_path, 
 
 @pytest.mark.slow
 def test_steps_that_are_not_finite_are_told_and_end_the_run_at_last(folder, tmp_path, capsys):
+    plan = (Stage("all", ("*",), epochs=20, lr=0.1),)
     with pytest.raises(UserError, match="10 steps in a row"):
-        train.train(config(folder, tmp_path / "run", loss=nan_loss, display="plain"))
+        train.train(config(folder, tmp_path / "run", plan=plan, loss=nan_loss, display="plain"))
     shown = capsys.readouterr()
     assert "Step 1: the loss or gradient is not finite" in shown.out + shown.err
     assert "The first number that is not finite is in the loss, of 8 of 8 images" in shown.out + shown.err
@@ -359,7 +360,7 @@ def test_steps_that_are_not_finite_are_told_and_end_the_run_at_last(folder, tmp_
 
 @pytest.mark.slow
 def test_a_run_too_short_for_ten_steps_ends_too_where_none_was_applied(folder, tmp_path, capsys):
-    made = config(folder, tmp_path / "run", plan=(jft.Stage("all", ("*",), epochs=0.5, lr=0.1),), loss=nan_loss)
+    made = config(folder, tmp_path / "run", plan=(Stage("all", ("*",), epochs=0.5, lr=0.1),), loss=nan_loss)
     with pytest.raises(UserError, match=r"of \d steps in a row"):
         train.train(made.replace(display="plain"))
     assert "best so far" not in capsys.readouterr().out

@@ -820,8 +820,6 @@ def _predict(options: argparse.Namespace) -> None:
     from jft.table import features_to, kind_of
     from jft.use import open_model, pretrained, write_predictions
 
-    if options.unknown is not None and not 0 <= options.unknown <= 1:
-        raise UserError(f"--unknown is {options.unknown}; a probability from 0 to 1 is expected.")
     top_k, batch = _at_least_one(options, "top_k"), _at_least_one(options, "batch")
     if options.out:
         kind_of(options.out)

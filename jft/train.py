@@ -648,7 +648,8 @@ class Run:
         few = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
         told = f"Step {step}: the loss or gradient is not finite, and the step is not applied. Its images: {few}."
         self.display.warn(f"{told} {self._suspect(leg, step, names)}" if self.skipped == 1 else told)
-        return self.skipped >= min(MAX_SKIPPED, leg.last - leg.first)
+        # Of a stage too short for so many it is too many if all of its steps were.
+        return self.skipped >= MAX_SKIPPED or (step == leg.last and self.skipped >= leg.last - leg.first)
 
     def _suspect(self, leg: Leg, step: int, names: list[str]) -> str:
         """Where the numbers of a step's batch stop being finite, found by running it once more, from its images.

@@ -463,8 +463,8 @@ def predict_rows(
         raise UserError(f"Images are paths, PIL images or arrays, or a list of them, not {type(images).__name__}.")
     if top_k < 1 or batch < 1:
         raise UserError(f"top_k is {top_k} and batch {batch}; at least 1 is expected of each.")
-    if unknown is not None and not 0 < unknown <= 1:
-        raise UserError(f"unknown is {unknown}; a probability above 0 and at most 1 is expected.")
+    if unknown is not None and not 0 <= unknown <= 1:
+        raise UserError(f"--unknown is {unknown}; a probability from 0 to 1 is expected.")
     paths = [i for i in images if isinstance(i, str | Path)]
     if paths and len(paths) < len(images):
         raise UserError("Images are paths, or arrays and PIL images: not both in one call.")
